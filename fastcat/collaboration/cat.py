@@ -1,0 +1,35 @@
+"""CAT: each peer is taught, on its own adversary, by every other peer.
+
+    total_k = alpha * L_k + (1 - alpha) * sum_{j != k} mean KL( p_j(x_k) || p_k(x_k) ),  p_j constant
+
+Source: Liu et al. 2023 (arXiv 2303.14922), Eqs. 4-6 and the public code, alpha = 1/20. The paper
+writes the KL the other way round; the code, which made its tables, is followed. A peer without an
+attack is taught on the clean images. One peer alone has no teacher and descends its plain L.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from fastcat import losses
+from fastcat.collaboration.collaboration import Collaboration
+from fastcat.plan import Table
+
+
+def cat(taught_on: Sequence[str], *, alpha: float = 0.05) -> Collaboration:
+    peers = range(len(taught_on))
+    if len(taught_on) == 1:
+        return Collaboration(objective_weight=1.0)
+
+    def guidance(z: Table) -> list[Tensor]:
+        return [
+            (1 - alpha)
+            * sum(losses.kl(z[j, view].detach(), z[k, view]).mean() for j in peers if j != k)
+            for k, view in enumerate(taught_on)
+        ]
+
+    return Collaboration(
+        objective_weight=alpha,
+        reads=tuple((j, view) for j in peers for view in dict.fromkeys(taught_on)),
+        guidance=guidance,
+    )

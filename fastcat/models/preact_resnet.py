@@ -1,0 +1,56 @@
+"""Pre-activation ResNet-18 for small images (He et al. 2016, arXiv 1603.05027).
+
+With the final BatchNorm `bn` that the checkpoints of the adversarial-training literature carry
+(Rice et al. 2020, Wu et al. 2020); parameter names are theirs.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class PreActBlock(nn.Module):
+    def __init__(self, in_planes: int, planes: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(in_planes)
+        self.conv1 = nn.Conv2d(in_planes, planes, 3, stride=stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
+        self.shortcut: nn.Sequential | None = None
+        if stride != 1 or in_planes != planes:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_planes, planes, 1, stride=stride, bias=False)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(x))
+        residual = x if self.shortcut is None else self.shortcut(out)
+        out = self.conv1(out)
+        return self.conv2(F.relu(self.bn2(out))) + residual
+
+
+class PreActResNet(nn.Module):
+    """x [B, channels, H, W] in [0, 1] -> logits [B, classes]; any H and W from 8 pixels up."""
+
+    def __init__(self, depths: tuple[int, int, int, int], classes: int, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
+        in_planes = 64
+        for i, (planes, depth, stride) in enumerate(
+            zip((64, 128, 256, 512), depths, (1, 2, 2, 2), strict=True), start=1
+        ):
+            blocks = []
+            for j in range(depth):
+                blocks.append(PreActBlock(in_planes, planes, stride if j == 0 else 1))
+                in_planes = planes
+            self.add_module(f"layer{i}", nn.Sequential(*blocks))
+        self.bn = nn.BatchNorm2d(in_planes)
+        self.linear = nn.Linear(in_planes, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.layer4(self.layer3(self.layer2(self.layer1(self.conv1(x)))))
+        out = F.relu(self.bn(out))
+        return self.linear(F.adaptive_avg_pool2d(out, 1).flatten(1))
+
+
+def preactresnet18(classes: int, channels: int) -> PreActResNet:
+    return PreActResNet((2, 2, 2, 2), classes, channels)

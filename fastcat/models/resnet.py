@@ -1,0 +1,96 @@
+"""ResNets for small images (He et al. 2016, arXiv 1512.03385), as adversarial-training code has them.
+
+A 3x3 stem without pooling, four stages of strides 1, 2, 2, 2, global average pooling. Parameter
+names (conv1, bn1, layer1..4, linear) are those of the checkpoints in circulation.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def shortcut(in_planes: int, planes: int, stride: int) -> nn.Sequential:
+    """Identity where shapes agree, else 1x1 convolution and BatchNorm."""
+    if stride == 1 and in_planes == planes:
+        return nn.Sequential()
+    return nn.Sequential(
+        nn.Conv2d(in_planes, planes, 1, stride=stride, bias=False), nn.BatchNorm2d(planes)
+    )
+
+
+class BasicBlock(nn.Module):
+    expansion = 1
+
+    def __init__(self, in_planes: int, planes: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_planes, planes, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.shortcut = shortcut(in_planes, planes, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        return F.relu(out + self.shortcut(x))
+
+
+class Bottleneck(nn.Module):
+    expansion = 4
+
+    def __init__(self, in_planes: int, planes: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_planes, planes, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, stride=stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.conv3 = nn.Conv2d(planes, planes * self.expansion, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(planes * self.expansion)
+        self.shortcut = shortcut(in_planes, planes * self.expansion, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = F.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        return F.relu(out + self.shortcut(x))
+
+
+class ResNet(nn.Module):
+    """x [B, channels, H, W] in [0, 1] -> logits [B, classes]; any H and W from 8 pixels up."""
+
+    def __init__(
+        self,
+        block: type[BasicBlock] | type[Bottleneck],
+        depths: tuple[int, int, int, int],
+        classes: int,
+        channels: int,
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        in_planes = 64
+        for i, (planes, depth, stride) in enumerate(
+            zip((64, 128, 256, 512), depths, (1, 2, 2, 2), strict=True), start=1
+        ):
+            blocks = []
+            for j in range(depth):
+                blocks.append(block(in_planes, planes, stride if j == 0 else 1))
+                in_planes = planes * block.expansion
+            self.add_module(f"layer{i}", nn.Sequential(*blocks))
+        self.linear = nn.Linear(in_planes, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.layer4(self.layer3(self.layer2(self.layer1(out))))
+        return self.linear(F.adaptive_avg_pool2d(out, 1).flatten(1))
+
+
+def resnet18(classes: int, channels: int) -> ResNet:
+    return ResNet(BasicBlock, (2, 2, 2, 2), classes, channels)
+
+
+def resnet34(classes: int, channels: int) -> ResNet:
+    return ResNet(BasicBlock, (3, 4, 6, 3), classes, channels)
+
+
+def resnet50(classes: int, channels: int) -> ResNet:
+    return ResNet(Bottleneck, (3, 4, 6, 3), classes, channels)

@@ -1,0 +1,61 @@
+"""What a peer is trained for. One file a method; the function's name is the method's public name.
+
+A method is a function of its settings that returns an Objective.
+"""
+
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from fastcat.errors import InputError, nearest
+from fastcat.objectives.alp import alp
+from fastcat.objectives.at import at
+from fastcat.objectives.mart import mart
+from fastcat.objectives.natural import natural
+from fastcat.objectives.objective import Objective
+from fastcat.objectives.trades import trades
+
+METHODS: dict[str, Callable[..., Objective]] = {
+    method.__name__: method for method in (natural, at, trades, alp, mart)
+}
+
+
+def find_method(name: str) -> Callable[..., Objective]:
+    """The method called `name`, or the user's own as `package.module:function`.
+
+    Raises InputError for a name that leads nowhere.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    module_name, colon, function_name = name.partition(":")
+    if not colon:
+        raise InputError(f"unknown method {name!r}: {nearest(name, METHODS)}")
+    try:
+        return getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"cannot import method {name!r}: {error}") from error
+
+
+def make_objective(name: str, settings: dict[str, Any]) -> Objective:
+    """The objective of `find_method(name)` with keyword settings.
+
+    A setting that the method does not know, or of another type than its default, raises
+    InputError with the method's signature.
+    """
+    method = find_method(name)
+    parameters = inspect.signature(method).parameters
+    usage = f"{name} takes " + (
+        ", ".join(f"{p.name}={p.default}" for p in parameters.values()) or "no settings"
+    )
+    converted = {}
+    for key, value in settings.items():
+        if key not in parameters:
+            raise InputError(f"{name} has no setting {key!r}: {usage}")
+        kind = type(parameters[key].default)
+        try:
+            converted[key] = kind(value)
+        except ValueError as error:
+            raise InputError(f"{name}:{key}={value!r} is not a {kind.__name__}: {usage}") from error
+    return method(**converted)
+

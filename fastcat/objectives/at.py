@@ -1,0 +1,19 @@
+"""Adversarial training: L = CE(z(x_adv), y), the attack climbs the same loss.
+
+Source: Madry et al. 2018 (arXiv 1706.06083), Eq. 2.1. bn="eval" attacks with the running
+statistics (Pang et al. 2021); Madry et al. and Rice et al. attack with those of the batch:
+bn="train", here without moving the running ones.
+"""
+
+from fastcat import losses
+from fastcat.attack import Inner
+from fastcat.objectives.objective import Objective, require
+
+
+def at(*, bn: str = "eval") -> Objective:
+    require(bn in ("eval", "train"), f"at:bn={bn}", "eval or train")
+    return Objective(
+        views=("adv",),
+        inner=Inner(loss="ce", start="uniform", bn=bn),  # type: ignore[arg-type]
+        outer=lambda z, y: {"ce": losses.ce(z["adv"], y).mean()},
+    )

@@ -1,0 +1,26 @@
+"""TRADES: L = CE(z(x), y) + beta * mean KL(p(x) || p(x_adv)), the attack climbs the KL.
+
+Source: Zhang et al. 2019 (arXiv 1901.08573), Eq. 5; beta is their 1/lambda. Both sides of the KL
+get gradient. The public code forwards the clean images a second time, which gives the same loss
+and gradient but moves the running statistics of BatchNorm once more; here they are forwarded once.
+"""
+
+from torch import Tensor
+
+from fastcat import losses
+from fastcat.attack import Inner
+from fastcat.objectives.objective import Objective, Terms, require
+
+
+def trades(*, beta: float = 6.0) -> Objective:
+    require(beta >= 0, f"trades:beta={beta:g}", "a weight of at least 0")
+
+    def outer(z: dict[str, Tensor], y: Tensor) -> Terms:
+        return {
+            "ce": losses.ce(z["clean"], y).mean(),
+            "kl": beta * losses.kl(z["clean"], z["adv"]).mean(),
+        }
+
+    return Objective(
+        views=("clean", "adv"), inner=Inner(loss="kl", start="gaussian"), outer=outer
+    )

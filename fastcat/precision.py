@@ -1,0 +1,49 @@
+"""The arithmetic of a run: fp32, tf32, bf16 or fp16, by autocast."""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+
+from fastcat.errors import InputError, nearest
+
+DTYPES = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Weights, images, losses and updates stay float32; `name` is what the networks compute in."""
+
+    name: str
+    device_type: str
+
+    @property
+    def attack_scale(self) -> float:
+        """A factor of the attacked loss, so that float16 gradients of sure images do not underflow."""
+        return 256.0 if self.name == "fp16" else 1.0
+
+    def autocast(self) -> AbstractContextManager:
+        dtype = DTYPES[self.name]
+        return torch.autocast(self.device_type, dtype=dtype, enabled=dtype != torch.float32)
+
+    def grad_scaler(self) -> torch.amp.GradScaler:
+        return torch.amp.GradScaler(self.device_type, enabled=self.name == "fp16")
+
+
+def make_precision(name: str, device: torch.device) -> Precision:
+    """The precision called `name`; "auto" is bf16 on a GPU that has it, else fp32.
+
+    Sets torch's global switch for TF32. Raises InputError for an unknown name.
+    """
+    if name == "auto":
+        name = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    if name not in DTYPES:
+        raise InputError(f"unknown precision {name!r}: {nearest(name, [*DTYPES, 'auto'])}")
+    torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
+    torch.backends.cudnn.allow_tf32 = name == "tf32"
+    return Precision(name, device.type)

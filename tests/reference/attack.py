@@ -1,0 +1,85 @@
+"""Projected gradient ascent under l-inf, with the start noise given.
+
+x' <- clip(x' + step_size * sign(d inner / d x'), x - eps, x + eps), then clip to [0, 1].
+Inner objective: CE(z(x'), y) for at, alp and mart; KL(p(x) || p(x')) with p(x) constant for trades.
+Start: clip(x + eps * U(-1, 1), 0, 1) for at and alp; x + 0.001 * N(0, 1), unclipped, for trades
+and mart.
+Source: Madry et al. 2018, section 2.1; the starts are those of each method's published code.
+Shapes: R restarts, B batch, C channels, H height, W width.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from tests.reference.losses import cross_entropy, kl
+
+GAUSSIAN_SCALE = 0.001
+
+
+def attack_copy(net: nn.Module, bn: str) -> nn.Module:
+    """A copy in eval mode whose BatchNorm layers use running ("eval") or batch ("train") statistics.
+
+    Being a copy, it leaves modes, gradients and running statistics of net alone.
+    """
+    twin = copy.deepcopy(net).eval().requires_grad_(False)
+    for module in twin.modules():
+        if isinstance(module, _BatchNorm):
+            module.train({"eval": False, "train": True}[bn])
+    return twin
+
+
+def start(x: Tensor, method: str, eps: float, noise: Tensor) -> Tensor:
+    """The first iterate; x in [0, 1] and noise are `[B, C, H, W]`."""
+    if method in ("at", "alp"):
+        return (x + eps * noise).clamp(0.0, 1.0)
+    if method in ("trades", "mart"):
+        return x + GAUSSIAN_SCALE * noise
+    raise ValueError(f"{method} has no attack")
+
+
+def inner(method: str, z_adv: Tensor, z_clean: Tensor, y: Tensor) -> Tensor:
+    """What the attack ascends, per sample `[B]`; logits are `[B, classes]`."""
+    return kl(z_clean, z_adv) if method == "trades" else cross_entropy(z_adv, y)
+
+
+def pgd(
+    net: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    method: str,
+    eps: float,
+    step_size: float,
+    steps: int,
+    noise: Tensor,
+    bn: str = "eval",
+) -> Tensor:
+    """The adversarial view `[B, C, H, W]` of x.
+
+    x: images in [0, 1], `[B, C, H, W]`. eps, step_size: pixels in [0, 1]. bn: "eval" or "train".
+    noise: `[R, B, C, H, W]`, U(-1, 1) for at and alp, N(0, 1) for trades and mart.
+    Each restart runs all steps; each sample keeps the last iterate of the restart with the largest
+    inner objective there, the earliest one among equals.
+    """
+    twin = attack_copy(net, bn)
+    with torch.no_grad():
+        z_clean = twin(x)
+    best_x, best_loss = None, None
+    for noise_r in noise:
+        x_adv = start(x, method, eps, noise_r)
+        for _ in range(steps):
+            x_adv = x_adv.detach().requires_grad_(True)
+            (grad,) = torch.autograd.grad(inner(method, twin(x_adv), z_clean, y).sum(), x_adv)
+            x_adv = x_adv.detach() + step_size * grad.sign()
+            x_adv = torch.maximum(torch.minimum(x_adv, x + eps), x - eps).clamp(0.0, 1.0)
+        with torch.no_grad():
+            loss = inner(method, twin(x_adv), z_clean, y)
+        if best_x is None:
+            best_x, best_loss = x_adv, loss
+        else:
+            better = loss > best_loss
+            best_x = torch.where(better[:, None, None, None], x_adv, best_x)
+            best_loss = torch.where(better, loss, best_loss)
+    return best_x

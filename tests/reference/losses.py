@@ -1,0 +1,110 @@
+"""Loss terms of every objective and of the collaboration, each as its formula.
+
+Notation: z logits, p = softmax(z(clean)), q = softmax(z(adv)), y labels, KL(a || b) in nats.
+Shapes: B batch, C classes; logits are `[B, C]`, labels `[B]` class indices.
+Every objective takes the logits of its own views in the order in which it computes them, then y,
+then its settings, and returns {term: scalar}, weights included; the loss is the sum of the terms.
+Softmax, cross entropy and divergence are spelled out, so torch's own reductions are not used.
+"""
+
+import torch
+from torch import Tensor
+
+BCE_MARGIN = 1.0001
+BCE_FLOOR = 1e-12
+WEIGHT_MARGIN = 1.0000001
+
+
+def log_softmax(z_BC: Tensor) -> Tensor:
+    """log p_c = z_c - m - log sum_k exp(z_k - m) with m = max_k z_k; returns `[B, C]`."""
+    shifted_BC = z_BC - z_BC.detach().amax(dim=1, keepdim=True)
+    return shifted_BC - shifted_BC.exp().sum(dim=1, keepdim=True).log()
+
+
+def cross_entropy(z_BC: Tensor, y_B: Tensor) -> Tensor:
+    """CE_i = -log p_y; returns `[B]`."""
+    return -log_softmax(z_BC)[torch.arange(len(y_B), device=y_B.device), y_B]
+
+
+def kl(z_target_BC: Tensor, z_BC: Tensor) -> Tensor:
+    """KL_i(a || b) = sum_c a_c (log a_c - log b_c), a = softmax(z_target), b = softmax(z).
+
+    Returns `[B]`; both arguments get gradient.
+    """
+    log_a_BC = log_softmax(z_target_BC)
+    return (log_a_BC.exp() * (log_a_BC - log_softmax(z_BC))).sum(dim=1)
+
+
+def natural(clean_BC: Tensor, y_B: Tensor) -> dict[str, Tensor]:
+    """(1/B) sum_i CE_i(z(x), y)."""
+    return {"ce": cross_entropy(clean_BC, y_B).sum() / len(y_B)}
+
+
+def at(adv_BC: Tensor, y_B: Tensor) -> dict[str, Tensor]:
+    """(1/B) sum_i CE_i(z(x_adv), y).
+
+    Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks, 2018, Eq. 2.1.
+    """
+    return {"ce": cross_entropy(adv_BC, y_B).sum() / len(y_B)}
+
+
+def trades(clean_BC: Tensor, adv_BC: Tensor, y_B: Tensor, beta: float = 6.0) -> dict[str, Tensor]:
+    """(1/B) sum_i CE_i(z(x), y) + beta (1/B) sum_i KL_i(p || q), gradient through p and q.
+
+    Zhang et al., Theoretically Principled Trade-off between Robustness and Accuracy, 2019,
+    Algorithm 1, where beta is 1 / lambda.
+    """
+    return {
+        "ce": cross_entropy(clean_BC, y_B).sum() / len(y_B),
+        "kl": beta * kl(clean_BC, adv_BC).sum() / len(y_B),
+    }
+
+
+def alp(adv_BC: Tensor, clean_BC: Tensor, y_B: Tensor, weight: float = 1.0) -> dict[str, Tensor]:
+    """1/2 [CE(z(x_adv), y) + CE(z(x), y)] + weight / (B C) sum_ic (z_ic(x_adv) - z_ic(x))^2.
+
+    Cross entropies are means over the batch; both logits get gradient.
+    Kannan et al., Adversarial Logit Pairing, 2018; halves and mean as in Liu et al., CAT, 2023.
+    """
+    ce_B = 0.5 * (cross_entropy(adv_BC, y_B) + cross_entropy(clean_BC, y_B))
+    return {
+        "ce": ce_B.sum() / len(y_B),
+        "pairing": weight * ((adv_BC - clean_BC) ** 2).sum() / adv_BC.numel(),
+    }
+
+
+def mart(clean_BC: Tensor, adv_BC: Tensor, y_B: Tensor, beta: float = 5.0) -> dict[str, Tensor]:
+    """BCE + beta (1/B) sum_i (1.0000001 - p_y) KL_i(p || q), gradient through everything, with
+
+    BCE = (1/B) sum_i [-log q_y - log(1.0001 - max_{k != y} q_k + 1e-12)].
+
+    Wang et al., Improving Adversarial Robustness Requires Revisiting Misclassified Examples, 2020,
+    with the margins of the authors' code; its 1e-12 inside the KL's log q is left out.
+    """
+    rows_B = torch.arange(len(y_B), device=y_B.device)
+    wrong_BC = log_softmax(adv_BC).exp()
+    wrong_BC = wrong_BC.index_put((rows_B, y_B), wrong_BC.new_tensor(-1.0))  # below any q_k
+    runner_up_B = wrong_BC.max(dim=1).values
+    bce_B = cross_entropy(adv_BC, y_B) - (BCE_MARGIN - runner_up_B + BCE_FLOOR).log()
+    p_y_B = log_softmax(clean_BC).exp()[rows_B, y_B]
+    return {
+        "bce": bce_B.sum() / len(y_B),
+        "kl": beta * ((WEIGHT_MARGIN - p_y_B) * kl(clean_BC, adv_BC)).sum() / len(y_B),
+    }
+
+
+OBJECTIVES = {"natural": natural, "at": at, "trades": trades, "alp": alp, "mart": mart}
+
+
+def cat_guidance(own_BC: Tensor, others: list[Tensor]) -> Tensor:
+    """sum_j (1/B) sum_i KL_i(sg[p_j] || p_own), every argument on the same view of the own peer.
+
+    own_BC: the taught peer's logits, with gradient. others: the teachers' logits, `[B, C]` each,
+    which get none. Returns a scalar, 0 without teachers.
+    Liu et al., CAT: Collaborative Adversarial Training, 2023 (arXiv 2303.14922), Eqs. 4-5, with the peer's prediction
+    as the reference distribution, as in the authors' code.
+    """
+    total = own_BC.new_zeros(())
+    for other_BC in others:
+        total = total + kl(other_BC.detach(), own_BC).sum() / len(own_BC)
+    return total

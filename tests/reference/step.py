@@ -1,0 +1,168 @@
+"""One training step of K peers: attack, forward, loss, gradient, SGD.
+
+v_k = peer k's adversarial view, the clean view if its method attacks nothing. Total of peer k:
+  alpha L_k + (1 - alpha) sum_{j != k} KL_batchmean(sg[p_j(v_k)] || p_k(v_k))    "cat", K > 1
+  L_k                                                                            otherwise
+Source: Liu et al., CAT: Collaborative Adversarial Training, 2023 (arXiv 2303.14922).
+
+All attacks come first, on the weights and running statistics of before the step. Then each peer
+runs in train mode, one call per view: its own views in its objective's order, with gradient, then
+the views v_j of the others by rising j, without gradient, each view once. Every such call moves
+the running statistics of the BatchNorm layers.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tests.reference.attack import pgd
+from tests.reference.losses import OBJECTIVES, cat_guidance
+
+OWN_VIEWS = {
+    "natural": ("clean",),
+    "at": ("adv",),
+    "trades": ("clean", "adv"),
+    "alp": ("adv", "clean"),
+    "mart": ("clean", "adv"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What a step computed; tensors carry no graph, lists run over the peers.
+
+    views: "clean" and "adv{k}" of the attacking peers, `[B, C, H, W]`.
+    logits: (peer, view name) -> `[B, classes]`, each peer's cells in the order of its forwards.
+    terms: the objective's weighted terms, before alpha. guidance: before (1 - alpha), 0 without
+    collaboration. grads: of the sum of all totals, before weight decay. buffers: momentum.
+    """
+
+    views: dict[str, Tensor]
+    logits: dict[tuple[int, str], Tensor]
+    terms: list[dict[str, Tensor]]
+    guidance: list[Tensor]
+    totals: list[Tensor]
+    grads: list[dict[str, Tensor]]
+    buffers: list[dict[str, Tensor]]
+
+
+def own_views(k: int, name: str) -> list[str]:
+    """Names of the views that peer k's objective reads, in the order of its forwards."""
+    return [f"adv{k}" if view == "adv" else view for view in OWN_VIEWS[name]]
+
+
+def taught_view(k: int, name: str) -> str:
+    """Name of v_k, the view on which peer k is taught."""
+    return f"adv{k}" if "adv" in OWN_VIEWS[name] else "clean"
+
+
+@torch.no_grad()
+def sgd_update(
+    params: dict[str, Tensor],
+    grads: dict[str, Tensor],
+    buffers: dict[str, Tensor],
+    *,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    nesterov: bool,
+) -> dict[str, Tensor]:
+    """g = grad + wd w; buf = momentum buf + g (at first g); w -= lr buf, nesterov: g + momentum buf.
+
+    Changes params in place and returns the new buffers. Parameters without gradient stay.
+    """
+    new_buffers = {}
+    for name, grad in grads.items():
+        g = grad + weight_decay * params[name]
+        buf = momentum * buffers[name] + g if name in buffers else g
+        params[name] -= lr * (g + momentum * buf if nesterov else buf)
+        new_buffers[name] = buf
+    return new_buffers
+
+
+def cat_step(
+    nets: list[nn.Module],
+    methods: list[tuple[str, dict[str, Any]]],
+    x: Tensor,
+    y: Tensor,
+    noise: Tensor,
+    *,
+    eps: float,
+    step_size: float,
+    steps: int,
+    alpha: float,
+    collab: str,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    nesterov: bool,
+    buffers: list[dict[str, Tensor]] | None,
+    bn: str = "eval",
+) -> StepResult:
+    """One step in place on nets, which are left in train mode.
+
+    methods: per peer its name and settings, e.g. ("trades", {"beta": 6.0}).
+    x: images in [0, 1], `[B, C, H, W]`. y: `[B]`. noise: `[R, K, B, C, H, W]`, see `attack.pgd`;
+    the part of a natural peer is not read. collab: "cat" or "none". bn: statistics in the attack.
+    buffers: those of the previous step, None at the first.
+    """
+    peers = range(len(nets))
+    names = [name for name, _ in methods]
+    weight = {"cat": alpha, "none": 1.0}[collab] if len(nets) > 1 else 1.0
+
+    views = {"clean": x}
+    for k in peers:
+        if "adv" in OWN_VIEWS[names[k]]:
+            views[f"adv{k}"] = pgd(nets[k], x, y, names[k], eps, step_size, steps, noise[:, k], bn)
+
+    z: dict[tuple[int, str], Tensor] = {}
+    for k in peers:
+        nets[k].train()
+        for view in own_views(k, names[k]):
+            z[k, view] = nets[k](views[view])
+        for j in peers:
+            view = taught_view(j, names[j])
+            if collab == "cat" and (k, view) not in z:
+                with torch.no_grad():
+                    z[k, view] = nets[k](views[view])
+
+    terms, guidance, totals = [], [], []
+    for k, (name, settings) in enumerate(methods):
+        terms.append(OBJECTIVES[name](*(z[k, v] for v in own_views(k, name)), y, **settings))
+        view = taught_view(k, name)
+        teachers = [z[j, view] for j in peers if j != k and collab == "cat"]
+        guidance.append(cat_guidance(z[k, view], teachers))
+        totals.append(weight * sum(terms[k].values()) + (1.0 - weight) * guidance[k])
+
+    joint = sum(totals)
+    grads, new_buffers = [], []
+    for net in nets:
+        params = {n: p for n, p in net.named_parameters() if p.requires_grad}
+        found = torch.autograd.grad(
+            joint, list(params.values()), retain_graph=True, allow_unused=True
+        )
+        grads.append({n: g for n, g in zip(params, found, strict=True) if g is not None})
+    for k, net in enumerate(nets):
+        new_buffers.append(
+            sgd_update(
+                dict(net.named_parameters()),
+                grads[k],
+                buffers[k] if buffers else {},
+                lr=lr,
+                momentum=momentum,
+                weight_decay=weight_decay,
+                nesterov=nesterov,
+            )
+        )
+
+    return StepResult(
+        views=views,
+        logits={cell: logits.detach() for cell, logits in z.items()},
+        terms=[{name: term.detach() for name, term in peer.items()} for peer in terms],
+        guidance=[g.detach() for g in guidance],
+        totals=[t.detach() for t in totals],
+        grads=grads,
+        buffers=new_buffers,
+    )
