@@ -42,25 +42,25 @@ class Inner:
 
 @contextmanager
 def attack_mode(network: Network, bn: str) -> Iterator[None]:
-    """`network` in eval mode, or in train mode with frozen running statistics; restored on leaving."""
+    """`network` in eval mode, or in train mode with frozen statistics; restored on leaving."""
     if not isinstance(network, nn.Module):
         yield
         return
     before = [(module, module.training) for module in network.modules()]
     tracking = [
         module
-        for module in network.modules()
+        for module, _ in before
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
     ]
     try:
         network.train(bn == "train")
-        if bn == "train":
-            for module in tracking:
-                module.track_running_stats = False
+        for norm in tracking:
+            # read in train mode alone: statistics of the batch, the running ones left alone
+            norm.track_running_stats = bn != "train"
         yield
     finally:
-        for module in tracking:
-            module.track_running_stats = True
+        for norm in tracking:
+            norm.track_running_stats = True
         for module, training in before:
             module.training = training
 
@@ -106,8 +106,8 @@ def attack_all(
             return torch.autograd.grad(climbed, x_adv_k)[0]
 
         views = range(len(networks))
-        best: Tensor | None = None
-        best_loss: Tensor | None = None
+        worst = x.expand(len(networks), *x.shape)
+        worst_loss = torch.full((len(networks), len(x)), -torch.inf, device=x.device)
         for noise_KB in noise:
             x_adv = torch.stack([threat.start(x, inners[k].start, noise_KB[k]) for k in views])
             for _ in range(threat.steps):
@@ -117,14 +117,20 @@ def attack_all(
                 return x_adv
             with torch.no_grad():
                 loss_KB = torch.stack([inner_loss(k, x_adv[k]) for k in views])
-            if best is None or best_loss is None:
-                best, best_loss = x_adv, loss_KB
-            else:
-                worse_KB = loss_KB > best_loss
-                best = torch.where(worse_KB[..., None, None, None], x_adv, best)
-                best_loss = torch.where(worse_KB, loss_KB, best_loss)
-        assert best is not None
-        return best
+            worse_KB = loss_KB > worst_loss
+            worst = torch.where(worse_KB[..., None, None, None], x_adv, worst)
+            worst_loss = torch.where(worse_KB, loss_KB, worst_loss)
+        return worst
+
+
+def check_images(x: Tensor) -> None:
+    """Raise InputError for images outside [0, 1], in which eps would be another length."""
+    low, high = x.aminmax()
+    if not (low >= 0 and high <= 1):
+        raise InputError(
+            f"images range from {low:.3g} to {high:.3g}, expected [0, 1]: "
+            "put the normalisation into the model, eps is counted in pixels"
+        )
 
 
 def attack(
@@ -146,12 +152,7 @@ def attack(
     """
     if loss not in ATTACK_LOSSES:
         raise InputError(f"unknown attack loss {loss!r}: {nearest(loss, ATTACK_LOSSES)}")
-    low, high = x.aminmax()
-    if not (low >= 0 and high <= 1):
-        raise InputError(
-            f"images range from {low:.3g} to {high:.3g}, expected [0, 1]: "
-            "put the normalisation into the model, eps is counted in pixels"
-        )
+    check_images(x)
     inner = Inner(loss=loss, start=start, bn=bn)  # type: ignore[arg-type]
     noise = torch.stack([draw_noise(start, x, generator) for _ in range(threat.restarts)])
     return attack_all([model], [inner], x, y, threat, noise[:, None])[0]

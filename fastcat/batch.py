@@ -6,11 +6,11 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """x: [B, C, H, W] in [0, 1], channels-last; y: [B] int64 labels; index: [B] int64 places in the data set.
+    """Images, labels and places in the data set, on the device that computes.
 
-    All three lie on the device that computes.
+    x: [B, C, H, W] in [0, 1], channels-last; y, indices: [B] int64.
     """
 
     x: Tensor
     y: Tensor
-    index: Tensor
+    indices: Tensor

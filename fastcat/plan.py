@@ -35,7 +35,7 @@ def own_view(k: int, objective: Objective) -> str:
 def make_plan(
     objectives: Sequence[Objective], cross_cells: Sequence[tuple[int, str]]
 ) -> tuple[Cell, ...]:
-    """Per peer its objective's views with gradient, then those that only the collaboration reads."""
+    """Per peer its objective's views with gradient, then what the collaboration alone reads."""
     plan: list[Cell] = []
     for k, objective in enumerate(objectives):
         own = [view_name(k, view) for view in objective.views]

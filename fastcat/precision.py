@@ -24,7 +24,7 @@ class Precision:
 
     @property
     def attack_scale(self) -> float:
-        """A factor of the attacked loss, so that float16 gradients of sure images do not underflow."""
+        """A factor of the climbed loss that keeps float16 gradients from underflowing."""
         return 256.0 if self.name == "fp16" else 1.0
 
     def autocast(self) -> AbstractContextManager:

@@ -61,13 +61,13 @@ def forward(
 def peer_losses(
     peers: Sequence[Peer], collaboration: Collaboration, z: Table, y: Tensor
 ) -> list[dict[str, Tensor]]:
-    """Per peer every loss term as it was weighted by its objective, the guidance, and their total."""
+    """Per peer every term as its objective weighted it, the guidance, and the total loss."""
     guidance = collaboration.guidance(z) if collaboration.guidance else None
     losses = []
     for k, peer in enumerate(peers):
         row = {view: z[k, view_name(k, view)] for view in peer.objective.views}
         terms = peer.objective.outer(row, y)
-        total = collaboration.objective_weight * sum(terms.values())
+        total = collaboration.objective_weight * torch.stack(list(terms.values())).sum()
         if guidance is not None:
             total = total + guidance[k]
             terms["guidance"] = guidance[k]
@@ -92,7 +92,7 @@ def collaborative_step(
     views = attack_views(peers, batch, threat, noise, precision)
     z = forward(plan, peers, views, precision)
     losses = peer_losses(peers, collaboration, z, batch.y)
-    metrics = {}
+    metrics: dict[str, Tensor] = {}
     for k, (peer, terms) in enumerate(zip(peers, losses, strict=True)):
         # other peers' logits are constants in terms["loss"], so the peers part here
         peer.descend(terms["loss"])

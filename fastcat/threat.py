@@ -63,11 +63,12 @@ class ThreatModel:
             raise InputError(f"unknown norm {self.norm!r}: {nearest(self.norm, NORMS)}")
         if not 0 < self.eps <= 1:
             raise InputError(
-                f"eps is {self.eps:g}, expected pixels in (0, 1]: for 8 of 255 grey levels type 8/255"
+                f"eps is {self.eps:g}, expected pixels in (0, 1]: type for example 8/255"
             )
         if self.step_size is not None and not 0 < self.step_size <= 1:
             raise InputError(
-                f"step size is {self.step_size:g}, expected pixels in (0, 1]: type for example 2/255"
+                f"step size is {self.step_size:g}, expected pixels in (0, 1]: "
+                "type for example 2/255"
             )
         if self.steps < 1:
             raise InputError(f"steps is {self.steps}, expected at least 1: type for example 10")
@@ -84,7 +85,7 @@ class ThreatModel:
         return NORMS[self.norm].start(x, kind, noise, self.eps)
 
     def ascend(self, x_adv: Tensor, x: Tensor, grad: Tensor) -> Tensor:
-        """One step up the gradient for all views at once: x_adv, grad [K, B, C, H, W], x [B, C, H, W]."""
+        """One step of all views at once: x_adv, grad [K, B, C, H, W], x [B, C, H, W]."""
         return NORMS[self.norm].ascend(x_adv, x, grad, self.eps, self.step)
 
     def distance(self, x: Tensor, x_adv: Tensor) -> Tensor:

@@ -12,6 +12,6 @@ from torch import Tensor
 def pgd_update_reference(
     x_adv: Tensor, x: Tensor, grad: Tensor, eps: float, step_size: float
 ) -> Tensor:
-    """x_adv, grad: [K, B, C, H, W]; x: [B, C, H, W] in [0, 1]; eps, step_size in pixels of [0, 1]."""
+    """x_adv, grad: [K, B, C, H, W]; x: [B, C, H, W]; eps, step_size: pixels of [0, 1]."""
     moved = x_adv + step_size * grad.sign()
     return moved.clamp(x - eps, x + eps).clamp(0, 1)

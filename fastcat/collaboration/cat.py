@@ -1,6 +1,6 @@
 """CAT: each peer is taught, on its own adversary, by every other peer.
 
-    total_k = alpha * L_k + (1 - alpha) * sum_{j != k} mean KL( p_j(x_k) || p_k(x_k) ),  p_j constant
+    total_k = alpha * L_k + (1 - alpha) * sum_{j != k} mean KL(p_j(x_k) || p_k(x_k)), p_j constant
 
 Source: Liu et al. 2023 (arXiv 2303.14922), Eqs. 4-6 and the public code, alpha = 1/20. The paper
 writes the KL the other way round; the code, which made its tables, is followed. A peer without an
@@ -9,6 +9,7 @@ attack is taught on the clean images. One peer alone has no teacher and descends
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from fastcat import losses
@@ -24,7 +25,9 @@ def cat(taught_on: Sequence[str], *, alpha: float = 0.05) -> Collaboration:
     def guidance(z: Table) -> list[Tensor]:
         return [
             (1 - alpha)
-            * sum(losses.kl(z[j, view].detach(), z[k, view]).mean() for j in peers if j != k)
+            * torch.stack(
+                [losses.kl(z[j, view].detach(), z[k, view]).mean() for j in peers if j != k]
+            ).sum()
             for k, view in enumerate(taught_on)
         ]
 

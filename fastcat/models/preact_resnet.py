@@ -7,8 +7,12 @@ With the final BatchNorm `bn` that the checkpoints of the adversarial-training l
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastcat.models.resnet import stage
+
 
 class PreActBlock(nn.Module):
+    expansion = 1
+
     def __init__(self, in_planes: int, planes: int, stride: int) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(in_planes)
@@ -34,17 +38,12 @@ class PreActResNet(nn.Module):
     def __init__(self, depths: tuple[int, int, int, int], classes: int, channels: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
-        in_planes = 64
-        for i, (planes, depth, stride) in enumerate(
-            zip((64, 128, 256, 512), depths, (1, 2, 2, 2), strict=True), start=1
-        ):
-            blocks = []
-            for j in range(depth):
-                blocks.append(PreActBlock(in_planes, planes, stride if j == 0 else 1))
-                in_planes = planes
-            self.add_module(f"layer{i}", nn.Sequential(*blocks))
-        self.bn = nn.BatchNorm2d(in_planes)
-        self.linear = nn.Linear(in_planes, classes)
+        self.layer1 = stage(PreActBlock, 64, 64, depths[0], 1)
+        self.layer2 = stage(PreActBlock, 64, 128, depths[1], 2)
+        self.layer3 = stage(PreActBlock, 128, 256, depths[2], 2)
+        self.layer4 = stage(PreActBlock, 256, 512, depths[3], 2)
+        self.bn = nn.BatchNorm2d(512)
+        self.linear = nn.Linear(512, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.layer4(self.layer3(self.layer2(self.layer1(self.conv1(x)))))

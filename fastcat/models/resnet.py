@@ -1,8 +1,10 @@
-"""ResNets for small images (He et al. 2016, arXiv 1512.03385), as adversarial-training code has them.
+"""ResNets for small images (He et al. 2016, arXiv 1512.03385).
 
 A 3x3 stem without pooling, four stages of strides 1, 2, 2, 2, global average pooling. Parameter
 names (conv1, bn1, layer1..4, linear) are those of the checkpoints in circulation.
 """
+
+from collections.abc import Callable
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -54,6 +56,16 @@ class Bottleneck(nn.Module):
         return F.relu(out + self.shortcut(x))
 
 
+def stage(
+    block: Callable[..., nn.Module], in_planes: int, out_planes: int, depth: int, stride: int
+) -> nn.Sequential:
+    """`depth` blocks in a row, of which the first strides and widens."""
+    expansion: int = block.expansion  # type: ignore[attr-defined]
+    first = block(in_planes, out_planes // expansion, stride)
+    others = (block(out_planes, out_planes // expansion, 1) for _ in range(depth - 1))
+    return nn.Sequential(first, *others)
+
+
 class ResNet(nn.Module):
     """x [B, channels, H, W] in [0, 1] -> logits [B, classes]; any H and W from 8 pixels up."""
 
@@ -67,16 +79,12 @@ class ResNet(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
-        in_planes = 64
-        for i, (planes, depth, stride) in enumerate(
-            zip((64, 128, 256, 512), depths, (1, 2, 2, 2), strict=True), start=1
-        ):
-            blocks = []
-            for j in range(depth):
-                blocks.append(block(in_planes, planes, stride if j == 0 else 1))
-                in_planes = planes * block.expansion
-            self.add_module(f"layer{i}", nn.Sequential(*blocks))
-        self.linear = nn.Linear(in_planes, classes)
+        e = block.expansion
+        self.layer1 = stage(block, 64, 64 * e, depths[0], 1)
+        self.layer2 = stage(block, 64 * e, 128 * e, depths[1], 2)
+        self.layer3 = stage(block, 128 * e, 256 * e, depths[2], 2)
+        self.layer4 = stage(block, 256 * e, 512 * e, depths[3], 2)
+        self.linear = nn.Linear(512 * e, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)))

@@ -6,7 +6,6 @@ A method is a function of its settings that returns an Objective.
 import importlib
 import inspect
 from collections.abc import Callable
-from typing import Any
 
 from fastcat.errors import InputError, nearest
 from fastcat.objectives.alp import alp
@@ -37,25 +36,29 @@ def find_method(name: str) -> Callable[..., Objective]:
         raise InputError(f"cannot import method {name!r}: {error}") from error
 
 
-def make_objective(name: str, settings: dict[str, Any]) -> Objective:
-    """The objective of `find_method(name)` with keyword settings.
+def usage(name: str, method: Callable[..., Objective]) -> str:
+    """The settings of a method with their defaults, in a line."""
+    parameters = inspect.signature(method).parameters.values()
+    settings = ", ".join(f"{p.name}={p.default}" for p in parameters)
+    return f"{name} takes {settings or 'no settings'}"
 
-    A setting that the method does not know, or of another type than its default, raises
-    InputError with the method's signature.
+
+def make_objective(name: str, settings: dict[str, str]) -> Objective:
+    """The objective of `find_method(name)` with settings as typed, converted as their defaults are.
+
+    Raises InputError with the method's usage for a setting that it does not know or cannot read.
     """
     method = find_method(name)
     parameters = inspect.signature(method).parameters
-    usage = f"{name} takes " + (
-        ", ".join(f"{p.name}={p.default}" for p in parameters.values()) or "no settings"
-    )
     converted = {}
     for key, value in settings.items():
         if key not in parameters:
-            raise InputError(f"{name} has no setting {key!r}: {usage}")
+            raise InputError(f"{name} has no setting {key!r}: {usage(name, method)}")
         kind = type(parameters[key].default)
         try:
             converted[key] = kind(value)
         except ValueError as error:
-            raise InputError(f"{name}:{key}={value!r} is not a {kind.__name__}: {usage}") from error
+            raise InputError(
+                f"{name}:{key}={value} is no {kind.__name__}: {usage(name, method)}"
+            ) from error
     return method(**converted)
-

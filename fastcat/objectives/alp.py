@@ -1,8 +1,8 @@
-"""Adversarial logit pairing: L = (CE(z(x_adv), y) + CE(z(x), y)) / 2 + weight * mean (z(x_adv) - z(x))^2.
+"""ALP: L = (CE(z(x_adv), y) + CE(z(x), y)) / 2 + weight * mean (z(x_adv) - z(x))^2.
 
-Source: Kannan et al. 2018 (arXiv 1803.06373), in the form that CAT trains (Liu et al. 2023):
-two forwards, adversarial first, and the square averaged over images and classes, so that weight 1
-pairs ten classes ten times more softly than a squared distance would.
+Adversarial logit pairing, Kannan et al. 2018 (arXiv 1803.06373), in the form that CAT trains (Liu
+et al. 2023): two forwards, adversarial first, and the square averaged over images and classes, so
+that weight 1 pairs ten classes ten times more softly than a squared distance would.
 """
 
 from torch import Tensor

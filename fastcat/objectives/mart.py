@@ -1,8 +1,9 @@
 """MART: L = BCE(p(x_adv), y) + beta * mean (1.0000001 - p_y(x)) KL(p(x) || p(x_adv)).
 
-Source: Wang et al. 2020 (ICLR), with the constants of the public code; the attack climbs CE. Nothing is held constant: the weight 1 - p_y and both sides of the KL get gradient. The
-public code adds 1e-12 inside the KL's logarithm, where log-probabilities need no guard.
-beta = 5 is the value for ResNet-18; WideResNet-34-10 was trained with 6.
+Source: Wang et al. 2020 (ICLR), with the constants of the public code; the attack climbs CE.
+Nothing is held constant: the weight 1 - p_y and both sides of the KL get gradient. The public code
+adds 1e-12 inside the KL's logarithm, where log-probabilities need no guard. beta = 5 is
+the value for ResNet-18; WideResNet-34-10 was trained with 6.
 """
 
 from torch import Tensor
@@ -23,6 +24,4 @@ def mart(*, beta: float = 5.0) -> Objective:
             "kl": beta * ((1.0000001 - p_y) * kl).mean(),
         }
 
-    return Objective(
-        views=("clean", "adv"), inner=Inner(loss="ce", start="gaussian"), outer=outer
-    )
+    return Objective(views=("clean", "adv"), inner=Inner(loss="ce", start="gaussian"), outer=outer)

@@ -1,4 +1,4 @@
-"""An objective: the views a peer wants, the attack that makes them, and its loss on their logits."""
+"""An objective: the views a peer wants, the attack behind them, its loss on their logits."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -21,6 +21,4 @@ def trades(*, beta: float = 6.0) -> Objective:
             "kl": beta * losses.kl(z["clean"], z["adv"]).mean(),
         }
 
-    return Objective(
-        views=("clean", "adv"), inner=Inner(loss="kl", start="gaussian"), outer=outer
-    )
+    return Objective(views=("clean", "adv"), inner=Inner(loss="kl", start="gaussian"), outer=outer)

@@ -12,21 +12,21 @@ import copy
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from tests.reference.losses import cross_entropy, kl
 
 GAUSSIAN_SCALE = 0.001
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def attack_copy(net: nn.Module, bn: str) -> nn.Module:
-    """A copy in eval mode whose BatchNorm layers use running ("eval") or batch ("train") statistics.
+    """A copy in eval mode, its BatchNorm on running (bn="eval") or batch ("train") statistics.
 
     Being a copy, it leaves modes, gradients and running statistics of net alone.
     """
     twin = copy.deepcopy(net).eval().requires_grad_(False)
     for module in twin.modules():
-        if isinstance(module, _BatchNorm):
+        if isinstance(module, BATCH_NORMS):
             module.train({"eval": False, "train": True}[bn])
     return twin
 
@@ -66,7 +66,7 @@ def pgd(
     twin = attack_copy(net, bn)
     with torch.no_grad():
         z_clean = twin(x)
-    best_x, best_loss = None, None
+    ends, end_losses = [], []
     for noise_r in noise:
         x_adv = start(x, method, eps, noise_r)
         for _ in range(steps):
@@ -74,12 +74,8 @@ def pgd(
             (grad,) = torch.autograd.grad(inner(method, twin(x_adv), z_clean, y).sum(), x_adv)
             x_adv = x_adv.detach() + step_size * grad.sign()
             x_adv = torch.maximum(torch.minimum(x_adv, x + eps), x - eps).clamp(0.0, 1.0)
+        ends.append(x_adv)
         with torch.no_grad():
-            loss = inner(method, twin(x_adv), z_clean, y)
-        if best_x is None:
-            best_x, best_loss = x_adv, loss
-        else:
-            better = loss > best_loss
-            best_x = torch.where(better[:, None, None, None], x_adv, best_x)
-            best_loss = torch.where(better, loss, best_loss)
-    return best_x
+            end_losses.append(inner(method, twin(x_adv), z_clean, y))
+    winner = torch.stack(end_losses).argmax(dim=0)  # the first among equals
+    return torch.stack(ends)[winner, torch.arange(len(x), device=x.device)]

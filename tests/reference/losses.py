@@ -7,6 +7,8 @@ then its settings, and returns {term: scalar}, weights included; the loss is the
 Softmax, cross entropy and divergence are spelled out, so torch's own reductions are not used.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -93,7 +95,13 @@ def mart(clean_BC: Tensor, adv_BC: Tensor, y_B: Tensor, beta: float = 5.0) -> di
     }
 
 
-OBJECTIVES = {"natural": natural, "at": at, "trades": trades, "alp": alp, "mart": mart}
+OBJECTIVES: dict[str, Callable[..., dict[str, Tensor]]] = {
+    "natural": natural,
+    "at": at,
+    "trades": trades,
+    "alp": alp,
+    "mart": mart,
+}
 
 
 def cat_guidance(own_BC: Tensor, others: list[Tensor]) -> Tensor:
@@ -101,8 +109,8 @@ def cat_guidance(own_BC: Tensor, others: list[Tensor]) -> Tensor:
 
     own_BC: the taught peer's logits, with gradient. others: the teachers' logits, `[B, C]` each,
     which get none. Returns a scalar, 0 without teachers.
-    Liu et al., CAT: Collaborative Adversarial Training, 2023 (arXiv 2303.14922), Eqs. 4-5, with the peer's prediction
-    as the reference distribution, as in the authors' code.
+    Liu et al., CAT: Collaborative Adversarial Training, 2023 (arXiv 2303.14922), Eqs. 4-5, with
+    the teacher's prediction as the first argument of the KL, as in the authors' code.
     """
     total = own_BC.new_zeros(())
     for other_BC in others:

@@ -11,6 +11,7 @@ the views v_j of the others by rising j, without gradient, each view once. Every
 the running statistics of the BatchNorm layers.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,8 +70,9 @@ def sgd_update(
     weight_decay: float,
     nesterov: bool,
 ) -> dict[str, Tensor]:
-    """g = grad + wd w; buf = momentum buf + g (at first g); w -= lr buf, nesterov: g + momentum buf.
+    """g = grad + wd w; buf = momentum buf + g, at first g; w -= lr buf.
 
+    With nesterov w -= lr (g + momentum buf).
     Changes params in place and returns the new buffers. Parameters without gradient stay.
     """
     new_buffers = {}
@@ -83,8 +85,8 @@ def sgd_update(
 
 
 def cat_step(
-    nets: list[nn.Module],
-    methods: list[tuple[str, dict[str, Any]]],
+    nets: Sequence[nn.Module],
+    methods: Sequence[tuple[str, dict[str, Any]]],
     x: Tensor,
     y: Tensor,
     noise: Tensor,
@@ -98,7 +100,7 @@ def cat_step(
     momentum: float,
     weight_decay: float,
     nesterov: bool,
-    buffers: list[dict[str, Tensor]] | None,
+    buffers: Sequence[dict[str, Tensor]] | None,
     bn: str = "eval",
 ) -> StepResult:
     """One step in place on nets, which are left in train mode.
@@ -136,7 +138,7 @@ def cat_step(
         guidance.append(cat_guidance(z[k, view], teachers))
         totals.append(weight * sum(terms[k].values()) + (1.0 - weight) * guidance[k])
 
-    joint = sum(totals)
+    joint = torch.stack(totals).sum()
     grads, new_buffers = [], []
     for net in nets:
         params = {n: p for n, p in net.named_parameters() if p.requires_grad}

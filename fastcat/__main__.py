@@ -1,0 +1,5 @@
+import sys
+
+from fastcat.cli import main
+
+sys.exit(main())

@@ -1,0 +1,141 @@
+"""Checkpoints and weight files: atomic, checksummed, and free of code.
+
+A checkpoint (checkpoints/last.pt, and the one before it as previous.pt) is a torch archive of
+tensors and plain values with all that resuming needs; its CRC-32 sums are checked before it is
+read, and it is read with weights_only=True. Weights alone are safetensors whose header says how
+to build the network.
+"""
+
+import json
+import os
+import pickle
+import zipfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from fastcat.errors import InputError
+from fastcat.files import explained, write_atomically
+from fastcat.models import make_model
+
+FORMAT = 1
+
+
+def save_checkpoint(run: Path, state: dict[str, Any]) -> None:
+    """Write checkpoints/last.pt; the former one becomes previous.pt.
+
+    Raises InputError when the disk refuses; the former checkpoint is then still last.pt.
+    """
+    folder = run / "checkpoints"
+    last, previous, fresh = (folder / f"{name}.pt" for name in ("last", "previous", "fresh"))
+    write_atomically(fresh, lambda file: torch.save({"format": FORMAT, **state}, file))
+    with explained(last):
+        # a kill between these two lines leaves previous.pt, which loading falls back on
+        if last.exists():
+            os.replace(last, previous)
+        os.replace(fresh, last)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The state saved at `path`.
+
+    Raises InputError for a file that is missing, damaged, not fastcat's, or that carries code.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise InputError(f"checkpoint {path} is damaged: {damaged} has the wrong checksum")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise InputError(f"there is no checkpoint {path}") from error
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"checkpoint {path} contains pickled code and was not loaded: "
+            "only tensors and plain values are accepted"
+        ) from error
+    except (zipfile.BadZipFile, RuntimeError, OSError, EOFError) as error:
+        raise InputError(
+            f"checkpoint {path} is damaged or not a checkpoint: expected a complete torch archive"
+        ) from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise InputError(f"{path} is not a checkpoint of this version of fastcat")
+    return state
+
+
+def load_last_checkpoint(run: Path) -> tuple[dict[str, Any], str | None]:
+    """The newest whole checkpoint of a run, and a remark if that is not the last one."""
+    last, previous = run / "checkpoints" / "last.pt", run / "checkpoints" / "previous.pt"
+    if not last.exists() and not previous.exists():
+        raise InputError(f"{run} is not a run: it has no checkpoints/last.pt")
+    try:
+        return read_checkpoint(last), None
+    except InputError as error:
+        if not previous.exists():
+            raise
+        return read_checkpoint(previous), f"{error}; going on from previous.pt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsInfo:
+    """What a weight file says of itself: how to build the network and where it comes from.
+
+    mean, std: normalisation inside the model, None without; selected: how this state was chosen
+    ("last", "best on val", "best on test"); epoch counts finished epochs.
+    """
+
+    peer: str
+    arch: str
+    data: str
+    classes: tuple[str, ...]
+    channels: int
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    eps: float
+    step_size: float
+    epoch: int
+    selected: str
+
+    def build(self) -> nn.Module:
+        """The network, with fresh weights."""
+        normalize = None if self.mean is None or self.std is None else (self.mean, self.std)
+        return make_model(self.arch, len(self.classes), self.channels, normalize)
+
+
+def save_weights(path: Path, tensors: dict[str, Tensor], info: WeightsInfo) -> None:
+    """Write a network's parameters and buffers as safetensors."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    data = safetensors.torch.save(plain, {"fastcat": json.dumps(asdict(info))})
+    write_atomically(path, lambda file: file.write(data))
+
+
+def load_weights(path: Path) -> tuple[nn.Module, WeightsInfo]:
+    """The network of a weight file, in eval mode on the CPU, and what the file says of itself.
+
+    Raises InputError for a file that is missing, damaged or not fastcat's.
+    """
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            header = (file.metadata() or {}).get("fastcat")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise InputError(f"there is no weight file {path}") from error
+    except (safetensors.SafetensorError, OSError) as error:
+        raise InputError(f"{path} is damaged or not a safetensors file: {error}") from error
+    if header is None:
+        raise InputError(f"{path} was not written by fastcat: it does not say which network it is")
+    fields = json.loads(header)
+    for name in ("classes", "mean", "std"):
+        fields[name] = None if fields[name] is None else tuple(fields[name])
+    info = WeightsInfo(**fields)
+    model = info.build()
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise InputError(f"{path} does not fit the network {info.arch!r} it names") from error
+    return model.eval(), info

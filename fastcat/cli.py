@@ -1,0 +1,167 @@
+"""The command line: parse, call, print. Exit status 2 is bad input, told in one sentence."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+from tyro.conf import Positional
+
+from fastcat.config import EvalConfig, TrainConfig, yaml_arguments
+from fastcat.errors import InputError, nearest
+from fastcat.stop import Stopped
+
+# the same fields as TrainConfig, in the groups that its bases are
+_TrainGroups = dataclasses.make_dataclass(
+    "TrainGroups",
+    [
+        (group.__name__.lower(), group, dataclasses.field(default_factory=group))
+        for group in TrainConfig.__bases__
+    ],
+    frozen=True,
+    kw_only=True,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumeCommand:
+    """Continue a run where its last checkpoint stands."""
+
+    run: Positional[Path]
+    """Folder of the run."""
+
+
+def _train(arguments: Sequence[str]) -> int:
+    """Train peers together; every setting can also stand in a YAML file: --config FILE."""
+    from fastcat.runs import train
+
+    groups = _parse(_TrainGroups, _with_config(arguments), "train", _train.__doc__)
+    values: dict[str, Any] = {}
+    for group in dataclasses.fields(groups):
+        fields = getattr(groups, group.name)
+        values |= {field.name: getattr(fields, field.name) for field in dataclasses.fields(fields)}
+    _print_result(train(TrainConfig(**values)))
+    return 0
+
+
+def _resume(arguments: Sequence[str]) -> int:
+    from fastcat.runs import resume
+
+    _print_result(resume(_parse(ResumeCommand, arguments, "resume").run))
+    return 0
+
+
+def _eval(arguments: Sequence[str]) -> int:
+    from fastcat.evaluation.runs import evaluate_run
+
+    evaluate_run(_parse(EvalConfig, arguments, "eval"))
+    return 0
+
+
+def _list(arguments: Sequence[str]) -> int:
+    """methods | archs | datasets | attacks | collaborations | schedules"""
+    from fastcat.listing import LISTINGS
+
+    topics = list(arguments) or list(LISTINGS)
+    for topic in topics:
+        if topic not in LISTINGS:
+            raise InputError(f"cannot list {topic!r}: {nearest(topic, LISTINGS)}")
+    for topic in topics:
+        print(f"{topic}:")
+        for name, text in LISTINGS[topic]().items():
+            print(f"  {name:15} {text}")
+    return 0
+
+
+def _doctor(arguments: Sequence[str]) -> int:
+    """Versions, devices, what is missing and the line that installs it."""
+    from fastcat.doctor import report
+
+    _parse_nothing("doctor", arguments)
+    lines, healthy = report()
+    print("\n".join(lines))
+    return 0 if healthy else 1
+
+
+COMMANDS = {
+    "train": (_train, "train peers together: fastcat train --arch resnet18 --peers trades,alp"),
+    "resume": (_resume, "continue a run: fastcat resume runs/first"),
+    "eval": (_eval, "robust accuracy: fastcat eval runs/first --attacks clean,fgsm,pgd20"),
+    "list": (_list, "methods, archs, datasets, attacks, collaborations, schedules"),
+    "doctor": (_doctor, "versions, devices, what is missing and how to install it"),
+}
+
+USAGE = "usage: fastcat COMMAND [OPTIONS]\n\ncollaborative adversarial training\n\n" + "\n".join(
+    f"  {name:8} {text}" for name, (_, text) in COMMANDS.items()
+)
+USAGE += "\n\n`fastcat COMMAND --help` explains a command's options."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the exit status: 0 done, 2 bad input, 128 + signal when stopped."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"fastcat {version('fastcat-at')}")
+        return 0
+    try:
+        if arguments[0] not in COMMANDS:
+            raise InputError(f"unknown command {arguments[0]!r}: {nearest(arguments[0], COMMANDS)}")
+        return COMMANDS[arguments[0]][0](arguments[1:])
+    except InputError as error:
+        print(f"fastcat: {error}", file=sys.stderr)
+        return 2
+    except Stopped as stopped:
+        return 128 + stopped.signum
+    except KeyboardInterrupt:
+        print("fastcat: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parse(command: type, arguments: Sequence[str], name: str, text: str | None = None) -> Any:
+    return tyro.cli(
+        command,
+        prog=f"fastcat {name}",
+        description=text or command.__doc__,
+        args=list(arguments),
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+
+
+def _parse_nothing(name: str, arguments: Sequence[str]) -> None:
+    if arguments:
+        raise InputError(f"fastcat {name} takes no arguments, got {' '.join(arguments)}")
+
+
+def _with_config(arguments: Sequence[str]) -> list[str]:
+    """`--config FILE` replaced by the file's settings, which the other arguments override."""
+    rest, from_files = [], []
+    remaining = iter(arguments)
+    for argument in remaining:
+        if argument == "--config" or argument.startswith("--config="):
+            path = argument.partition("=")[2] or next(remaining, "")
+            if not path:
+                raise InputError(
+                    "--config: expected a YAML file, as --config runs/first/config.yaml"
+                )
+            from_files += yaml_arguments(Path(path))
+        else:
+            rest.append(argument)
+    return from_files + rest
+
+
+def _print_result(result: Any) -> None:
+    print(f"\nrun: {result.out}")
+    for name, best in result.best.items():
+        accuracies = ", ".join(
+            f"{key} {100 * value:.2f}%" for key, value in best.items() if key != "epoch"
+        )
+        print(f"  {name}: best after epoch {best['epoch']} with {accuracies}")
+    print(f"next: fastcat eval {result.out}")

@@ -1,0 +1,361 @@
+"""The settings of a training run: frozen, validated, and the same on the command line and in YAML.
+
+The fields stand in groups as `fastcat train --help` shows them; TrainConfig holds them all.
+"""
+
+import re
+from dataclasses import asdict, dataclass, fields
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from tyro.conf import Positional, arg
+from tyro.constructors import PrimitiveConstructorSpec
+
+from fastcat.collaboration import COLLABORATIONS
+from fastcat.errors import InputError, nearest
+from fastcat.models import canonical_arch
+from fastcat.objectives import make_objective
+from fastcat.objectives.objective import Objective
+from fastcat.optim import make_schedule, parse_milestones
+from fastcat.precision import DTYPES
+from fastcat.threat import ThreatModel
+
+
+def parse_pixels(text: str) -> float:
+    """ "8/255" or "0.03" -> pixels in [0, 1]. Raises InputError, for a bare 8 with what to type."""
+    try:
+        value = float(Fraction(text.replace(" ", "")))
+    except (ValueError, ZeroDivisionError) as error:
+        raise InputError(
+            f"{text!r} is no length in pixels: type for example 8/255 or 0.03"
+        ) from error
+    if value > 1:
+        raise InputError(f"{text} is more than the whole range [0, 1] of a pixel: type {text}/255")
+    if value <= 0:
+        raise InputError(f"{text} is no length in pixels: expected more than 0, for example 8/255")
+    return value
+
+
+def format_pixels(value: float) -> str:
+    """The shortest text that parse_pixels reads back to the same float, in 255ths where it can."""
+    levels = round(value * 255, 6)
+    whole = f"{int(levels)}/255"
+    return whole if levels == int(levels) and float(Fraction(whole)) == value else repr(value)
+
+
+Pixels = Annotated[
+    float,
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PIXELS",
+        instance_from_str=lambda args: parse_pixels(args[0]),
+        is_instance=lambda value: isinstance(value, (int, float)),
+        str_from_instance=lambda value: [format_pixels(value)],
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerSpec:
+    """One entry of --peers: its text, the method with its settings, and the architecture."""
+
+    method: str
+    objective: Objective
+    arch: str
+
+
+def parse_peers(text: str, default_arch: str) -> tuple[PeerSpec, ...]:
+    """ "trades:beta=6,mart@preactresnet18" -> a PeerSpec for each peer.
+
+    Grammar: METHOD[:KEY=VALUE]...[@ARCH], separated by commas; METHOD may be the user's own as
+    package.module:function. Raises InputError for what it cannot read.
+    """
+    peers = []
+    for entry in text.split(","):
+        spec, _, arch = entry.strip().partition("@")
+        method, *parts = spec.split(":")
+        if parts and "=" not in parts[0]:
+            method = f"{method}:{parts.pop(0)}"
+        if not method:
+            raise InputError(
+                f"peers {text!r}: expected methods like trades,alp or trades:beta=6,at"
+            )
+        settings = {}
+        for part in parts:
+            key, equals, value = part.partition("=")
+            if not equals or not key or not value:
+                raise InputError(f"peer {entry.strip()!r}: expected settings like trades:beta=6")
+            settings[key] = value
+        peers.append(
+            PeerSpec(
+                method=method.rpartition(":")[2],
+                objective=make_objective(method, settings),
+                arch=canonical_arch(arch or default_arch),
+            )
+        )
+    return tuple(peers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peers:
+    """Who trains, and what peers owe each other."""
+
+    arch: Annotated[str, arg(aliases=["--model"])] = "resnet18"
+    """Architecture of every peer that names none; see `fastcat list archs`."""
+    peers: str = "trades,alp"
+    """Methods with settings and architecture, for example trades:beta=6,alp,mart@preactresnet18."""
+    collab: str = "cat"
+    """cat: each peer is taught on its adversary by the others; none: side by side."""
+    alpha: float | None = None
+    """Weight of the peer's own objective in [0, 1]; the guidance weighs 1 - alpha. None: 0.05."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """What they are trained on."""
+
+    data: Annotated[str, arg(aliases=["--dataset"])] = "cifar10"
+    """digits, cifar10, cifar100, or a folder of images train/CLASS/* and test/CLASS/*."""
+    data_dir: Path = Path("data")
+    """Where data sets by name are kept or downloaded to."""
+    train_size: int | None = None
+    """Images to train on, drawn by --seed. None: all that are not held out."""
+    val_size: int | None = None
+    """Training images held out. None: a tenth, at most 1024; 0 unless selecting on val."""
+    batch_size: int = 128
+    """Images a step."""
+    crop_pad: int | None = None
+    """Pixels of zero padding for the random crop. None: what suits the data (32x32: 4)."""
+    flip: bool | None = None
+    """Mirror images at random. None: what suits the data (not for digits)."""
+    normalize: bool = False
+    """Put the training data's mean and standard deviation into the model (the papers do not)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threat:
+    """The l-infinity attacker of training and validation."""
+
+    eps: Annotated[Pixels, arg(aliases=["--epsilon"])] = 8 / 255
+    """Radius in pixels of [0, 1], as 8/255 or 0.03."""
+    step_size: Annotated[Pixels | None, arg(aliases=["--pgd-alpha"])] = None
+    """Length of one PGD step in pixels of [0, 1]. None: eps/4."""
+    steps: Annotated[int, arg(aliases=["--attack-iters", "--num-steps"])] = 10
+    """PGD steps of the training attack."""
+    restarts: int = 1
+    """Random starts of the training attack; each image keeps the one of largest loss."""
+    val_steps: int = 10
+    """PGD steps of the attack on the validation images after each epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimization:
+    """SGD, one optimizer a peer."""
+
+    epochs: int = 200
+    """Passes over the training images."""
+    lr: Annotated[float, arg(aliases=["--lr-max"])] = 0.1
+    """Peak learning rate per step."""
+    schedule: Literal["multistep", "cosine", "cyclic", "onecycle", "constant"] = "multistep"
+    """Course of the learning rate, set before every step."""
+    milestones: str = ""
+    """multistep: epochs after which the rate falls tenfold, as 100,150. Empty: 50 % and 75 %."""
+    warmup_epochs: float = 0.0
+    """Epochs of linear rise from 0 to the schedule."""
+    momentum: float = 0.9
+    """Momentum of SGD in [0, 1)."""
+    nesterov: bool = False
+    """Nesterov momentum."""
+    weight_decay: Annotated[float, arg(aliases=["--wd"])] = 5e-4
+    """L2 penalty on all parameters, per step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Where and how it runs."""
+
+    out: Path | None = None
+    """Folder of the run, which must not exist. None: a new one under runs/."""
+    seed: int = 0
+    """Seed of weights, data order, augmentation, attack noise and held-out split."""
+    select_on: Literal["val", "test", "last"] = "val"
+    """Images that choose each peer's best weights: held-out, test (labelled so), or none."""
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the networks. auto: bf16 on a GPU that has it, else fp32."""
+    device: str = "auto"
+    """cpu, cuda or cuda:N. auto: the GPU if there is one."""
+    threads: int | None = None
+    """CPU threads. None: as PyTorch chooses."""
+    log_every: int = 50
+    """Steps between two lines of steps.jsonl; non-finite losses are found there."""
+    save_every: int | None = None
+    """Steps between two checkpoints inside an epoch. None: only after each epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Peers, Data, Threat, Optimization, Run):
+    """All settings of a run. Raises InputError when one of them means nothing."""
+
+    def __post_init__(self) -> None:
+        self.threat()
+        self.peer_specs()
+        make_schedule(
+            self.schedule,
+            max(self.epochs, 1),
+            parse_milestones(self.milestones),
+            self.warmup_epochs,
+        )
+        if self.collab not in COLLABORATIONS:
+            raise InputError(
+                f"unknown collaboration {self.collab!r}: {nearest(self.collab, COLLABORATIONS)}"
+            )
+        if self.precision not in ("auto", *DTYPES):
+            raise InputError(
+                f"unknown precision {self.precision!r}: expected auto, {', '.join(DTYPES)}"
+            )
+        if self.alpha is not None and not 0 <= self.alpha <= 1:
+            raise InputError(
+                f"alpha is {self.alpha:g}, expected a weight in [0, 1], for example 0.05"
+            )
+        if self.alpha is not None and self.collab == "none":
+            raise InputError("alpha weighs objective against guidance, and --collab none has none")
+        if self.select_on not in ("val", "test", "last"):
+            raise InputError(f"select-on is {self.select_on!r}, expected val, test or last")
+        if self.select_on == "val" and self.val_size == 0:
+            raise InputError("--val-size 0 leaves nothing to select on: type --select-on last")
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                flag = name.replace("_", "-")
+                raise InputError(f"{flag} is {value:g}, expected at least {least:g}")
+        if not self.lr > 0:
+            raise InputError(f"lr is {self.lr:g}, expected more than 0, for example 0.1")
+        if not 0 <= self.momentum < 1:
+            raise InputError(f"momentum is {self.momentum:g}, expected a number in [0, 1)")
+        if self.nesterov and self.momentum == 0:
+            raise InputError("Nesterov momentum needs --momentum above 0")
+
+    def threat(self) -> ThreatModel:
+        return ThreatModel(
+            eps=self.eps, step_size=self.step_size, steps=self.steps, restarts=self.restarts
+        )
+
+    def peer_specs(self) -> tuple[PeerSpec, ...]:
+        return parse_peers(self.peers, self.arch)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field as a plain value: texts, numbers, None."""
+        return {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in asdict(self).items()
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "TrainConfig":
+        paths = {
+            field.name: Path(values[field.name])
+            for field in fields(cls)
+            if field.name in ("out", "data_dir") and values[field.name] is not None
+        }
+        return cls(**{**values, **paths})
+
+
+_LEAST = {
+    "train_size": 2,
+    "val_size": 0,
+    "batch_size": 2,
+    "crop_pad": 0,
+    "val_steps": 1,
+    "epochs": 1,
+    "warmup_epochs": 0,
+    "weight_decay": 0,
+    "threads": 1,
+    "log_every": 1,
+    "save_every": 1,
+    "seed": 0,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """Judge the weights of a run, or one weight file, under attacks; strictly in float32."""
+
+    target: Positional[Path]
+    """Folder of a run, or one peers/*.safetensors file."""
+    attacks: str = "clean,fgsm,pgd20,cw20"
+    """Attacks by name; see `fastcat list attacks`."""
+    peer: str = "all"
+    """all, or a peer by number (0) or name (0-trades)."""
+    weights: Literal["best", "last"] = "best"
+    """Which weights of the run; without a best one the last."""
+    n: int | None = None
+    """Images, the first of the split in an order drawn by --seed. None: all."""
+    split: Literal["test", "train"] = "test"
+    """Which images of the data set."""
+    data: Annotated[str | None, arg(aliases=["--dataset"])] = None
+    """Data set or image folder. None: what the weights were trained on."""
+    data_dir: Path = Path("data")
+    """Where data sets by name are kept or downloaded to."""
+    eps: Annotated[Pixels | None, arg(aliases=["--epsilon"])] = None
+    """Radius in pixels of [0, 1], as 8/255 or 0.03. None: as trained."""
+    step_size: Annotated[Pixels | None, arg(aliases=["--pgd-alpha"])] = None
+    """Length of a PGD step in pixels of [0, 1]. None: as trained, or eps/4 with --eps."""
+    restarts: int = 1
+    """Random starts of PGD and CW; an image must survive them all."""
+    batch_size: int = 256
+    """Images at once."""
+    seed: int = 0
+    """Seed of the attacks' starts and of the choice of images."""
+    device: str = "auto"
+    """cpu, cuda or cuda:N. auto: the GPU if there is one."""
+    out: Path | None = None
+    """JSON file to write. None: a new one under RUN/eval/, or none for a single weight file."""
+
+    def __post_init__(self) -> None:
+        for name in ("n", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name.replace('_', '-')} is {value}, expected at least 1")
+        if self.out is not None and self.out.exists():
+            raise InputError(f"{self.out} exists already: choose another --out")
+
+
+def to_yaml(config: TrainConfig) -> str:
+    """The configuration as YAML that `yaml_arguments` reads back to the same values."""
+    values = config.to_dict()
+    for name in ("eps", "step_size"):
+        if values[name] is not None:
+            values[name] = format_pixels(values[name])
+    return yaml.safe_dump(values, sort_keys=False, default_flow_style=False)
+
+
+def yaml_arguments(path: Path) -> list[str]:
+    """The settings of a YAML file as command-line arguments, so that both obey the same rules.
+
+    Raises InputError for a file that is missing, no flat mapping, or has an unknown setting.
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = re.sub(r"\s+", " ", str(error))
+        raise InputError(f"{path} is not YAML: {reason}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected lines like `epochs: 30`")
+    known = {field.name for field in fields(TrainConfig)}
+    arguments = []
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name not in known:
+            raise InputError(f"{path}: unknown setting {key!r}: {nearest(name, known)}")
+        flag = name.replace("_", "-")
+        if isinstance(value, (dict, list)):
+            raise InputError(f"{path}: {key} is a {type(value).__name__}, expected one value")
+        if isinstance(value, bool) and name != "flip":
+            arguments.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            arguments += [f"--{flag}", str(value)]
+    return arguments

@@ -1,0 +1,49 @@
+"""`fastcat doctor`: what is installed, what computes, what is missing."""
+
+import importlib.util
+
+import torch
+
+from fastcat.recorder import environment
+
+# what an extra is for, and the lines that install it, for packages that the core does without
+OPTIONAL = {
+    "sklearn": ("the digits data set", "pip install scikit-learn"),
+    "triton": ("fused kernels on a GPU", "pip install triton"),
+    "ffcv": (
+        "data sets larger than memory",
+        "apt-get install -y libopencv-dev libturbojpeg0-dev pkg-config && pip install ffcv",
+    ),
+}
+
+
+def report() -> tuple[list[str], bool]:
+    """Lines to print, and whether a small convolution runs on every device that is there."""
+    facts = environment()
+    lines = [
+        f"python {facts['python']} on {facts['platform']}",
+        *(f"{name} {version or 'not installed'}" for name, version in facts["packages"].items()),
+        f"cpu: {facts['cpu_threads']} threads, {facts['cpu_capability']}",
+    ]
+    if facts["gpus"]:
+        lines += [
+            f"gpu {i}: {gpu['name']}, {gpu['memory_gib']} GiB"
+            for i, gpu in enumerate(facts["gpus"])
+        ]
+        bf16 = "yes" if torch.cuda.is_bf16_supported() else "no (--precision fp16 works)"
+        lines.append(f"bf16 on the gpu: {bf16}")
+    else:
+        lines.append("gpu: none that PyTorch can use; training runs on the cpu")
+    healthy = True
+    for device in ["cpu", *(f"cuda:{i}" for i in range(len(facts["gpus"])))]:
+        try:
+            x = torch.rand(2, 3, 8, 8, device=device, requires_grad=True)
+            torch.nn.Conv2d(3, 4, 3).to(device)(x).sum().backward()
+            lines.append(f"{device}: a convolution and its gradient run")
+        except RuntimeError as error:
+            healthy = False
+            lines.append(f"{device}: a convolution fails: {str(error).splitlines()[0]}")
+    for module, (purpose, line) in OPTIONAL.items():
+        if importlib.util.find_spec(module) is None:
+            lines.append(f"missing for {purpose}: {line}")
+    return lines, healthy

@@ -1,0 +1,173 @@
+"""How many images of a loader a model still gets right under each attack.
+
+An image counts as robust under an attack when no restart fools the model; "worst" counts the
+images that survive every attack asked for. The last PGD iterate is judged, as in the papers.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from statistics import NormalDist
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastcat.attack import Inner, Network, attack_all, attack_mode, check_images, logits_of
+from fastcat.errors import InputError
+from fastcat.precision import Precision
+from fastcat.seeds import derive_seed
+from fastcat.threat import ThreatModel, draw_noise
+
+ATTACKS = {
+    "clean": "no attack",
+    "fgsm": "one step of length eps from the image itself, cross-entropy (Goodfellow et al. 2015)",
+    "pgdN": "N steps from a uniform start, cross-entropy, for example pgd20 (Madry et al. 2018)",
+    "cwN": "N PGD steps on the Carlini-Wagner margin from a uniform start, for example cw20",
+}
+
+
+@dataclass(frozen=True)
+class EvalAttack:
+    """An attack by its name; inner None: no attack, steps None: FGSM's single step of eps."""
+
+    name: str
+    inner: Inner | None
+    steps: int | None = None
+
+    def under(self, threat: ThreatModel) -> ThreatModel:
+        """`threat` with this attack's steps; FGSM has nothing to restart."""
+        if self.steps is None:
+            return replace(threat, steps=1, step_size=threat.eps, restarts=1)
+        return replace(threat, steps=self.steps)
+
+
+def parse_attacks(text: str) -> tuple[EvalAttack, ...]:
+    """ "clean,fgsm,pgd20" -> its attacks. Raises InputError for a name that is not in ATTACKS."""
+    attacks = []
+    for name in (part.strip() for part in text.split(",")):
+        match = re.fullmatch(r"(pgd|cw)([1-9]\d*)", name)
+        if name == "clean":
+            attacks.append(EvalAttack(name, None))
+        elif name == "fgsm":
+            attacks.append(EvalAttack(name, Inner(loss="ce", start="zero")))
+        elif match:
+            inner = Inner(loss="ce") if match[1] == "pgd" else Inner(loss="margin")
+            attacks.append(EvalAttack(name, inner, int(match[2])))
+        else:
+            raise InputError(
+                f"unknown attack {name!r}: expected some of {', '.join(ATTACKS)}, "
+                "for example clean,fgsm,pgd20"
+            )
+    if len({attack.name for attack in attacks}) < len(attacks):
+        raise InputError(f"attacks {text!r}: one stands there twice")
+    return tuple(attacks)
+
+
+def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval for a proportion (Wilson 1927)."""
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    p = correct / n
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+@dataclass(frozen=True)
+class Report:
+    """n images were judged; correct: survivors by attack, and of all attacks as "worst"."""
+
+    n: int
+    correct: dict[str, int]
+
+    def accuracy(self, attack: str) -> float:
+        """The surviving share in [0, 1]."""
+        return self.correct[attack] / self.n
+
+    def interval(self, attack: str) -> tuple[float, float]:
+        """Its 95 % confidence interval over the choice of images."""
+        return wilson_interval(self.correct[attack], self.n)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "n": self.n,
+            "attacks": {
+                name: {"correct": count, "accuracy": count / self.n, "ci95": self.interval(name)}
+                for name, count in self.correct.items()
+            },
+        }
+
+
+def survivors(
+    model: Network,
+    x: Tensor,
+    y: Tensor,
+    attack: EvalAttack,
+    threat: ThreatModel,
+    generator: torch.Generator,
+) -> Tensor:
+    """Bool [B]: the images that no restart fools. The model is judged in eval mode."""
+    alive = torch.ones_like(y, dtype=torch.bool)
+    threat = attack.under(threat)
+    one_start = replace(threat, restarts=1)
+    for _ in range(1 if attack.inner is None else threat.restarts):
+        # what is fooled stays fooled, so only the others are attacked again
+        rows = alive.nonzero().squeeze(1)
+        if not len(rows):
+            break
+        x_rows, y_rows = x[rows], y[rows]
+        if attack.inner is not None:
+            noise = draw_noise(attack.inner.start, x_rows, generator)
+            x_rows = attack_all(
+                [model], [attack.inner], x_rows, y_rows, one_start, noise[None, None]
+            )[0]
+        with torch.no_grad(), attack_mode(model, "eval"):
+            alive[rows] = logits_of(model, x_rows).argmax(1) == y_rows
+    return alive
+
+
+def evaluate(
+    model: Network,
+    loader: Iterable[Sequence[Tensor]],
+    attacks: str | Sequence[EvalAttack],
+    threat: ThreatModel,
+    *,
+    seed: int = 0,
+    precision: Precision | None = None,
+    after_batch: Callable[[int], object] | None = None,
+) -> Report:
+    """Accuracy of `model` under each attack.
+
+    model: any nn.Module or callable from images [B, C, H, W] in [0, 1] to logits; left as it was.
+    loader: batches whose first two members are images and labels [B], moved to the model's device.
+    attacks: names as "clean,fgsm,pgd20,cw20". threat: radius, step size and restarts; steps come
+    from the names. precision None computes as the model is. after_batch gets the images so far.
+    Raises InputError for unknown attacks, images outside [0, 1], and a loader without images.
+    """
+    chosen = parse_attacks(attacks) if isinstance(attacks, str) else tuple(attacks)
+    device = next(model.parameters()).device if isinstance(model, nn.Module) else None
+    correct: dict[str, int] = {attack.name: 0 for attack in chosen}
+    worst = n = 0
+    generator: torch.Generator | None = None
+    for x, y, *_ in loader:
+        x, y = x.to(device or x.device), y.to(device or y.device)
+        if generator is None:
+            check_images(x)
+            generator = torch.Generator(x.device).manual_seed(derive_seed(seed, "evaluation"))
+        alive_always = torch.ones_like(y, dtype=torch.bool)
+        for attack in chosen:
+            with (
+                precision.autocast() if precision else torch.autocast(x.device.type, enabled=False)
+            ):
+                alive = survivors(model, x, y, attack, threat, generator)
+            correct[attack.name] += int(alive.sum())
+            alive_always &= alive
+        worst += int(alive_always.sum())
+        n += len(y)
+        if after_batch is not None:
+            after_batch(n)
+    if n == 0:
+        raise InputError("nothing to evaluate: the loader gave no images")
+    if len(chosen) > 1:
+        correct["worst"] = worst
+    return Report(n, correct)

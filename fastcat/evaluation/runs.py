@@ -1,0 +1,168 @@
+"""`fastcat eval`: the weights of a run, or one weight file, judged on their data set."""
+
+import itertools
+import json
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress, TaskID
+
+from fastcat.checkpoint import WeightsInfo, load_weights
+from fastcat.config import EvalConfig, format_pixels
+from fastcat.device import make_device
+from fastcat.errors import InputError, nearest
+from fastcat.evaluation.evaluate import Report, evaluate, parse_attacks
+from fastcat.files import explained, write_text
+from fastcat.loaders.dataset import Dataset
+from fastcat.loaders.registry import load_dataset
+from fastcat.loaders.resident import ResidentLoader
+from fastcat.precision import make_precision
+from fastcat.recorder import environment
+from fastcat.seeds import derive_seed
+from fastcat.threat import ThreatModel
+
+
+def evaluate_run(config: EvalConfig) -> dict[str, Any]:
+    """Judge the chosen peers one after the other, print a table, write and return the JSON record.
+
+    Raises InputError for weights, data or attacks that cannot be used.
+    """
+    attacks = parse_attacks(config.attacks)
+    device = make_device(config.device)
+    precision = make_precision("fp32", device)
+    files = find_weights(config.target, config.weights, config.peer)
+    peers = [load_weights(file) for file in files]
+    data = config.data or peers[0][1].data
+    dataset = load_dataset(data, config.data_dir)
+    loader = make_loader(dataset, config, device)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    record: dict[str, Any] = {
+        "data": data,
+        "data_digest": dataset.digest,
+        "split": config.split,
+        "restarts": config.restarts,
+        "seed": config.seed,
+        "precision": precision.name,
+        "environment": environment(),
+        "peers": {},
+    }
+    for file, (model, info) in zip(files, peers, strict=True):
+        check_fit(file, info, dataset)
+        threat = threat_of(config, info)
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+            task = bar.add_task(info.peer, total=len(loader.index))
+            report = evaluate(
+                model.to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]
+                loader,
+                attacks,
+                threat,
+                seed=config.seed,
+                precision=precision,
+                after_batch=partial(_advance, bar, task),
+            )
+        console.print(table(info, config, threat, report))
+        record["peers"][info.peer] = {
+            "weights": str(file),
+            "info": asdict(info),
+            "norm": threat.norm,
+            "eps": format_pixels(threat.eps),
+            "step_size": format_pixels(threat.step),
+            **report.to_dict(),
+        }
+    out = config.out or (free_file(config) if config.target.is_dir() else None)
+    if out is not None:
+        with explained(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(out, json.dumps(record, indent=2) + "\n")
+        console.print(f"written to {out}")
+    return record
+
+
+def _advance(bar: Progress, task: TaskID, done: int) -> None:
+    bar.update(task, completed=done)
+
+
+def find_weights(target: Path, which: str, peer: str) -> list[Path]:
+    """The weight files that `target` means: itself, or those of a run's chosen peers.
+
+    which: "best" (a peer without a best one gives its last) or "last"; peer: "all", a number or a
+    name. Raises InputError where there are none.
+    """
+    if target.is_file():
+        return [target]
+    names = sorted(
+        {path.name.split(".")[0] for path in (target / "peers").glob("*.safetensors")},
+        key=lambda name: int(name.partition("-")[0]),
+    )
+    if not names:
+        raise InputError(f"{target} holds no weights: expected a run or a .safetensors file")
+    chosen = [name for name in names if peer in ("all", name, name.partition("-")[0])]
+    if not chosen:
+        raise InputError(f"{target} has no peer {peer!r}: {nearest(peer, names)}")
+    files = [target / "peers" / f"{name}.{which}.safetensors" for name in chosen]
+    return [
+        file if file.exists() else file.with_name(file.name.replace(".best.", ".last."))
+        for file in files
+    ]
+
+
+def make_loader(dataset: Dataset, config: EvalConfig, device: torch.device) -> ResidentLoader:
+    """The first n images of the split in the seed's order, unchanged.
+
+    Raises InputError when there are not n.
+    """
+    split = dataset.test if config.split == "test" else dataset.train
+    n = len(split) if config.n is None else config.n
+    if n > len(split):
+        raise InputError(f"n is {n}, but the {config.split} split has {len(split)} images")
+    generator = torch.Generator().manual_seed(derive_seed(config.seed, "evaluated"))
+    index = torch.randperm(len(split), generator=generator)[:n].sort().values
+    return ResidentLoader(split, index, batch_size=config.batch_size, device=device)
+
+
+def check_fit(file: Path, info: WeightsInfo, dataset: Dataset) -> None:
+    """Raise InputError when the network was trained on other classes or channels."""
+    channels = dataset.image_shape[2]
+    if info.classes != dataset.classes or info.channels != channels:
+        raise InputError(
+            f"{file} knows {len(info.classes)} classes in {info.channels} channels "
+            f"({', '.join(info.classes[:3])}, ...), but {dataset.name} has {len(dataset.classes)} "
+            f"in {channels} ({', '.join(dataset.classes[:3])}, ...)"
+        )
+
+
+def threat_of(config: EvalConfig, info: WeightsInfo) -> ThreatModel:
+    """The attacker asked for; what is not said is as the network was trained."""
+    trained_step = info.step_size if config.eps is None else None
+    return ThreatModel(
+        eps=info.eps if config.eps is None else config.eps,
+        step_size=trained_step if config.step_size is None else config.step_size,
+        restarts=config.restarts,
+    )
+
+
+def table(info: WeightsInfo, config: EvalConfig, threat: ThreatModel, report: Report) -> str:
+    """The report in lines for people."""
+    lines = [
+        f"{info.peer}  {info.arch}, {info.selected}, epoch {info.epoch}: {report.n} {config.split} "
+        f"images of {info.data}, eps {format_pixels(threat.eps)}, "
+        f"step {format_pixels(threat.step)}, restarts {threat.restarts}"
+    ]
+    for name in report.correct:
+        low, high = report.interval(name)
+        lines.append(
+            f"  {name:8} {100 * report.accuracy(name):6.2f}%   "
+            f"95% interval {100 * low:5.2f} .. {100 * high:5.2f}"
+        )
+    return "\n".join(lines)
+
+
+def free_file(config: EvalConfig) -> Path:
+    """The first of eval/test.json, eval/test-2.json, ... that does not exist yet."""
+    folder = config.target / "eval"
+    names = itertools.chain([config.split], (f"{config.split}-{i}" for i in itertools.count(2)))
+    return next(path for path in (folder / f"{name}.json" for name in names) if not path.exists())

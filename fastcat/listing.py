@@ -1,0 +1,34 @@
+"""What `fastcat list` shows: every name that a command takes, with a line about it."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fastcat.collaboration import COLLABORATIONS
+from fastcat.evaluation import ATTACKS
+from fastcat.loaders.registry import DATASETS
+from fastcat.models import ARCHS
+from fastcat.objectives import METHODS, usage
+from fastcat.optim import SCHEDULES
+
+
+def _about(function: Callable[..., Any]) -> str:
+    """The first line of the function's docstring, else of its file's."""
+    text = function.__doc__ or inspect.getdoc(inspect.getmodule(function)) or ""
+    return text.strip().splitlines()[0]
+
+
+def _described(functions: Mapping[str, Callable[..., Any]]) -> dict[str, str]:
+    return {name: _about(function) for name, function in functions.items()}
+
+
+LISTINGS: dict[str, Callable[[], dict[str, str]]] = {
+    "methods": lambda: {
+        name: f"{_about(method)}  [{usage(name, method)}]" for name, method in METHODS.items()
+    },
+    "archs": lambda: _described(ARCHS),
+    "datasets": lambda: {**DATASETS, "FOLDER": "any folder of images train/CLASS/*, test/CLASS/*"},
+    "attacks": lambda: dict(ATTACKS),
+    "collaborations": lambda: _described(COLLABORATIONS),
+    "schedules": lambda: _described(SCHEDULES),
+}

@@ -1,0 +1,141 @@
+"""What a run writes down: lines for people, JSON for programs, a bar on a terminal."""
+
+import json
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from fastcat.files import explained, write_text
+
+
+class Recorder:
+    """Lines go to the console and to log.txt, records to metrics.jsonl and steps.jsonl.
+
+    A context manager: on a terminal a progress bar with the time left stands below the lines,
+    elsewhere there are the lines alone.
+    """
+
+    def __init__(self, run: Path, total_steps: int) -> None:
+        self.run = run
+        self.headed = False
+        self.console = Console(soft_wrap=True, highlight=False, markup=False)
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("steps, time left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+            transient=True,
+        )
+        self.task = self.progress.add_task("starting", total=total_steps)
+
+    def __enter__(self) -> "Recorder":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.progress.stop()
+
+    def line(self, text: str) -> None:
+        """A line for people."""
+        self.console.print(text)
+        self._append("log.txt", text)
+
+    def advance(self, steps: int, description: str) -> None:
+        self.progress.update(self.task, completed=steps, description=description)
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """A line of metrics.jsonl and a row of the table, which the first row heads."""
+        self._append("metrics.jsonl", json.dumps(record))
+        if not self.headed:
+            self.line(table_header(record))
+            self.headed = True
+        self.line(table_row(record))
+
+    def steps(self, record: dict[str, Any]) -> None:
+        self._append("steps.jsonl", json.dumps(record))
+
+    def forget_after(self, epoch: int, step: int) -> None:
+        """Drop the records past a checkpoint's finished epochs and finished steps."""
+        for name, key, last in (("metrics.jsonl", "epoch", epoch), ("steps.jsonl", "step", step)):
+            path = self.run / name
+            kept = []
+            for text in path.read_text().splitlines() if path.exists() else []:
+                try:
+                    known = json.loads(text)[key] <= last
+                except (json.JSONDecodeError, KeyError, TypeError):
+                    known = False  # a line that a kill cut short
+                if known:
+                    kept.append(text + "\n")
+            write_text(path, "".join(kept))
+
+    def _append(self, name: str, text: str) -> None:
+        path = self.run / name
+        with explained(path), open(path, "a") as file:
+            file.write(text + "\n")
+
+
+def table_header(record: dict[str, Any]) -> str:
+    """The heads of `table_row`'s columns; accuracies name the images they are measured on."""
+    columns = []
+    for name, entry in record["peers"].items():
+        judged = "".join(
+            f" {split}-{attack}" for split in ("val", "test") for attack in entry.get(split, {})
+        )
+        columns.append(f"{name}: loss{judged}")
+    return " | ".join(["epoch", "lr", *columns, "images/s", "s/epoch", "MiB peak"])
+
+
+def table_row(record: dict[str, Any]) -> str:
+    """One epoch in a line; a star marks a peer's best so far."""
+    columns = []
+    for name, entry in record["peers"].items():
+        accuracies = entry.get("val") or entry.get("test") or {}
+        column = f"{name}: {entry['train']['loss']:7.4f}"
+        column += "".join(f" {100 * accuracy:6.2f}%" for accuracy in accuracies.values())
+        columns.append(column + (" *" if entry.get("best") else "  "))
+    digits = len(str(record["epochs"]))
+    return " | ".join(
+        [
+            f"{record['epoch']:{digits}}/{record['epochs']}",
+            f"{record['lr']:.5f}",
+            *columns,
+            f"{record['images_per_second']:.0f}",
+            f"{record['seconds']:.1f}",
+            f"{record['peak_memory_mib']:.0f}",
+        ]
+    )
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware, for environment.json and `fastcat doctor`."""
+    packages = ("fastcat-at", "torch", "torchvision", "triton", "numpy", "safetensors", "ffcv")
+    gpus = [
+        {"name": properties.name, "memory_gib": round(properties.total_memory / 2**30, 1)}
+        for properties in map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+    ]
+    return {
+        "command": " ".join(sys.argv),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "gpus": gpus,
+        "cuda": torch.version.cuda,
+        "packages": {name: _version(name) for name in packages},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,355 @@
+"""A run from its configuration to its weights: epochs, validation, records, checkpoints.
+
+Everything random depends on (seed, place) alone, and a checkpoint holds all the rest, so that a
+run that was killed and resumed ends with the bits of one that was not (CPU, fp32).
+"""
+
+import math
+import resource
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastcat.batch import Batch
+from fastcat.checkpoint import WeightsInfo, save_checkpoint, save_weights
+from fastcat.collaboration import make_collaboration
+from fastcat.config import TrainConfig
+from fastcat.device import make_device
+from fastcat.errors import InputError
+from fastcat.evaluation import evaluate
+from fastcat.loaders.dataset import Dataset, channel_statistics
+from fastcat.loaders.resident import ResidentLoader
+from fastcat.loaders.split import split_indices
+from fastcat.models import make_model
+from fastcat.optim import make_optimizer, make_schedule, parse_milestones, set_lr
+from fastcat.peer import Peer
+from fastcat.plan import make_plan, own_view
+from fastcat.precision import make_precision
+from fastcat.recorder import Recorder
+from fastcat.seeds import derive_seed
+from fastcat.step import collaborative_step, start_noise
+from fastcat.stop import Stopped, StopRequest
+
+
+class Trainer:
+    """The peers of a configuration on a data set, and where they stand.
+
+    epoch counts finished epochs, batch the finished batches of the one under way.
+    """
+
+    def __init__(self, config: TrainConfig, dataset: Dataset) -> None:
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        self.config = config
+        self.dataset = dataset
+        self.device = make_device(config.device)
+        self.precision = make_precision(config.precision, self.device)
+        self.threat = config.threat()
+        self.normalize = channel_statistics(dataset.train.images) if config.normalize else None
+        self.peers = self._make_peers()
+        objectives = [peer.objective for peer in self.peers]
+        taught_on = [own_view(k, objective) for k, objective in enumerate(objectives)]
+        self.collaboration = make_collaboration(config.collab, taught_on, config.alpha)
+        self.plan = make_plan(objectives, self.collaboration.reads)
+        self.schedule = make_schedule(
+            config.schedule,
+            config.epochs,
+            parse_milestones(config.milestones),
+            config.warmup_epochs,
+        )
+        train_index, val_index = self._split()
+        self.loader = ResidentLoader(
+            dataset.train,
+            train_index,
+            batch_size=config.batch_size,
+            device=self.device,
+            seed=config.seed,
+            shuffle=True,
+            crop_pad=dataset.crop_pad if config.crop_pad is None else config.crop_pad,
+            flip=dataset.flip if config.flip is None else config.flip,
+        )
+        self.monitored_on, self.monitor = self._make_monitor(val_index)
+        self.noise_generator = torch.Generator(self.device)
+        self.epoch = self.batch = 0
+        self.totals: dict[str, Tensor] = {}
+        self.seconds = 0.0
+        self.best: dict[str, dict[str, Any]] = {}
+        self.last_record: dict[str, Any] = {"peers": {}}
+
+    def _make_peers(self) -> list[Peer]:
+        config, (_, _, channels) = self.config, self.dataset.image_shape
+        peers = []
+        for k, spec in enumerate(config.peer_specs()):
+            torch.manual_seed(derive_seed(config.seed, "weights", k))
+            model = make_model(spec.arch, len(self.dataset.classes), channels, self.normalize)
+            model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            optimizer = make_optimizer(
+                model,
+                lr=config.lr,
+                momentum=config.momentum,
+                weight_decay=config.weight_decay,
+                nesterov=config.nesterov,
+            )
+            peers.append(
+                Peer(
+                    f"{k}-{spec.method}",
+                    spec.arch,
+                    model,
+                    spec.objective,
+                    optimizer,
+                    self.precision.grad_scaler(),
+                )
+            )
+        # what networks themselves draw (dropout) continues from here and is kept in checkpoints
+        torch.manual_seed(derive_seed(config.seed, "networks"))
+        return peers
+
+    def _split(self) -> tuple[Tensor, Tensor]:
+        """Places of the images to train on and of those held out."""
+        config, images = self.config, len(self.dataset.train)
+        val_size = config.val_size
+        if val_size is None and config.select_on != "val":
+            val_size = 0
+        train_index, val_index = split_indices(images, config.train_size, val_size, config.seed)
+        if config.batch_size > len(train_index):
+            raise InputError(
+                f"a batch of {config.batch_size} is larger than the {len(train_index)} training "
+                f"images: type --batch-size {len(train_index)} or less"
+            )
+        return train_index, val_index
+
+    def _make_monitor(self, val_index: Tensor) -> tuple[str, ResidentLoader | None]:
+        """The images judged after each epoch, and their name."""
+        if self.config.select_on == "test":
+            name, split, index = "test", self.dataset.test, torch.arange(len(self.dataset.test))
+        else:
+            name, split, index = "val", self.dataset.train, val_index
+        if not len(index):
+            return name, None
+        batch_size = max(self.config.batch_size, 256)
+        return name, ResidentLoader(split, index, batch_size=batch_size, device=self.device)
+
+    @property
+    def steps_done(self) -> int:
+        return self.epoch * len(self.loader) + self.batch
+
+    @property
+    def done(self) -> bool:
+        return self.epoch == self.config.epochs
+
+    def state_dict(self) -> dict[str, Any]:
+        cuda = self.device.type == "cuda"
+        return {
+            "config": self.config.to_dict(),
+            "data_digest": self.dataset.digest,
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "totals": {name: total.cpu() for name, total in self.totals.items()},
+            "seconds": self.seconds,
+            "best": self.best,
+            "last_record": self.last_record,
+            "random": {
+                "cpu": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state(self.device) if cuda else None,
+            },
+            "peers": [peer.state_dict() for peer in self.peers],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint. Raises InputError when the data are no longer the same."""
+        if state["data_digest"] != self.dataset.digest:
+            raise InputError(
+                f"the images of {self.config.data} are not those that the run began with: "
+                "put them back, or start a new run"
+            )
+        for peer, peer_state in zip(self.peers, state["peers"], strict=True):
+            peer.load_state_dict(peer_state)
+        self.epoch, self.batch = state["epoch"], state["batch"]
+        self.totals = {name: total.to(self.device) for name, total in state["totals"].items()}
+        self.seconds, self.best = state["seconds"], state["best"]
+        self.last_record = state["last_record"]
+        torch.set_rng_state(state["random"]["cpu"])
+        if state["random"]["cuda"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
+
+    def save(self, run: Path) -> None:
+        """Write a checkpoint, unless a loss or a weight is no longer finite (InputError)."""
+        self.check_finite(run)
+        for peer in self.peers:
+            for name, tensor in peer.model.state_dict().items():
+                if not torch.isfinite(tensor).all():
+                    raise InputError(
+                        f"weight {name} of peer {peer.name} is not finite after step "
+                        f"{self.steps_done}: stopped; {self._last_good(run)}"
+                    )
+        save_checkpoint(run, self.state_dict())
+
+    def check_finite(self, run: Path) -> None:
+        """Raise InputError naming the first loss term of this epoch that is NaN or infinite."""
+        for name, value in self._mean_metrics().items():
+            if not math.isfinite(value):
+                peer, term = name.split("/")
+                raise InputError(
+                    f"term {term!r} of peer {peer} became {value} in epoch {self.epoch + 1} "
+                    f"by step {self.steps_done}: stopped; {self._last_good(run)}"
+                )
+
+    def _last_good(self, run: Path) -> str:
+        return (
+            f"the last good checkpoint is {run / 'checkpoints' / 'last.pt'}: "
+            "start a new run with a lower --lr or with --precision fp32"
+        )
+
+    def _mean_metrics(self) -> dict[str, float]:
+        """Means over this epoch's images so far; the host waits for the device here."""
+        if not self.totals:
+            return {}
+        count = min(self.batch * self.config.batch_size, self.loader.size)
+        values = torch.stack(list(self.totals.values())).cpu().tolist()
+        return {name: value / count for name, value in zip(self.totals, values, strict=True)}
+
+    def run(self, run: Path, recorder: Recorder) -> None:
+        """Train to the last epoch. Raises Stopped after saving when a signal asks for it."""
+        with StopRequest() as request:
+            while not self.done:
+                try:
+                    self._train_epoch(run, recorder, request)
+                    record = self._finish_epoch(run, request)
+                except Stopped:
+                    self.save(run)
+                    raise
+                recorder.epoch(record)
+                self.epoch, self.batch, self.totals, self.seconds = self.epoch + 1, 0, {}, 0.0
+                self.last_record = record
+                self.save(run)
+
+    def train_step(self, batch: Batch) -> dict[str, Tensor]:
+        """One collaborative step on a batch, with this step's learning rate and noise."""
+        lr = self.current_lr()
+        for peer in self.peers:
+            set_lr(peer.optimizer, lr)
+            peer.model.train()
+        self.noise_generator.manual_seed(derive_seed(self.config.seed, "attack", self.steps_done))
+        noise = start_noise(self.peers, batch.x, self.threat, self.noise_generator)
+        metrics = collaborative_step(
+            self.peers, self.plan, self.collaboration, self.threat, self.precision, batch, noise
+        )
+        for name, value in metrics.items():
+            self.totals[name] = self.totals.get(name, torch.zeros_like(value)) + value * len(
+                batch.y
+            )
+        self.batch += 1
+        return metrics
+
+    def current_lr(self) -> float:
+        """The rate of the step to come, taken in the middle of its share of the epoch."""
+        return self.config.lr * self.schedule((self.steps_done + 0.5) / len(self.loader))
+
+    def _train_epoch(self, run: Path, recorder: Recorder, request: StopRequest) -> None:
+        begin = time.perf_counter() - self.seconds
+        for batch in self.loader.epoch(self.epoch, self.batch):
+            lr = self.current_lr()
+            metrics = self.train_step(batch)
+            recorder.advance(self.steps_done, f"epoch {self.epoch + 1}/{self.config.epochs}")
+            if self.batch % self.config.log_every == 0:
+                self.check_finite(run)
+                values = {name: value.item() for name, value in metrics.items()}
+                recorder.steps({"step": self.steps_done, "lr": lr, **values})
+            self.seconds = time.perf_counter() - begin
+            if request.signum is not None:
+                raise Stopped(request.signum)
+            if self.config.save_every and self.batch % self.config.save_every == 0:
+                self.save(run)
+        self.check_finite(run)  # waits for the device, so the clock is read after it
+        self.seconds = time.perf_counter() - begin
+
+    def _finish_epoch(self, run: Path, request: StopRequest) -> dict[str, Any]:
+        """Validate, keep the weights, and describe the epoch."""
+        begin = time.perf_counter()
+        means = self._mean_metrics()
+        record: dict[str, Any] = {
+            "epoch": self.epoch + 1,
+            "epochs": self.config.epochs,
+            "lr": self.config.lr * self.schedule(self.epoch + 1 - 0.5 / len(self.loader)),
+            "seconds": self.seconds,
+            "images_per_second": self.loader.size / self.seconds,
+            "peak_memory_mib": self._peak_memory_mib(),
+            "select_on": self.config.select_on,
+            "peers": {},
+        }
+        for peer in self.peers:
+            prefix = f"{peer.name}/"
+            entry: dict[str, Any] = {
+                "train": {
+                    name[len(prefix) :]: m for name, m in means.items() if name.startswith(prefix)
+                }
+            }
+            if self.monitor is not None:
+                entry[self.monitored_on] = judged = self._judge(peer, request)
+                entry["best"] = self._is_best(peer, judged)
+            record["peers"][peer.name] = entry
+        for peer in self.peers:
+            entry = record["peers"][peer.name]
+            self._save_weights(run, peer, "last", "last")
+            if entry.get("best") and self.config.select_on != "last":
+                self._save_weights(run, peer, "best", f"best on {self.monitored_on}")
+        for peer in self.peers:
+            entry = record["peers"][peer.name]
+            if entry.get("best"):
+                self.best[peer.name] = {"epoch": self.epoch + 1, **entry[self.monitored_on]}
+        record["validation_seconds"] = time.perf_counter() - begin
+        return record
+
+    def _judge(self, peer: Peer, request: StopRequest) -> dict[str, float]:
+        """Clean and PGD accuracy on the monitored images."""
+        assert self.monitor is not None
+
+        def stop_if_asked(_: int) -> None:
+            if request.signum is not None:
+                raise Stopped(request.signum)
+
+        pgd = f"pgd{self.config.val_steps}"
+        report = evaluate(
+            peer.model,
+            self.monitor,
+            f"clean,{pgd}",
+            replace(self.threat, restarts=1),
+            seed=self.config.seed,
+            precision=self.precision,
+            after_batch=stop_if_asked,
+        )
+        return {"clean": report.accuracy("clean"), pgd: report.accuracy(pgd)}
+
+    def _is_best(self, peer: Peer, judged: dict[str, float]) -> bool:
+        pgd = f"pgd{self.config.val_steps}"
+        return peer.name not in self.best or judged[pgd] > self.best[peer.name][pgd]
+
+    def _save_weights(self, run: Path, peer: Peer, which: str, selected: str) -> None:
+        mean, std = self.normalize or (None, None)
+        info = WeightsInfo(
+            peer=peer.name,
+            arch=peer.arch,
+            data=self.dataset.name,
+            classes=self.dataset.classes,
+            channels=self.dataset.image_shape[2],
+            mean=mean,
+            std=std,
+            eps=self.threat.eps,
+            step_size=self.threat.step,
+            epoch=self.epoch + 1,
+            selected=selected,
+        )
+        save_weights(
+            run / "peers" / f"{peer.name}.{which}.safetensors", peer.model.state_dict(), info
+        )
+
+    def _peak_memory_mib(self) -> float:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 2**20
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / (2**20 if sys.platform == "darwin" else 2**10)

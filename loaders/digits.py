@@ -1,0 +1,55 @@
+"""Handwritten digits of 8 x 8 pixels that come with scikit-learn: a data set without a download."""
+
+import numpy as np
+
+from fastcat.errors import InputError
+
+from .dataset import Dataset, Split
+from .digest import array_checksum, dataset_digest
+
+_SPLIT_SEED = 0
+_TEST_SHARE = 0.2
+_BRIGHTEST = 16
+
+
+def load_digits() -> Dataset:
+    """1797 grey images, uint8 [N, 8, 8, 1]; a fifth of each class, always the same, is the test.
+
+    Raises InputError where scikit-learn is not installed.
+    """
+    try:
+        from sklearn import datasets
+    except ModuleNotFoundError as error:
+        raise InputError(
+            "the data set 'digits' needs scikit-learn, which is not installed: "
+            "type pip install scikit-learn"
+        ) from error
+    bunch = datasets.load_digits()
+    images = np.rint(bunch.images * 255 / _BRIGHTEST).astype(np.uint8)[..., np.newaxis]
+    labels = bunch.target.astype(np.int64)
+    is_test = _choose_test(labels)
+    train, test = (
+        Split(images=images[chosen], labels=labels[chosen]) for chosen in (~is_test, is_test)
+    )
+    classes = tuple(str(digit) for digit in range(10))
+    arrays = (train.images, train.labels, test.images, test.labels)
+    return Dataset(
+        name="digits",
+        classes=classes,
+        train=train,
+        test=test,
+        crop_pad=1,
+        flip=False,
+        digest=dataset_digest(classes, map(array_checksum, arrays)),
+    )
+
+
+def _choose_test(labels: np.ndarray) -> np.ndarray:
+    """bool [N]: a fifth of each class, the same in every run."""
+    # RandomState, since numpy promises that its stream never changes.
+    random = np.random.RandomState(_SPLIT_SEED)
+    is_test = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        members = random.permutation(np.flatnonzero(labels == label))
+        is_test[members[: round(_TEST_SHARE * len(members))]] = True
+    return is_test

@@ -1,0 +1,21 @@
+"""The packages: fastcat, with the top-level folders kernels and loaders linked into it."""
+
+import sys
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+for link in (Path(__file__).parent / "fastcat" / name for name in ("kernels", "loaders")):
+    if not link.is_dir():
+        sys.exit(
+            f"{link} is not a link to a folder: this checkout was made without symbolic links; "
+            "make it again with `git -c core.symlinks=true clone`"
+        )
+
+setup(
+    packages=[
+        *find_packages(include=["fastcat", "fastcat.*"]),
+        "fastcat.kernels",
+        "fastcat.loaders",
+    ]
+)

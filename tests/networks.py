@@ -1,0 +1,49 @@
+"""A small network with all that makes parity hard: BatchNorm in three places, a residual, a head."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+CLASSES = 5
+
+
+class TinyNet(nn.Module):
+    """x [B, 3, H, W] -> logits [B, CLASSES]; 3.5 thousand parameters."""
+
+    def __init__(self, activation: type[nn.Module]) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 12, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(12)
+        self.conv2 = nn.Conv2d(12, 12, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(12)
+        self.conv3 = nn.Conv2d(12, 16, 3, stride=2, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(16)
+        self.linear = nn.Linear(16, CLASSES)
+        self.act = activation()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.act(self.bn1(self.conv1(x)))
+        out = self.act(self.bn2(self.conv2(out)) + out)
+        out = self.act(self.bn3(self.conv3(F.avg_pool2d(out, 2))))
+        return self.linear(out.mean((2, 3)))
+
+
+def tiny_net(seed: int, activation: type[nn.Module] = nn.ReLU) -> TinyNet:
+    """A float32 TinyNet in train mode whose BatchNorm has lived: no statistic or scale is 0 or 1."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = TinyNet(activation)
+        for norm in (net.bn1, net.bn2, net.bn3):
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.normal_(norm.bias, 0.0, 0.2)
+            nn.init.normal_(norm.running_mean, 0.0, 0.2)
+            nn.init.uniform_(norm.running_var, 0.5, 2.0)
+        nn.init.normal_(net.linear.weight, 0.0, 1.0)
+    return net
+
+
+def images(seed: int, size: int, side: int = 8, channels: int = 3) -> tuple[Tensor, Tensor]:
+    """x [size, channels, side, side] in [0, 1], some pixels at its ends, and labels y [size]."""
+    generator = torch.Generator().manual_seed(seed)
+    x = (1.2 * torch.rand(size, channels, side, side, generator=generator) - 0.1).clamp(0, 1)
+    return x, torch.randint(CLASSES, (size,), generator=generator)
