@@ -19,7 +19,7 @@ _TrainGroups = dataclasses.make_dataclass(
     "TrainGroups",
     [
         (group.__name__.lower(), group, dataclasses.field(default_factory=group))
-        for group in TrainConfig.__bases__
+        for group in reversed(TrainConfig.__bases__)
     ],
     frozen=True,
     kw_only=True,

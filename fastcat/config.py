@@ -195,7 +195,7 @@ class Run:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(Peers, Data, Threat, Optimization, Run):
+class TrainConfig(Run, Optimization, Threat, Data, Peers):
     """All settings of a run. Raises InputError when one of them means nothing."""
 
     def __post_init__(self) -> None:

@@ -16,7 +16,7 @@ from fastcat.config import TrainConfig, to_yaml
 from fastcat.errors import InputError
 from fastcat.files import explained, write_text
 from fastcat.loaders.dataset import Dataset
-from fastcat.loaders.registry import load_dataset
+from fastcat.loaders.registry import is_folder, load_dataset
 from fastcat.recorder import Recorder, environment
 from fastcat.stop import Stopped
 from fastcat.trainer import Trainer
@@ -63,7 +63,9 @@ def train(config: TrainConfig) -> RunResult:
         raise InputError(
             f"{out} exists already: choose another --out, or type: fastcat resume {out}"
         )
-    config = replace(config, out=out)
+    # a run can be resumed and judged from another directory
+    data = str(Path(config.data).expanduser().absolute()) if is_folder(config.data) else config.data
+    config = replace(config, out=out, data=data, data_dir=config.data_dir.absolute())
     trainer = Trainer(config, _load_data(config))
     with explained(out):
         for folder in ("checkpoints", "peers"):

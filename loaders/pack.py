@@ -31,6 +31,7 @@ from .listing import SPLITS, Listing
 FORMAT = 1
 MANIFEST = "pack.json"
 ARRAYS = tuple(f"{split}-{kind}.npy" for split in SPLITS for kind in ("images", "labels"))
+_KEYS = {"format", "classes", "counts", "shape", "arrays", "listing", "digest"}
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -170,6 +171,8 @@ def _read_manifest(packed: Path) -> dict[str, Any]:
         raise _refused(packed, f"its {MANIFEST} is missing or damaged") from error
     if version != FORMAT:
         raise _refused(packed, f"it has format {version!r}, expected {FORMAT}")
+    if manifest.keys() != _KEYS or manifest["arrays"].keys() != set(ARRAYS):
+        raise _refused(packed, f"its {MANIFEST} is damaged (entries are missing)")
     return manifest
 
 

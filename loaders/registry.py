@@ -33,7 +33,7 @@ def load_dataset(
         return load_digits()
     if name in DATASETS:
         return load_cifar(name, data_dir, progress)
-    if _is_path(name):
+    if is_folder(name):
         return load_folder(Path(name), progress)
     raise InputError(
         f"there is no data set {name!r} (a folder of images is given as a path, such as "
@@ -41,7 +41,10 @@ def load_dataset(
     )
 
 
-def _is_path(name: str) -> bool:
+def is_folder(name: str) -> bool:
+    """Whether a name means an image folder (there now or not): known names never do."""
+    if not name or name in DATASETS:
+        return False
     if os.sep in name or (os.altsep and os.altsep in name):
         return True
-    return bool(name) and (Path(name).is_dir() or packed_path(Path(name)).is_dir())
+    return Path(name).is_dir() or packed_path(Path(name)).is_dir()

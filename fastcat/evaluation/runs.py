@@ -2,12 +2,14 @@
 
 import itertools
 import json
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
@@ -18,7 +20,7 @@ from fastcat.errors import InputError, nearest
 from fastcat.evaluation.evaluate import Report, evaluate, parse_attacks
 from fastcat.files import explained, write_text
 from fastcat.loaders.dataset import Dataset
-from fastcat.loaders.registry import load_dataset
+from fastcat.loaders.registry import DATASETS, load_dataset
 from fastcat.loaders.resident import ResidentLoader
 from fastcat.precision import make_precision
 from fastcat.recorder import environment
@@ -36,7 +38,7 @@ def evaluate_run(config: EvalConfig) -> dict[str, Any]:
     precision = make_precision("fp32", device)
     files = find_weights(config.target, config.weights, config.peer)
     peers = [load_weights(file) for file in files]
-    data = config.data or peers[0][1].data
+    data = config.data or trained_data(config.target, peers[0][1])
     dataset = load_dataset(data, config.data_dir)
     loader = make_loader(dataset, config, device)
     console = Console(soft_wrap=True, highlight=False, markup=False)
@@ -108,6 +110,19 @@ def find_weights(target: Path, which: str, peer: str) -> list[Path]:
         file if file.exists() else file.with_name(file.name.replace(".best.", ".last."))
         for file in files
     ]
+
+
+def trained_data(target: Path, info: WeightsInfo) -> str:
+    """The --data of the run that the weights come from; a lone weight file knows only its name.
+
+    Raises InputError for a name that says nothing on another machine.
+    """
+    if target.is_dir():
+        with suppress(OSError, yaml.YAMLError, KeyError, TypeError):
+            return str(yaml.safe_load((target / "config.yaml").read_text())["data"])
+    if info.data not in DATASETS:
+        raise InputError(f"say where the images of {info.data!r} are: type --data FOLDER")
+    return info.data
 
 
 def make_loader(dataset: Dataset, config: EvalConfig, device: torch.device) -> ResidentLoader:

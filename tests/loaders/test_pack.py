@@ -108,6 +108,14 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "missing manifest": (lambda p: (p / "pack.json").unlink(), "pack.json is missing or damaged"),
     "cut manifest": (lambda p: os.truncate(p / "pack.json", 50), "pack.json is missing or damaged"),
+    "manifest without entries": (
+        lambda p: (p / "pack.json").write_text('{"format": 1}'),
+        "pack.json is damaged (entries",
+    ),
+    "manifest without arrays": (
+        lambda p: edit_manifest(p, arrays={}),
+        "pack.json is damaged (entries",
+    ),
     "other format": (lambda p: edit_manifest(p, format=2), "format 2, expected 1"),
     "other class names": (
         lambda p: edit_manifest(p, classes=["cat", "fox"]),

@@ -1,0 +1,30 @@
+# `make demo` and `make test` need Python 3.10 or newer and make; they set up the rest in .venv.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: demo test lint clean
+
+$(VENV)/.installed: pyproject.toml setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+# two networks that teach each other, on real images, in about three minutes
+demo: RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)
+demo: $(VENV)/.installed
+	$(BIN)/fastcat train --arch resnet18 --peers trades,alp --data digits --eps 0.1 \
+		--epochs 6 --batch-size 64 --schedule cyclic --lr 0.05 --out $(RUN)
+	$(BIN)/fastcat eval $(RUN) --attacks clean,fgsm,pgd20,cw20
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,16 @@
+"""Rules for all tests: FASTCAT_TEST_STRICT=1 turns a skip into a failure unless it wants a GPU."""
+
+import os
+
+import pytest
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if report.skipped and os.environ.get("FASTCAT_TEST_STRICT") and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        if "needs a GPU" not in reason:
+            report.outcome = "failed"
+            report.longrepr = f"{item.nodeid}: skipped where nothing may be missing: {reason}"
+    return report

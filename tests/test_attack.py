@@ -1,0 +1,548 @@
+"""PGD: what it finds lies in ball and box and is worse, and the attacked network never notices."""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastcat.attack import Inner, attack, attack_all, attack_mode, check_images, logits_of
+from fastcat.errors import InputError
+from fastcat.objectives import make_objective
+from fastcat.optim import make_optimizer
+from fastcat.peer import Peer
+from fastcat.step import start_noise
+from fastcat.threat import Start, ThreatModel, draw_noise
+from tests.networks import CLASSES, images, tiny_net
+
+THREAT = ThreatModel(eps=8 / 255, step_size=3 / 255, steps=4)
+# x + eps is rounded to float32, and so is the difference
+ROUNDING = 2**-23
+
+Trained = tuple[nn.Module, Tensor, Tensor]
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+class Watched(nn.Module):
+    """A network that keeps each batch it is shown."""
+
+    def __init__(self, net: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.net = net
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(x.detach().clone())
+        return self.net(x)
+
+
+def constant_logits(x: Tensor) -> Tensor:
+    """Logits that do not depend on x, so that every gradient is zero."""
+    return 0 * x.flatten(1)[:, :CLASSES] + torch.arange(CLASSES)
+
+
+def assert_allowed(x_adv: Tensor, x: Tensor, threat: ThreatModel) -> None:
+    assert (x_adv - x).abs().max() <= threat.eps + ROUNDING
+    assert x_adv.min() >= 0 and x_adv.max() <= 1
+
+
+# ball and box
+
+
+@pytest.mark.parametrize("size", [1, 7], ids=["one-image", "seven-images"])
+@pytest.mark.parametrize("start", ["zero", "uniform", "gaussian"])
+@pytest.mark.parametrize("loss", ["ce", "kl", "margin"])
+def test_every_iterate_lies_in_ball_and_box(loss: str, start: Start, size: int) -> None:
+    x, y = images(0, size)
+    net = Watched(tiny_net(0).eval())
+    x_adv = attack(net, x, y, THREAT, loss=loss, start=start, generator=seeded())
+    iterates = net.seen[1:] if loss == "kl" else net.seen  # the target's forward of x comes first
+    assert len(iterates) == THREAT.steps
+    # a Gaussian start leaves the box by a thousandth, and is never returned
+    for iterate in iterates[1 if start == "gaussian" else 0 :]:
+        assert_allowed(iterate, x, THREAT)
+    assert_allowed(x_adv, x, THREAT)
+    assert x_adv.shape == x.shape and x_adv.dtype == x.dtype
+    assert x_adv.isfinite().all()
+    # it also uses the ball: steps of 3/255 that keep their sign end on the edge of 8/255
+    assert (x_adv - x).abs().max() >= THREAT.eps - ROUNDING
+
+
+@pytest.mark.parametrize("start", ["zero", "uniform", "gaussian"])
+def test_zero_gradient_leaves_the_start_where_it_is(start: Start) -> None:
+    x, y = images(0, 3)
+    x_adv = attack(constant_logits, x, y, THREAT, start=start, generator=seeded())
+    noise = draw_noise(start, x, seeded())
+    scale = {"zero": 0.0, "uniform": THREAT.eps, "gaussian": 0.001}[start]
+    torch.testing.assert_close(x_adv, (x + scale * noise).clamp(0, 1), rtol=0, atol=ROUNDING)
+    assert_allowed(x_adv, x, THREAT)
+
+
+@pytest.mark.parametrize("value", [0.0, math.nan], ids=["zero", "nan"])
+def test_ascend_without_direction_moves_nothing(value: float) -> None:
+    x, _ = images(0, 3)
+    x_adv = torch.stack([(x + 0.01).clamp(0, 1), x])
+    assert torch.equal(THREAT.ascend(x_adv, x, torch.full_like(x_adv, value)), x_adv)
+
+
+def test_ascend_by_hand() -> None:
+    """Step 3/16 in a ball of 1/4; all numbers are exact in binary."""
+    threat = ThreatModel(eps=4 / 16, step_size=3 / 16, steps=1)
+    x = torch.tensor([8, 8, 8, 1, 15, 8]) / 16
+    x_adv = torch.tensor([8, 10, 8, 1, 15, 9]) / 16
+    grad = torch.tensor([1e-20, 5.0, -2.0, -1.0, 1.0, 0.0])
+    #            free, edge of the ball, free, edge of the box, edge of the box, no direction
+    expected = torch.tensor([11, 12, 5, 0, 16, 9]) / 16
+    moved = threat.ascend(
+        x_adv.view(1, 6, 1, 1, 1), x.view(6, 1, 1, 1), grad.view(1, 6, 1, 1, 1)
+    )
+    assert torch.equal(moved.flatten(), expected)
+
+
+def test_distance_is_the_largest_move_of_each_image() -> None:
+    x = torch.full((2, 3, 4, 4), 0.5)
+    x_adv = x.clone()
+    x_adv[0, 2, 3, 1] -= 0.25
+    x_adv[1] += 0.125
+    assert THREAT.distance(x, x_adv).tolist() == [0.25, 0.125]
+
+
+def test_step_is_a_quarter_of_eps_unless_given() -> None:
+    assert ThreatModel(eps=0.1).step == 0.025
+    assert ThreatModel(eps=0.1, step_size=0.03).step == 0.03
+    assert ThreatModel().eps == 8 / 255 and ThreatModel().step == 2 / 255
+    assert (ThreatModel().steps, ThreatModel().restarts) == (10, 1)
+
+
+# it is worse
+
+
+@pytest.fixture(scope="module")
+def trained() -> Trained:
+    """A network in eval mode that knows its 64 images: each class is bright in its own place."""
+    x, y = images(3, 64)
+    x = 0.5 + 0.1 * (x - 0.5)
+    for i, label in enumerate(y.tolist()):
+        x[i, label % 3, label : label + 3, label : label + 3] += 0.15
+    net = tiny_net(3)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    for _ in range(40):
+        optimizer.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    net.requires_grad_(False).eval()
+    return net, x, y
+
+
+def climbed(loss: str, net: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
+    """What each attack climbs, per image, written with torch's own losses."""
+    z = net(x_adv)
+    if loss == "kl":
+        return F.kl_div(z.log_softmax(1), net(x).softmax(1), reduction="none").sum(1)
+    if loss == "margin":
+        others = torch.stack([torch.cat([row[:k], row[k + 1 :]]).max() for row, k in zip(z, y)])
+        return others - z[torch.arange(len(y)), y]
+    return F.cross_entropy(z, y, reduction="none")
+
+
+@pytest.mark.parametrize("start", ["uniform", "gaussian"])
+@pytest.mark.parametrize("loss", ["ce", "kl", "margin"])
+def test_attack_raises_its_loss_of_every_image(trained: Trained, loss: str, start: Start) -> None:
+    net, x, y = trained
+    assert (net(x).argmax(1) == y).float().mean() > 0.95
+    x_adv = attack(net, x, y, THREAT, loss=loss, start=start, generator=seeded())
+    before, after = (climbed(loss, net, x, view, y) for view in (x, x_adv))
+    assert (after > before).all()
+    # random noise of the same size does almost nothing
+    noisy = (x + THREAT.eps * draw_noise("uniform", x, seeded()).sign()).clamp(0, 1)
+    gain, noise_gain = (after - before).mean(), (climbed(loss, net, x, noisy, y) - before).mean()
+    assert gain > 5 * noise_gain.abs()
+    assert (net(x_adv).argmax(1) == y).float().mean() < 0.5
+
+
+def test_more_steps_raise_the_loss_further(trained: Trained) -> None:
+    net, x, y = trained
+    means = []
+    for steps in (1, 3, 10):
+        threat = ThreatModel(eps=8 / 255, step_size=2 / 255, steps=steps)
+        x_adv = attack(net, x, y, threat, start="zero")
+        means.append(F.cross_entropy(net(x_adv), y).item())
+    assert means == sorted(means) and means[-1] > 1.5 * means[0]
+
+
+@pytest.mark.parametrize("loss", ["ce", "kl", "margin"])
+def test_of_restarts_each_image_keeps_the_worst(trained: Trained, loss: str) -> None:
+    """From the very noise of three single attacks; no image is worse off with fewer restarts."""
+    net, x, y = trained
+    threat = ThreatModel(eps=8 / 255, step_size=4 / 255, steps=1, restarts=3)
+    inners = [Inner(loss=loss), Inner(loss=loss, start="gaussian")]
+    noise = torch.stack(
+        [torch.stack([draw_noise(i.start, x, seeded(10 * r)) for i in inners]) for r in range(3)]
+    )
+    best = attack_all([net, net], inners, x, y, threat, noise)
+    singles = [attack_all([net, net], inners, x, y, threat, noise[r : r + 1]) for r in range(3)]
+    for k in range(2):
+        losses = torch.stack([climbed(loss, net, x, single[k], y) for single in singles])
+        winner = losses.argmax(0)
+        assert len(winner.unique()) == 3, "every restart must win somewhere to show anything"
+        expected = torch.stack([singles[r][k, i] for i, r in enumerate(winner.tolist())])
+        assert torch.equal(best[k], expected)
+        assert (climbed(loss, net, x, best[k], y) >= losses - 1e-6).all()
+
+
+def test_restarts_draw_one_noise_after_the_other(trained: Trained) -> None:
+    net, x, y = trained
+    generator = seeded()
+    single = ThreatModel(eps=8 / 255, step_size=4 / 255, steps=1)
+    ends = [attack(net, x, y, single, generator=generator) for _ in range(3)]
+    threat = ThreatModel(eps=8 / 255, step_size=4 / 255, steps=1, restarts=3)
+    best = attack(net, x, y, threat, generator=seeded())
+    worst = torch.stack([climbed("ce", net, x, end, y) for end in ends]).amax(0)
+    torch.testing.assert_close(climbed("ce", net, x, best, y), worst, rtol=0, atol=0)
+
+
+def test_networks_attacked_together_are_attacked_as_alone() -> None:
+    x, y = images(0, 5)
+    nets = [tiny_net(k) for k in range(3)]
+    inners = [
+        Inner(loss="kl", start="gaussian"), Inner(bn="train"), Inner(loss="margin", start="zero")
+    ]  # fmt: skip
+    noise = torch.stack([draw_noise(inner.start, x, seeded()) for inner in inners])[None]
+    together = attack_all(nets, inners, x, y, THREAT, noise)
+    for k in range(3):
+        alone = attack_all([nets[k]], [inners[k]], x, y, THREAT, noise[:, k : k + 1])[0]
+        assert torch.equal(together[k], alone)
+        assert not torch.equal(together[k], together[(k + 1) % 3])
+
+
+# BatchNorm and precision
+
+
+def stateless(net: nn.Module) -> nn.Module:
+    """A copy whose BatchNorm knows only the statistics of the batch."""
+    net = copy.deepcopy(net)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.track_running_stats = False
+            module.running_mean = module.running_var = None
+    return net
+
+
+@pytest.mark.parametrize("mode", [True, False], ids=["from-train-mode", "from-eval-mode"])
+@pytest.mark.parametrize("loss", ["ce", "kl"])
+def test_bn_decides_the_statistics_whatever_mode_the_network_is_in(loss: str, mode: bool) -> None:
+    x, y = images(0, 6)
+    net = tiny_net(0)
+    by_running, by_batch = (
+        attack(plain.__call__, x, y, THREAT, loss=loss, generator=seeded())
+        for plain in (copy.deepcopy(net).eval(), stateless(net))
+    )
+    assert not torch.equal(by_running, by_batch)
+    net.train(mode)
+    for bn, expected in (("eval", by_running), ("train", by_batch)):
+        x_adv = attack(net, x, y, THREAT, loss=loss, bn=bn, generator=seeded())
+        assert torch.equal(x_adv, expected), bn
+
+
+def test_half_precision_networks_are_judged_in_float32() -> None:
+    x, y = images(0, 5)
+    net = tiny_net(0).eval()
+    assert logits_of(lambda x: net(x).bfloat16(), x).dtype == torch.float32
+    assert logits_of(net.double(), x.double()).dtype == torch.float64
+    net.float()
+    x_adv = attack(lambda x: net(x).half(), x, y, THREAT, generator=seeded())
+    assert x_adv.dtype == torch.float32
+    assert_allowed(x_adv, x, THREAT)
+
+
+def test_scale_of_the_loss_changes_no_sign() -> None:
+    x, y = images(0, 5)
+    net = tiny_net(0).eval()
+    noise = draw_noise("uniform", x, seeded())[None, None]
+    views = [attack_all([net], [Inner()], x, y, THREAT, noise, scale) for scale in (1.0, 256.0)]
+    assert torch.equal(*views)
+
+
+# no trace
+
+
+class Interrupted(BaseException):
+    """Like KeyboardInterrupt, no Exception."""
+
+
+def mixed_net() -> nn.Module:
+    """Modules in different modes, parameters with and without gradient, old gradients, a lone BatchNorm."""
+    net = tiny_net(0)
+    net.bn2.eval()
+    net.act.eval()
+    net.conv3.weight.requires_grad_(False)
+    net.bn3.bias.requires_grad_(False)
+    for p in (net.conv1.weight, net.linear.bias):
+        p.grad = torch.rand(p.shape, generator=seeded())
+    without_statistics = nn.BatchNorm2d(3, track_running_stats=False)
+    return nn.Sequential(nn.Dropout(0.2).eval(), without_statistics, net)
+
+
+def everything(net: nn.Module) -> dict[str, Any]:
+    """All that an attack could disturb, by name."""
+    found: dict[str, Any] = {f"state {k}": v.clone() for k, v in net.state_dict().items()}
+    for name, p in net.named_parameters():
+        found[f"grad {name}"] = None if p.grad is None else p.grad.clone()
+        found[f"requires_grad {name}"] = p.requires_grad
+    for name, module in net.named_modules():
+        found[f"training {name}"] = module.training
+        found[f"tracks {name}"] = getattr(module, "track_running_stats", None)
+        found[f"hooks {name}"] = len(module._forward_hooks) + len(module._forward_pre_hooks)
+    return found
+
+
+def assert_same(before: dict[str, Any], after: dict[str, Any]) -> None:
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        same = torch.equal(value, after[name]) if isinstance(value, Tensor) else value == after[name]
+        assert same, name
+
+
+@pytest.mark.parametrize("restarts", [1, 2])
+@pytest.mark.parametrize("bn", ["eval", "train"])
+@pytest.mark.parametrize("loss", ["ce", "kl", "margin"])
+def test_attack_leaves_no_trace(loss: str, bn: Any, restarts: int) -> None:
+    net, (x, y) = mixed_net(), images(0, 5)
+    before, old_grads = everything(net), [p.grad for p in net.parameters()]
+    x_before, y_before, random_state = x.clone(), y.clone(), torch.get_rng_state()
+    threat = ThreatModel(eps=8 / 255, steps=2, restarts=restarts)
+    x_adv = attack(net, x, y, threat, loss=loss, bn=bn, generator=seeded())
+    assert_same(before, everything(net))
+    assert all(p.grad is old for p, old in zip(net.parameters(), old_grads, strict=True))
+    assert torch.equal(x, x_before) and torch.equal(y, y_before)
+    assert not x.requires_grad and x.grad is None
+    assert not x_adv.requires_grad and x_adv.grad_fn is None
+    if bn == "eval":  # in train mode the dropout draws
+        assert torch.equal(torch.get_rng_state(), random_state)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, Interrupted, KeyboardInterrupt])
+@pytest.mark.parametrize("bn", ["eval", "train"])
+@pytest.mark.parametrize("calls", [1, 2, 4])
+def test_an_interrupted_attack_leaves_no_trace(
+    calls: int, bn: Any, error: type[BaseException]
+) -> None:
+    """The network fails in its first forward (the target of the KL), its second, or its fourth."""
+    net, (x, y) = mixed_net(), images(0, 5)
+    before = everything(net)
+    left = iter(range(calls))
+
+    def fail(*_: Any) -> None:
+        next(left)
+        if len(list(copy.copy(left))) == 0:
+            raise error("in the middle")
+
+    hook = net[2].bn3.register_forward_hook(fail)
+    with pytest.raises(error, match="in the middle"):
+        attack(net, x, y, THREAT, loss="kl", bn=bn, generator=seeded())
+    hook.remove()
+    assert_same(before, everything(net))
+
+
+def test_when_one_of_two_networks_fails_both_are_restored() -> None:
+    nets, (x, y) = [mixed_net(), mixed_net()], images(0, 5)
+    before = [everything(net) for net in nets]
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("second peer")
+
+    hook = nets[1].register_forward_pre_hook(fail)
+    noise = draw_noise("uniform", x, seeded()).expand(1, 2, *x.shape)
+    with pytest.raises(RuntimeError, match="second peer"):
+        attack_all(nets, [Inner(bn="train"), Inner()], x, y, THREAT, noise)
+    hook.remove()
+    for net, old in zip(nets, before, strict=True):
+        assert_same(old, everything(net))
+
+
+@pytest.mark.parametrize("bn", ["eval", "train"])
+def test_during_the_attack_the_network_is_in_the_mode_asked_for(bn: str) -> None:
+    net = mixed_net()
+    with attack_mode(net, bn):
+        assert all(module.training == (bn == "train") for module in net.modules())
+        moments = copy.deepcopy(net.state_dict())
+        net(images(0, 4)[0])
+        assert all(torch.equal(net.state_dict()[name], value) for name, value in moments.items())
+
+
+def test_one_network_twice_in_an_attack_is_restored() -> None:
+    net, (x, y) = mixed_net(), images(0, 5)
+    before = everything(net)
+    noise = draw_noise("uniform", x, seeded()).expand(1, 2, *x.shape)
+    attack_all([net, net], [Inner(bn="train"), Inner(bn="train")], x, y, THREAT, noise)
+    assert_same(before, everything(net))
+
+
+# as a public function
+
+
+@pytest.mark.parametrize("as_callable", [lambda net: net.forward, lambda net: lambda x: net(x)])
+def test_any_callable_is_attacked(as_callable: Callable[[nn.Module], Any]) -> None:
+    x, y = images(0, 5)
+    net = tiny_net(0).eval()
+    by_module = attack(net, x, y, THREAT, generator=seeded())
+    assert torch.equal(attack(as_callable(net), x, y, THREAT, generator=seeded()), by_module)
+
+
+def test_under_no_grad_the_attack_still_climbs() -> None:
+    x, y = images(0, 5)
+    net = tiny_net(0)
+    expected = attack(net, x, y, THREAT, generator=seeded())
+    with torch.no_grad():
+        x_adv = attack(net, x, y, THREAT, generator=seeded())
+        assert not torch.is_grad_enabled()
+    assert torch.equal(x_adv, expected)
+    frozen = copy.deepcopy(net).requires_grad_(False)
+    assert torch.equal(attack(frozen, x, y, THREAT, generator=seeded()), expected)
+
+
+def test_adversarial_images_are_constants_also_when_the_images_have_gradient() -> None:
+    x, y = images(0, 5)
+    net = tiny_net(0)
+    expected = attack(net, x, y, THREAT, generator=seeded())
+    x_adv = attack(net, x.requires_grad_(), y, THREAT, generator=seeded())
+    assert torch.equal(x_adv, expected)
+    assert not x_adv.requires_grad
+    assert x.requires_grad and x.grad is None
+
+
+def test_the_generator_alone_decides_the_start() -> None:
+    x, y = images(0, 5)
+    net = tiny_net(0)
+    first = attack(net, x, y, THREAT, generator=seeded(1))
+    torch.manual_seed(99)
+    assert torch.equal(attack(net, x, y, THREAT, generator=seeded(1)), first)
+    assert not torch.equal(attack(net, x, y, THREAT, generator=seeded(2)), first)
+    torch.manual_seed(5)
+    by_global = attack(net, x, y, THREAT)
+    torch.manual_seed(5)
+    assert torch.equal(attack(net, x, y, THREAT), by_global)
+
+
+@pytest.mark.parametrize(
+    "start, loss, bn", [("uniform", "ce", "eval"), ("zero", "kl", "train"), ("gaussian", "ce", "eval")]
+)
+def test_double_images_stay_double(start: Start, loss: str, bn: Any) -> None:
+    x, y = images(0, 5)
+    net = tiny_net(0).double()
+    x_adv = attack(net, x.double(), y, THREAT, loss=loss, start=start, bn=bn, generator=seeded())
+    assert x_adv.dtype == torch.float64
+    assert (x_adv - x).abs().max() <= THREAT.eps + 1e-15
+
+
+def test_an_unknown_loss_is_refused_with_the_nearest() -> None:
+    x, y = images(0, 2)
+    with pytest.raises(InputError, match="unknown attack loss 'margn': did you mean 'margin'?"):
+        attack(tiny_net(0), x, y, THREAT, loss="margn")
+    with pytest.raises(InputError, match="unknown attack loss 'dlr': known are ce, kl, margin"):
+        attack(tiny_net(0), x, y, THREAT, loss="dlr")
+
+
+@pytest.mark.parametrize(
+    "value, text",
+    [
+        pytest.param(-0.1, "images range from -0.1 to 1, expected", id="below"),
+        pytest.param(1.5, "images range from 0 to 1.5, expected", id="above"),
+        pytest.param(255.0, "images range from 0 to 255, expected", id="grey-levels"),
+        pytest.param(math.nan, "images range from nan to nan, expected", id="nan"),
+    ],
+)
+def test_images_outside_the_box_are_refused(value: float, text: str) -> None:
+    x, y = images(0, 2)
+    x[1, 2, 3, 4] = value
+    for call in (lambda: attack(tiny_net(0), x, y, THREAT), lambda: check_images(x)):
+        with pytest.raises(InputError) as caught:
+            call()
+        message = str(caught.value)
+        assert message.startswith(text)
+        assert "put the normalisation into the model" in message
+        assert len(message.splitlines()) == 1
+
+
+# the threat model
+
+
+@pytest.mark.parametrize(
+    "settings, text",
+    [
+        pytest.param({"eps": 0}, "eps is 0, expected pixels in (0, 1]", id="eps-0"),
+        pytest.param({"eps": -1}, "eps is -1, expected pixels in (0, 1]", id="eps-negative"),
+        pytest.param({"eps": 8}, "eps is 8, expected pixels in (0, 1]: type for example 8/255", id="eps-8"),
+        pytest.param({"eps": math.nan}, "eps is nan, expected pixels in (0, 1]", id="eps-nan"),
+        pytest.param({"eps": math.inf}, "eps is inf, expected pixels in (0, 1]", id="eps-inf"),
+        pytest.param({"step_size": 0.0}, "step size is 0, expected pixels", id="step_size-0"),
+        pytest.param({"step_size": -0.1}, "step size is -0.1, expected", id="step_size-negative"),
+        pytest.param({"step_size": 2}, "step size is 2, expected pixels in (0, 1]", id="step_size-2"),
+        pytest.param({"step_size": math.nan}, "step size is nan, expected", id="step_size-nan"),
+        pytest.param({"steps": 0}, "steps is 0, expected at least 1", id="steps-0"),
+        pytest.param({"steps": -3}, "steps is -3, expected at least 1", id="steps-negative"),
+        pytest.param({"restarts": 0}, "restarts is 0, expected at least 1", id="restarts-0"),
+        pytest.param({"norm": "l_inf"}, "unknown norm 'l_inf': did you mean 'linf'?", id="norm-typo"),
+        pytest.param({"norm": "L2"}, "unknown norm 'L2': known are linf", id="norm-unknown"),
+    ],
+)
+def test_threat_models_that_mean_nothing_are_refused(settings: dict[str, Any], text: str) -> None:
+    with pytest.raises(InputError) as caught:
+        ThreatModel(**settings)
+    assert text in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_the_whole_range_is_a_threat_model() -> None:
+    """eps = 1 is allowed: then only the box holds."""
+    x, y = images(0, 3)
+    threat = ThreatModel(eps=1.0, step_size=1.0, steps=1)
+    x_adv = attack(tiny_net(0), x, y, threat, start="zero")
+    assert ((x_adv == 0) | (x_adv == 1)).float().mean() > 0.9
+
+
+# start noise
+
+
+@pytest.mark.parametrize(
+    "kind, std, furthest, beyond_2",
+    [
+        pytest.param("uniform", 3**-0.5, 1.0, 0.0, id="uniform"),
+        pytest.param("gaussian", 1.0, 6.0, 0.0228, id="gaussian"),
+        pytest.param("zero", 0.0, 0.0, 0.0, id="zero"),
+    ],
+)
+def test_noise_has_the_distribution_of_its_kind(
+    kind: Start, std: float, furthest: float, beyond_2: float
+) -> None:
+    noise = draw_noise(kind, torch.zeros(20, 3, 32, 32), seeded())
+    assert noise.mean().item() == pytest.approx(0.0, abs=0.02)
+    assert noise.std().item() == pytest.approx(std, abs=0.02)
+    assert noise.abs().max() <= furthest
+    assert (noise > 2).float().mean().item() == pytest.approx(beyond_2, abs=0.004)
+
+
+def test_each_attacked_peer_gets_noise_of_its_own_kind() -> None:
+    x, _ = images(0, 64)
+    peers = []
+    for k, name in enumerate(("natural", "alp", "trades", "at")):
+        net = nn.Linear(1, 1)
+        optimizer = make_optimizer(net, lr=0.1, momentum=0.9, weight_decay=0.0, nesterov=False)
+        scaler = torch.amp.GradScaler("cpu", enabled=False)
+        peers.append(Peer(f"{k}-{name}", "tiny", net, make_objective(name, {}), optimizer, scaler))
+    threat = ThreatModel(restarts=2)
+    noise = start_noise(peers, x, threat, seeded())
+    assert noise.shape == (2, 3, *x.shape)
+    largest = noise.abs().amax((2, 3, 4, 5))
+    assert (largest[:, [0, 2]] <= 1).all() and (largest[:, 1] > 3).all()
+    flat = noise.flatten(0, 1).flatten(1)
+    assert torch.corrcoef(flat).sub(torch.eye(6)).abs().max() < 0.05, "draws are independent"
+    assert torch.equal(start_noise(peers, x, threat, seeded()), noise)
+    assert start_noise(peers[:1], x, threat, seeded()).numel() == 0
