@@ -27,7 +27,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
     Raises InputError when the system refuses, for example on a full disk.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     with explained(path):
         try:
             with open(temporary, "wb") as file:
@@ -37,6 +37,13 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files of writers that were killed in `folder` or below."""
+    with explained(folder):
+        for temporary in folder.rglob(".*.tmp"):
+            temporary.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

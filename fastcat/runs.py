@@ -14,7 +14,7 @@ from typing import Any
 from fastcat.checkpoint import load_last_checkpoint
 from fastcat.config import TrainConfig, to_yaml
 from fastcat.errors import InputError
-from fastcat.files import explained, write_text
+from fastcat.files import explained, remove_leftovers, write_text
 from fastcat.loaders.dataset import Dataset
 from fastcat.loaders.registry import is_folder, load_dataset
 from fastcat.recorder import Recorder, environment
@@ -88,6 +88,7 @@ def resume(run: Path) -> RunResult:
     with _locked(run):
         trainer = Trainer(config, _load_data(config))
         trainer.load_state_dict(state)
+        remove_leftovers(run)
         with Recorder(run, config.epochs * len(trainer.loader)) as recorder:
             if remark:
                 recorder.line(remark)

@@ -1,4 +1,4 @@
-"""A small network with all that makes parity hard: BatchNorm in three places, a residual, a head."""
+"""A small network with all that makes parity hard: three BatchNorms, a residual, a pooling."""
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,7 @@ class TinyNet(nn.Module):
 
 
 def tiny_net(seed: int, activation: type[nn.Module] = nn.ReLU) -> TinyNet:
-    """A float32 TinyNet in train mode whose BatchNorm has lived: no statistic or scale is 0 or 1."""
+    """A float32 TinyNet in train mode; none of its BatchNorm statistics or scales is 0 or 1."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         net = TinyNet(activation)

@@ -145,12 +145,13 @@ def evaluate(
     Raises InputError for unknown attacks, images outside [0, 1], and a loader without images.
     """
     chosen = parse_attacks(attacks) if isinstance(attacks, str) else tuple(attacks)
-    device = next(model.parameters()).device if isinstance(model, nn.Module) else None
+    parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
     correct: dict[str, int] = {attack.name: 0 for attack in chosen}
     worst = n = 0
     generator: torch.Generator | None = None
     for x, y, *_ in loader:
-        x, y = x.to(device or x.device), y.to(device or y.device)
+        if parameter is not None:
+            x, y = x.to(parameter.device), y.to(parameter.device)
         if generator is None:
             check_images(x)
             generator = torch.Generator(x.device).manual_seed(derive_seed(seed, "evaluation"))

@@ -1,0 +1,311 @@
+"""Whatever is wrong with the input: one sentence, exit status 2, nothing lost."""
+
+import contextlib
+import os
+import pickle
+import re
+import resource
+import shlex
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastcat.checkpoint import read_checkpoint, save_checkpoint
+from fastcat.cli import main
+from tests import tiny
+from tests.run_helpers import SMALL
+
+
+@pytest.fixture(autouse=True)
+def _workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.register()
+    monkeypatch.chdir(tmp_path)
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    """The sentence that `fastcat ARGUMENTS` ends with, after checking that it is one."""
+    assert main([str(argument) for argument in arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("fastcat: ")
+    assert error.count("\n") == 1, "more than one line"
+    assert "Traceback" not in error
+    return error
+
+
+def image_folder(root: Path, *classes: str, side: int = 8, images: int = 6) -> Path:
+    for split in ("train", "test"):
+        for name in classes:
+            (root / split / name).mkdir(parents=True)
+            for i in range(images):
+                pixels = np.full((side, side, 3), 20 * i, dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{i}.jpg")
+    return root
+
+
+SETTINGS = {
+    "unknown peer": ("--peers tardes,alp", "'tardes'.*did you mean 'trades'"),
+    "empty peer": ("--peers trades,,alp", "expected methods like trades,alp"),
+    "unknown setting": ("--peers trades:bta=6", "no setting 'bta'.*beta=6.0"),
+    "setting of the wrong type": ("--peers trades:beta=six", "beta=six is no float"),
+    "setting without value": ("--peers trades:beta=", "settings like trades:beta=6"),
+    "negative setting": ("--peers alp:weight=-1", "weight=-1: expected"),
+    "unknown bn mode": ("--peers at:bn=off", "expected eval or train"),
+    "unknown arch": ("--arch resnet81", "'resnet81'.*did you mean 'resnet18'"),
+    "unknown arch of a peer": ("--peers at@resnt34", "did you mean 'resnet34'"),
+    "unknown data": ("--data cifr10", "'cifr10'.*did you mean 'cifar10'"),
+    "unknown collaboration": ("--collab kat", "'kat'.*did you mean 'cat'"),
+    "eps in grey levels": ("--eps 8", "type 8/255"),
+    "eps negative": ("--eps -0.1", "more than 0"),
+    "eps zero": ("--eps 0", "more than 0"),
+    "eps no number": ("--eps big", "for example 8/255"),
+    "eps divided by zero": ("--eps 8/0", "for example 8/255"),
+    "eps not a number": ("--eps nan", "for example 8/255"),
+    "step size in grey levels": ("--step-size 2", "type 2/255"),
+    "steps 0": ("--steps 0", "at least 1"),
+    "restarts 0": ("--restarts 0", "at least 1"),
+    "alpha above 1": ("--alpha 1.5", r"\[0, 1\]"),
+    "alpha negative": ("--alpha -0.1", r"\[0, 1\]"),
+    "alpha without guidance": ("--collab none --alpha 0.5", "none"),
+    "epochs 0": ("--epochs 0", "epochs is 0, expected at least 1"),
+    "lr 0": ("--lr 0", "more than 0"),
+    "lr not a number": ("--lr nan", "more than 0"),
+    "momentum 1": ("--momentum 1", r"\[0, 1\)"),
+    "negative weight decay": ("--weight-decay -1", "at least 0"),
+    "nesterov without momentum": ("--nesterov --momentum 0", "above 0"),
+    "batch of 1": ("--batch-size 1", "at least 2"),
+    "batch larger than the data": ("--batch-size 4000", "larger than the 70 training images"),
+    "more images than there are": ("--train-size 100000", "more than the 1438 there are"),
+    "nothing to select on": ("--val-size 0", "--select-on last"),
+    "milestones for cosine": ("--schedule cosine --milestones 2", "multistep"),
+    "descending milestones": ("--milestones 20,10", "ascending"),
+    "milestones no numbers": ("--milestones ten", "like 100,150"),
+    "unknown device": ("--device tpu9", "cpu, cuda"),
+    "no such gpu": ("--device cuda:99", "no GPU"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "expected"), SETTINGS.values(), ids=SETTINGS.keys())
+def test_settings_are_refused_before_anything_is_written(
+    arguments: str, expected: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    # an option given twice counts as it was given last
+    error = refusal(capsys, "train", *SMALL, "--out", "run", *shlex.split(arguments))
+    assert re.search(expected, error)
+    assert not list(tmp_path.iterdir())
+
+
+COMMANDS = {
+    "unknown command": ("trian", "did you mean 'train'"),
+    "resume nothing": ("resume nowhere", "not a run"),
+    "eval nothing": ("eval nowhere", "no weights"),
+    "unknown topic": ("list method", "did you mean 'methods'"),
+    "doctor with arguments": ("doctor now", "takes no arguments"),
+    "config without file": ("train --config", "expected a YAML file"),
+    "config that is not there": ("train --config nowhere.yaml", "cannot read nowhere.yaml"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "expected"), COMMANDS.values(), ids=COMMANDS.keys())
+def test_commands(arguments: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert re.search(expected, refusal(capsys, *shlex.split(arguments)))
+
+
+CONFIGS = {
+    "unknown setting": ("epochz: 3", "did you mean 'epochs'"),
+    "no mapping": ("- 3", "lines like"),
+    "a list": ("peers: [trades, alp]", "expected one value"),
+    "broken": ("peers: 'trades", "is not YAML"),
+    "code": ("!!python/object/apply:os.system ['true']", "is not YAML"),
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), CONFIGS.values(), ids=CONFIGS.keys())
+def test_config_files(
+    text: str, expected: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    assert re.search(expected, refusal(capsys, "train", "--config", "c.yaml"))
+
+
+def test_an_unknown_option_exits_with_2_and_names_the_nearest(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "--epoch", "3"])
+    assert stopped.value.code == 2
+    assert "--epochs" in "".join(capsys.readouterr())
+
+
+def test_folders_of_images(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    def train_on(folder: Path) -> str:
+        return refusal(capsys, "train", *SMALL, "--data", folder, "--out", "run")
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert str(empty) in train_on(empty)
+    assert "one class" in train_on(image_folder(tmp_path / "single", "cat"))
+    mixed = image_folder(tmp_path / "mixed", "cat", "dog")
+    (mixed / "train" / "cat" / "notes.txt").write_text("no image")
+    assert "notes.txt" in train_on(mixed)
+    sizes = image_folder(tmp_path / "sizes", "cat", "dog")
+    Image.new("RGB", (9, 9)).save(sizes / "train" / "dog" / "0.jpg")
+    assert re.search("0.jpg.*9", train_on(sizes))
+    cut = image_folder(tmp_path / "cut", "cat", "dog", side=32)
+    jpeg = cut / "test" / "dog" / "3.jpg"
+    jpeg.write_bytes(jpeg.read_bytes()[:-20])
+    assert "3.jpg" in train_on(cut)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_existing_run_is_never_overwritten(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("years of work")
+    assert "exists already" in refusal(capsys, "train", *SMALL, "--out", "run")
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+    (tmp_path / "file").write_text("")
+    assert "exists already" in refusal(capsys, "train", *SMALL, "--out", "file")
+
+
+def test_a_folder_that_cannot_be_written(capsys: pytest.CaptureFixture[str]) -> None:
+    # not a permission bit, which root may ignore
+    error = refusal(capsys, "train", *SMALL, "--out", "/proc/fastcat/run")
+    assert "cannot write /proc/fastcat/run" in error
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Path:
+    """A finished run of one epoch."""
+    assert main(["train", *SMALL, "--epochs", "1", "--out", "run"]) == 0
+    capsys.readouterr()
+    return tmp_path / "run"
+
+
+@contextlib.contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """The system refuses to write more than `size` bytes into any file, as a full disk does."""
+    former_handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, former[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+        signal.signal(signal.SIGXFSZ, former_handler)
+
+
+def test_a_full_disk_keeps_the_former_checkpoint(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = run / "checkpoints" / "last.pt"
+    before = last.read_bytes()
+    state = read_checkpoint(last)
+    names = {path for path in run.rglob("*") if path.is_file()}
+    with files_up_to(len(before) // 2), pytest.raises(Exception, match=r"cannot write .*fresh\.pt"):
+        save_checkpoint(run, state)
+    assert last.read_bytes() == before
+    assert {path for path in run.rglob("*") if path.is_file()} == names
+    with files_up_to(len(before) // 2):
+        error = refusal(capsys, "train", *SMALL, "--epochs", "1", "--out", "second")
+    assert "cannot write second/checkpoints/fresh.pt" in error
+
+
+def test_checkpoints_that_are_no_checkpoints(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    last, previous = run / "checkpoints" / "last.pt", run / "checkpoints" / "previous.pt"
+    whole = last.read_bytes()
+    previous.unlink()
+    last.write_bytes(whole[: len(whole) // 2])
+    assert "damaged" in refusal(capsys, "resume", run)
+    last.write_bytes(b"")
+    assert "damaged" in refusal(capsys, "resume", run)
+    last.write_bytes(b"not a checkpoint")
+    assert "damaged or not a checkpoint" in refusal(capsys, "resume", run)
+    torch.save({"state_dict": {"conv1.weight": torch.zeros(2)}}, last)
+    assert "not a checkpoint of this version" in refusal(capsys, "resume", run)
+
+
+class Payload:
+    """What an attacker would pickle."""
+
+    def __init__(self, proof: Path) -> None:
+        self.proof = proof
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.proof),)
+
+
+def test_code_in_a_checkpoint_is_refused_and_not_run(
+    run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    proof = tmp_path / "executed"
+    torch.save({"format": 1, "peers": Payload(proof)}, run / "checkpoints" / "last.pt")
+    (run / "checkpoints" / "previous.pt").unlink()
+    error = refusal(capsys, "resume", run)
+    assert "pickled code" in error
+    assert not proof.exists()
+    # the same bytes do run where they are trusted: the test would notice
+    pickle.loads(pickle.dumps(Payload(proof)))
+    assert proof.exists()
+
+
+def test_weights_that_are_no_weights(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = run / "peers" / "0-trades.best.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-7])
+    assert "damaged" in refusal(capsys, "eval", weights)
+    from safetensors.torch import save_file
+
+    save_file({"conv1.weight": torch.zeros(2)}, weights)
+    assert "not written by fastcat" in refusal(capsys, "eval", weights)
+    torch.save({}, weights)
+    assert "not a safetensors file" in refusal(capsys, "eval", weights)
+
+
+EVALS = {
+    "unknown attack": ("--attacks pgd", "'pgd'.*pgdN"),
+    "attack twice": ("--attacks clean,clean", "twice"),
+    "unknown peer": ("--peer 7", "no peer '7'"),
+    "more images than there are": ("--n 5000", "has 359 images"),
+    "no images": ("--n 0", "at least 1"),
+    "eps in grey levels": ("--eps 8", "type 8/255"),
+    "other classes": ("--data pets", "2 .*cat, dog"),
+    "restarts 0": ("--restarts 0", "at least 1"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "expected"), EVALS.values(), ids=EVALS.keys())
+def test_evaluation(
+    arguments: str, expected: str, run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    image_folder(tmp_path / "pets", "cat", "dog")
+    assert re.search(expected, refusal(capsys, "eval", run, *shlex.split(arguments)))
+    assert not (run / "eval").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    error = refusal(
+        capsys, "train", *SMALL, "--epochs", "3", "--lr", "1e20", "--peers", "mart", "--out", "run"
+    )
+    assert re.search(
+        r"term '(bce|kl)' of peer 0-mart became (nan|inf) in epoch 1 by step \d", error
+    )
+    assert "last good checkpoint is run/checkpoints/last.pt" in error
+    state = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")
+    assert state["epoch"] == 0
+    assert all(torch.isfinite(t).all() for t in state["peers"][0]["model"].values())
+
+
+def test_changed_data_are_not_trained_on(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = read_checkpoint(run / "checkpoints" / "last.pt")
+    save_checkpoint(run, {**state, "data_digest": "another"})
+    assert "not those that the run began with" in refusal(capsys, "resume", run)

@@ -1,0 +1,398 @@
+"""Methods and collaborations as functions of logits: gradients, saturation, settings, refusals."""
+
+import sys
+from math import log
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastcat.attack import ATTACK_LOSSES, Inner
+from fastcat.collaboration import COLLABORATIONS, make_collaboration
+from fastcat.errors import InputError
+from fastcat.objectives import METHODS, find_method, make_objective
+from tests.reference import losses as reference
+
+B, C = 9, 6
+ALL_METHODS = ["natural", "at", "trades", "alp", "mart"]
+
+
+def logits(seed: int, size: float = 2.0) -> Tensor:
+    """A float64 leaf [B, C]."""
+    generator = torch.Generator().manual_seed(seed)
+    return (size * torch.randn(B, C, generator=generator, dtype=torch.float64)).requires_grad_()
+
+
+def labels() -> Tensor:
+    return torch.randint(C, (B,), generator=torch.Generator().manual_seed(7))
+
+
+def rows(name: str) -> dict[str, Tensor]:
+    """Logits by view as the objective wants them."""
+    views = make_objective(name, {}).views
+    return {view: logits({"clean": 0, "adv": 1}[view]) for view in views}
+
+
+# gradients
+
+
+def test_trades_kl_pulls_the_clean_logits_too() -> None:
+    """d/dz(x) = beta/B p (log p - log q - KL), d/dz(x_adv) = beta/B (q - p)."""
+    z, y = rows("trades"), labels()
+    kl = make_objective("trades", {"beta": "3"}).outer(z, y)["kl"]
+    grads = torch.autograd.grad(kl, (z["clean"], z["adv"]))
+    p, q = z["clean"].detach().softmax(1), z["adv"].detach().softmax(1)
+    log_ratio = p.log() - q.log()
+    divergence = (p * log_ratio).sum(1, keepdim=True)
+    torch.testing.assert_close(grads[0], 3.0 / B * p * (log_ratio - divergence))
+    torch.testing.assert_close(grads[1], 3.0 / B * (q - p))
+    assert grads[0].abs().max() > 0.01
+
+
+def test_mart_weight_has_gradient() -> None:
+    """The KL's weight 1 - p_y is no constant: held still, the clean gradient would be another."""
+    z, y = rows("mart"), labels()
+    kl = make_objective("mart", {"beta": "3"}).outer(z, y)["kl"]
+    (grad,) = torch.autograd.grad(kl, z["clean"])
+    p, q = z["clean"].detach().softmax(1), z["adv"].detach().softmax(1)
+    log_ratio = p.log() - q.log()
+    divergence = (p * log_ratio).sum(1, keepdim=True)
+    p_y = p.gather(1, y[:, None])
+    one_hot = torch.eye(C, dtype=torch.float64)[y]
+    by_weight = -divergence * p_y * (one_hot - p)
+    by_kl = (1.0000001 - p_y) * p * (log_ratio - divergence)
+    torch.testing.assert_close(grad, 3.0 / B * (by_weight + by_kl))
+    assert by_weight.abs().max() > 0.01
+
+
+def test_alp_pairs_both_ways() -> None:
+    """d/dz(x_adv) = 2 weight / (B C) (z(x_adv) - z(x)), and its negative on the clean side."""
+    z, y = rows("alp"), labels()
+    pairing = make_objective("alp", {"weight": "0.5"}).outer(z, y)["pairing"]
+    grads = torch.autograd.grad(pairing, (z["adv"], z["clean"]))
+    expected = (z["adv"] - z["clean"]).detach() / (B * C)
+    torch.testing.assert_close(grads[0], expected)
+    torch.testing.assert_close(grads[1], -expected)
+
+
+@pytest.mark.parametrize("name", ALL_METHODS)
+def test_terms_and_gradients_equal_the_oracle(name: str) -> None:
+    z, y = rows(name), labels()
+    ours = make_objective(name, {}).outer(z, y)
+    expected = reference.OBJECTIVES[name](*z.values(), y)
+    assert list(ours) == list(expected)
+    for term, value in ours.items():
+        torch.testing.assert_close(value, expected[term], rtol=1e-13, atol=0)
+        grads = [
+            torch.autograd.grad(v, list(z.values()), allow_unused=True, retain_graph=True)
+            for v in (value, expected[term])
+        ]
+        for actual, wanted in zip(*grads, strict=True):
+            assert (actual is None) == (wanted is None)
+            if wanted is not None:
+                torch.testing.assert_close(actual, wanted, rtol=1e-11, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("name", "views", "inner"),
+    [
+        pytest.param("natural", ("clean",), None, id="natural"),
+        pytest.param("at", ("adv",), Inner(loss="ce", start="uniform", bn="eval"), id="at"),
+        pytest.param(
+            "trades", ("clean", "adv"), Inner(loss="kl", start="gaussian", bn="eval"), id="trades"
+        ),
+        pytest.param(
+            "alp", ("adv", "clean"), Inner(loss="ce", start="uniform", bn="eval"), id="alp"
+        ),
+        pytest.param(
+            "mart", ("clean", "adv"), Inner(loss="ce", start="gaussian", bn="eval"), id="mart"
+        ),
+    ],
+)
+def test_views_and_attack_of_each_method(
+    name: str, views: tuple[str, ...], inner: Inner | None
+) -> None:
+    objective = make_objective(name, {})
+    assert objective.views == views
+    assert objective.inner == inner
+
+
+def test_attack_of_trades_climbs_kl_away_from_the_clean_prediction() -> None:
+    clean, adv = logits(0), logits(1)
+    expected = reference.kl(clean, adv)
+    torch.testing.assert_close(ATTACK_LOSSES["kl"](adv, clean), expected, rtol=1e-12, atol=0)
+    assert not torch.allclose(ATTACK_LOSSES["kl"](clean, adv), expected, rtol=0.01)
+
+
+# logits at the end of float32
+
+
+@pytest.mark.parametrize("size", [200.0, 1e4])
+@pytest.mark.parametrize("name", ALL_METHODS)
+def test_saturated_logits_are_finite_in_float32(name: str, size: float) -> None:
+    """Clean and adversarial prediction certain and opposite, certain and equal, and undecided."""
+    clean = size * torch.tensor([[1.0, -1, 0], [1, -1, 0], [0, 0, 0], [1, 0, -1], [-1, 1, 1]])
+    adv = size * torch.tensor([[-1.0, 1, 0], [1, -1, 0], [1, 0, 0], [0, 0, 0], [1, -1, -1]])
+    y = torch.tensor([0, 1, 2, 0, 1])
+    objective = make_objective(name, {})
+    z = {v: {"clean": clean, "adv": adv}[v].clone().requires_grad_() for v in objective.views}
+    terms = objective.outer(z, y)
+    exact = reference.OBJECTIVES[name](*(row.detach().double() for row in z.values()), y)
+    for term, value in terms.items():
+        assert value.isfinite()
+        torch.testing.assert_close(value.double(), exact[term], rtol=1e-4, atol=1e-6)
+    for grad in torch.autograd.grad(sum(terms.values()), list(z.values())):
+        assert grad.isfinite().all()
+
+
+@pytest.mark.parametrize("size", [200.0, 1e4])
+def test_saturated_peers_teach_finitely_in_float32(size: float) -> None:
+    rows = [[1.0, -1, 0], [-1, 1, 0], [0, 0, 1], [0, 0, 0]]
+    z = {
+        (k, view): (size * torch.tensor(rows[k + v :] + rows[: k + v])).requires_grad_()
+        for k in range(3)
+        for v, view in enumerate(("adv0", "adv1", "clean"))
+    }
+    cat = make_collaboration("cat", ["adv0", "adv1", "clean"], None)
+    assert cat.guidance is not None
+    guidance = cat.guidance(z)
+    for k, view in enumerate(("adv0", "adv1", "clean")):
+        others = [z[j, view].double() for j in range(3) if j != k]
+        expected = 0.95 * reference.cat_guidance(z[k, view].double(), others)
+        torch.testing.assert_close(guidance[k].double(), expected, rtol=1e-5, atol=0)
+        (grad,) = torch.autograd.grad(guidance[k], z[k, view])
+        assert grad.isfinite().all()
+
+
+def test_published_constants_of_mart_survive_float32() -> None:
+    """All probability on the label before and on another class after the attack.
+
+    bce = 1e4 - log(1.0001 - 1), kl = 5 (1.0000001 - 1) 1e4 = 0.005; one float32 step next to 1 is
+    1.2e-7, hence the tolerance of a quarter.
+    """
+    z = {"clean": torch.tensor([[1e4, 0.0]]), "adv": torch.tensor([[0.0, 1e4]])}
+    terms = make_objective("mart", {}).outer(z, torch.tensor([0]))
+    assert terms["bce"].item() - 1e4 == pytest.approx(-log(1e-4), rel=1e-3)
+    assert terms["kl"].item() == pytest.approx(0.005, rel=0.25)
+
+
+# collaboration
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.05, 0.3, 1.0])
+@pytest.mark.parametrize(
+    "taught_on",
+    [["adv0", "adv1"], ["clean", "adv1"], ["clean", "clean"], ["adv0", "clean", "adv2"]],
+    ids="+".join,
+)
+def test_cat_teaches_by_formula_and_teachers_get_no_gradient(
+    taught_on: list[str], alpha: float
+) -> None:
+    """d/dz[k, v_k] = (1 - alpha)/B sum_j (p_k - p_j); every other cell gets nothing at all."""
+    peers = range(len(taught_on))
+    cat = make_collaboration("cat", taught_on, alpha)
+    assert cat.objective_weight == alpha
+    assert cat.guidance is not None
+    cells = [(j, view) for j in peers for view in dict.fromkeys(taught_on)]
+    assert sorted(cat.reads) == sorted(cells)
+    z = {cell: logits(seed) for seed, cell in enumerate(cells)}
+    guidance = cat.guidance(z)
+    assert len(guidance) == len(taught_on)
+    for k, view in enumerate(taught_on):
+        others = [z[j, view] for j in peers if j != k]
+        expected = (1 - alpha) * reference.cat_guidance(z[k, view], others)
+        torch.testing.assert_close(guidance[k], expected, rtol=1e-12, atol=0)
+        grads = torch.autograd.grad(guidance[k], [z[c] for c in cells], allow_unused=True)
+        for cell, grad in zip(cells, grads, strict=True):
+            if cell == (k, view):
+                p = z[cell].detach().softmax(1)
+                wanted = sum(p - other.detach().softmax(1) for other in others)
+                torch.testing.assert_close(grad, (1 - alpha) / B * wanted)
+            else:
+                assert grad is None, cell
+
+
+def test_alpha_of_the_paper_is_the_default() -> None:
+    assert make_collaboration("cat", ["adv0", "adv1"], None).objective_weight == 1 / 20
+
+
+@pytest.mark.parametrize("alpha", [None, 0.05, 0.5])
+def test_one_peer_alone_descends_its_plain_loss(alpha: float | None) -> None:
+    cat = make_collaboration("cat", ["adv0"], alpha)
+    assert (cat.objective_weight, cat.reads, cat.guidance) == (1.0, (), None)
+
+
+def test_none_owes_nothing() -> None:
+    side_by_side = make_collaboration("none", ["adv0", "clean"], None)
+    assert (side_by_side.objective_weight, side_by_side.reads) == (1.0, ())
+    assert side_by_side.guidance is None
+
+
+@pytest.mark.parametrize(
+    ("name", "alpha", "text"),
+    [
+        pytest.param("cart", None, "unknown collaboration 'cart': did you mean 'cat'?", id="typo"),
+        pytest.param("cat", -0.1, "alpha is -0.1, expected a weight in [0, 1]", id="negative"),
+        pytest.param("cat", 20.0, "alpha is 20, expected a weight in [0, 1]", id="above-1"),
+        pytest.param("cat", float("nan"), "alpha is nan, expected a weight in [0, 1]", id="nan"),
+        pytest.param("none", 0.05, "'none' has no guidance", id="none-with-alpha"),
+    ],
+)
+def test_collaborations_that_mean_nothing_are_refused(
+    name: str, alpha: float | None, text: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        make_collaboration(name, ["adv0", "adv1"], alpha)
+    assert text in str(caught.value)
+
+
+# names and settings
+
+
+def test_names_are_those_of_the_papers() -> None:
+    assert sorted(METHODS) == sorted(ALL_METHODS)
+    assert sorted(COLLABORATIONS) == ["cat", "none"]
+
+
+def test_settings_come_as_text() -> None:
+    z, y = rows("trades"), labels()
+    six, half = (
+        make_objective("trades", settings).outer(z, y)["kl"] for settings in ({}, {"beta": "3"})
+    )
+    torch.testing.assert_close(six, 2 * half)
+    at = make_objective("at", {"bn": "train"})
+    assert at.inner == Inner(loss="ce", start="uniform", bn="train")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "texts"),
+    [
+        pytest.param(
+            "trades",
+            {"beat": "6"},
+            ["trades has no setting 'beat'", "trades takes beta=6.0"],
+            id="unknown-setting",
+        ),
+        pytest.param(
+            "natural",
+            {"beta": "6"},
+            ["natural has no setting 'beta'", "natural takes no settings"],
+            id="method-without-settings",
+        ),
+        pytest.param(
+            "mart",
+            {"beta": "six"},
+            ["mart:beta=six is no float", "mart takes beta=5.0"],
+            id="no-number",
+        ),
+        pytest.param("alp", {"weight": ""}, ["alp:weight= is no float"], id="empty"),
+        pytest.param(
+            "trades", {"beta": "-1"}, ["trades:beta=-1", "at least 0"], id="trades-negative"
+        ),
+        pytest.param("mart", {"beta": "nan"}, ["mart:beta=nan", "at least 0"], id="mart-nan"),
+        pytest.param(
+            "alp", {"weight": "-0.5"}, ["alp:weight=-0.5", "at least 0"], id="alp-negative"
+        ),
+        pytest.param("at", {"bn": "evil"}, ["at:bn=evil", "eval or train"], id="at-bn"),
+        pytest.param("tradse", {}, ["unknown method 'tradse': did you mean 'trades'?"], id="typo"),
+        pytest.param(
+            "zzz", {}, ["unknown method 'zzz': known are alp, at, mart"], id="nothing-near"
+        ),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(
+    name: str, settings: dict[str, str], texts: list[str]
+) -> None:
+    with pytest.raises(InputError) as caught:
+        make_objective(name, settings)
+    for text in texts:
+        assert text in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+OWN_METHODS = """
+from fastcat import losses
+from fastcat.attack import Inner
+from fastcat.objectives.objective import Objective
+
+
+def smooth(*, power: int = 2, scale: float = 1.0, signed: bool = True) -> Objective:
+    return Objective(
+        views=("adv",),
+        inner=Inner(loss="margin", start="zero"),
+        outer=lambda z, y: {
+            "ce": (-1) ** (not signed) * scale * losses.ce(z["adv"], y).mean() ** power
+        },
+    )
+
+
+def without_default(*, beta: float) -> Objective:
+    return smooth(scale=beta)
+
+
+constant = 3
+"""
+
+
+@pytest.fixture
+def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The import path of a user's module with methods."""
+    (tmp_path / "my_methods.py").write_text(OWN_METHODS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "my_methods", raising=False)
+    return "my_methods"
+
+
+def test_own_method_by_import_path(own_module: str) -> None:
+    name = f"{own_module}:smooth"
+    z, y = rows("at"), labels()
+    ce = reference.cross_entropy(z["adv"], y).mean()
+    objective = make_objective(name, {"power": "3", "scale": "0.5"})
+    assert objective.inner == Inner(loss="margin", start="zero")
+    torch.testing.assert_close(objective.outer(z, y), {"ce": 0.5 * ce**3})
+    torch.testing.assert_close(make_objective(name, {}).outer(z, y), {"ce": ce**2})
+    assert find_method(name) is sys.modules[own_module].smooth
+
+
+def test_own_method_refuses_unknown_settings_with_its_signature(own_module: str) -> None:
+    with pytest.raises(InputError, match=r"takes power=2, scale=1\.0, signed=True"):
+        make_objective(f"{own_module}:smooth", {"powre": "3"})
+
+
+def test_own_method_with_a_switch_can_be_switched_off(own_module: str) -> None:
+    """bool("False") is True."""
+    z, y = rows("at"), labels()
+    on, off = (
+        make_objective(f"{own_module}:smooth", {"signed": text}).outer(z, y)["ce"]
+        for text in ("True", "False")
+    )
+    torch.testing.assert_close(off, -on)
+
+
+def test_own_method_whose_setting_has_no_default(own_module: str) -> None:
+    """It can be set like any other, and leaving it out is one sentence."""
+    name = f"{own_module}:without_default"
+    with pytest.raises(InputError, match="beta"):
+        make_objective(name, {})
+    z, y = rows("at"), labels()
+    ours = make_objective(name, {"beta": "0.5"}).outer(z, y)["ce"]
+    torch.testing.assert_close(ours, 0.5 * reference.cross_entropy(z["adv"], y).mean() ** 2)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text"),
+    [
+        pytest.param("my_methods:smoth", "cannot import method 'my_methods:smoth'", id="function"),
+        pytest.param("no_such_module_here:f", "cannot import method 'no_such", id="module"),
+        pytest.param(":f", "method ':f'", id="no-module"),
+        pytest.param("..relative:f", "method '..relative:f'", id="relative"),
+        pytest.param("my_methods:", "method 'my_methods:'", id="no-function"),
+        pytest.param("my_methods:constant", "method 'my_methods:constant'", id="no-callable"),
+    ],
+)
+def test_own_methods_that_lead_nowhere_are_refused(own_module: str, suffix: str, text: str) -> None:
+    del own_module
+    with pytest.raises(InputError) as caught:
+        make_objective(suffix, {})
+    assert text in str(caught.value)

@@ -1,0 +1,150 @@
+"""The logit table: each cell once, in the method's order, and none that nobody reads."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastcat.collaboration import make_collaboration
+from fastcat.collaboration.collaboration import Collaboration
+from fastcat.objectives import make_objective
+from fastcat.optim import make_optimizer
+from fastcat.peer import Peer
+from fastcat.plan import Cell, make_plan, own_view, view_name
+from fastcat.precision import make_precision
+from fastcat.step import forward, peer_losses
+from tests.networks import CLASSES, images, tiny_net
+
+FP32 = make_precision("fp32", torch.device("cpu"))
+
+
+def cells(text: str) -> tuple[Cell, ...]:
+    """ "0:clean,adv0,(adv1) 1:adv1" -> the cells; those in brackets have no gradient."""
+    found = []
+    for row in text.split():
+        peer, _, views = row.partition(":")
+        found += [Cell(int(peer), v.strip("()"), not v.startswith("(")) for v in views.split(",")]
+    return tuple(found)
+
+
+def plan_of(methods: Sequence[str], collab: str) -> tuple[tuple[Cell, ...], Collaboration]:
+    objectives = [make_objective(name, {}) for name in methods]
+    taught_on = [own_view(k, objective) for k, objective in enumerate(objectives)]
+    collaboration = make_collaboration(collab, taught_on, None)
+    return make_plan(objectives, collaboration.reads), collaboration
+
+
+def peers_of(methods: Sequence[str]) -> list[Peer]:
+    peers = []
+    for k, name in enumerate(methods):
+        net = tiny_net(k)
+        optimizer = make_optimizer(net, lr=0.1, momentum=0.9, weight_decay=0.0, nesterov=False)
+        scaler = FP32.grad_scaler()
+        peers.append(Peer(f"{k}-{name}", "tiny", net, make_objective(name, {}), optimizer, scaler))
+    return peers
+
+
+CASES = [
+    ("natural", "cat", "0:clean"),
+    ("at", "cat", "0:adv0"),
+    ("trades", "cat", "0:clean,adv0"),
+    ("alp", "cat", "0:adv0,clean"),
+    ("mart", "cat", "0:clean,adv0"),
+    ("trades alp", "cat", "0:clean,adv0,(adv1) 1:adv1,clean,(adv0)"),
+    ("at trades", "cat", "0:adv0,(adv1) 1:clean,adv1,(adv0)"),
+    ("natural trades", "cat", "0:clean,(adv1) 1:clean,adv1"),
+    ("trades trades", "cat", "0:clean,adv0,(adv1) 1:clean,adv1,(adv0)"),
+    ("natural natural", "cat", "0:clean 1:clean"),
+    ("natural at", "cat", "0:clean,(adv1) 1:adv1,(clean)"),
+    ("at alp trades", "cat",
+     "0:adv0,(adv1),(adv2) 1:adv1,clean,(adv0),(adv2) 2:clean,adv2,(adv0),(adv1)"),
+    ("mart alp natural", "cat",
+     "0:clean,adv0,(adv1) 1:adv1,clean,(adv0) 2:clean,(adv0),(adv1)"),
+    ("natural at natural", "cat", "0:clean,(adv1) 1:adv1,(clean) 2:clean,(adv1)"),
+    ("trades alp", "none", "0:clean,adv0 1:adv1,clean"),
+    ("natural at alp", "none", "0:clean 1:adv1 2:adv2,clean"),
+]  # fmt: skip
+PARAMS = [
+    pytest.param(methods.split(), collab, cells(text), id=f"{methods.replace(' ', '+')}-{collab}")
+    for methods, collab, text in CASES
+]
+
+
+@pytest.mark.parametrize(("methods", "collab", "expected"), PARAMS)
+def test_cells_in_order(methods: list[str], collab: str, expected: tuple[Cell, ...]) -> None:
+    plan, _ = plan_of(methods, collab)
+    assert plan == expected
+    assert len({(cell.peer, cell.view) for cell in plan}) == len(plan)
+
+
+class WatchedTable(dict[tuple[int, str], Tensor]):
+    """A logit table that remembers which cells were read."""
+
+    def __init__(self, table: dict[tuple[int, str], Tensor]) -> None:
+        super().__init__(table)
+        self.read: set[tuple[int, str]] = set()
+
+    def __getitem__(self, cell: tuple[int, str]) -> Tensor:
+        self.read.add(cell)
+        return super().__getitem__(cell)
+
+
+@pytest.mark.parametrize(("methods", "collab", "expected"), PARAMS)
+def test_every_cell_is_read_and_gets_gradient_only_where_planned(
+    methods: list[str], collab: str, expected: tuple[Cell, ...]
+) -> None:
+    plan, collaboration = plan_of(methods, collab)
+    generator = torch.Generator().manual_seed(0)
+    leaves = {
+        (cell.peer, cell.view): torch.randn(7, 5, generator=generator).requires_grad_()
+        for cell in plan
+    }
+    z = WatchedTable(leaves)
+    y = torch.arange(7) % 5
+    losses = peer_losses(peers_of(methods), collaboration, z, y)
+    assert z.read == {(cell.peer, cell.view) for cell in expected}
+    for k, terms in enumerate(losses):
+        grads = torch.autograd.grad(terms["loss"], list(leaves.values()), allow_unused=True)
+        reached = {cell for cell, grad in zip(leaves, grads, strict=True) if grad is not None}
+        # a peer's loss reaches its own row alone, and of it exactly the cells with gradient
+        assert reached == {(c.peer, c.view) for c in expected if c.peer == k and c.grad}
+
+
+@pytest.mark.parametrize(("methods", "collab", "expected"), PARAMS)
+def test_forward_fills_the_table_in_the_order_of_the_plan(
+    methods: list[str], collab: str, expected: tuple[Cell, ...]
+) -> None:
+    """One train-mode forward a cell and no more: each moves BatchNorm's statistics once."""
+    peers = peers_of(methods)
+    views = {"clean": images(0, 6)[0]}
+    views |= {f"adv{k}": images(k + 1, 6)[0] for k in range(len(methods))}
+    forwarded: list[tuple[int, str]] = []
+
+    def watch(k: int, net: nn.Module) -> None:
+        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            (view,) = [name for name, x in views.items() if x is args[0]]
+            assert net.training
+            forwarded.append((k, view))
+
+        net.register_forward_pre_hook(hook)
+
+    for k, peer in enumerate(peers):
+        watch(k, peer.model)
+    plan, _ = plan_of(methods, collab)
+    z = forward(plan, peers, views, FP32)
+    assert forwarded == list(z) == [(cell.peer, cell.view) for cell in expected]
+    assert torch.is_grad_enabled()
+    for cell in expected:
+        logits = z[cell.peer, cell.view]
+        assert logits.shape == (6, CLASSES)
+        assert logits.requires_grad == cell.grad
+    for k, peer in enumerate(peers):
+        rows = [cell for cell in expected if cell.peer == k]
+        assert peer.model.state_dict()["bn1.num_batches_tracked"] == len(rows)
+
+
+def test_views_are_named_after_their_peer() -> None:
+    assert [view_name(3, view) for view in ("clean", "adv")] == ["clean", "adv3"]
+    names = [own_view(2, make_objective(name, {})) for name in ("natural", "at", "trades", "alp")]
+    assert names == ["clean", "adv2", "adv2", "adv2"]
