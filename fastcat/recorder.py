@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fastcat.files import explained, write_text
+from fastcat.report import write_report
 
 
 class Recorder:
@@ -53,12 +54,13 @@ class Recorder:
         self.progress.update(self.task, completed=steps, description=description)
 
     def epoch(self, record: dict[str, Any]) -> None:
-        """A line of metrics.jsonl and a row of the table, which the first row heads."""
+        """A line of metrics.jsonl, a row of the table under its header, and the report."""
         self._append("metrics.jsonl", json.dumps(record))
         if not self.headed:
             self.line(table_header(record))
             self.headed = True
         self.line(table_row(record))
+        write_report(self.run)
 
     def steps(self, record: dict[str, Any]) -> None:
         self._append("steps.jsonl", json.dumps(record))
@@ -87,9 +89,7 @@ def table_header(record: dict[str, Any]) -> str:
     """The heads of `table_row`'s columns; accuracies name the images they are measured on."""
     columns = []
     for name, entry in record["peers"].items():
-        judged = "".join(
-            f" {split}-{attack}" for split in ("val", "test") for attack in entry.get(split, {})
-        )
+        judged = "".join(f" {record['judged_on']}-{attack}" for attack in entry["accuracy"])
         columns.append(f"{name}: loss{judged}")
     return " | ".join(["epoch", "lr", *columns, "images/s", "s/epoch", "MiB peak"])
 
@@ -98,10 +98,9 @@ def table_row(record: dict[str, Any]) -> str:
     """One epoch in a line; a star marks a peer's best so far."""
     columns = []
     for name, entry in record["peers"].items():
-        accuracies = entry.get("val") or entry.get("test") or {}
         column = f"{name}: {entry['train']['loss']:7.4f}"
-        column += "".join(f" {100 * accuracy:6.2f}%" for accuracy in accuracies.values())
-        columns.append(column + (" *" if entry.get("best") else "  "))
+        column += "".join(f" {100 * accuracy:6.2f}%" for accuracy in entry["accuracy"].values())
+        columns.append(column + (" *" if entry["best"] else "  "))
     digits = len(str(record["epochs"]))
     return " | ".join(
         [

@@ -123,14 +123,14 @@ class Trainer:
             )
         return train_index, val_index
 
-    def _make_monitor(self, val_index: Tensor) -> tuple[str, ResidentLoader | None]:
+    def _make_monitor(self, val_index: Tensor) -> tuple[str | None, ResidentLoader | None]:
         """The images judged after each epoch, and their name."""
         if self.config.select_on == "test":
             name, split, index = "test", self.dataset.test, torch.arange(len(self.dataset.test))
         else:
             name, split, index = "val", self.dataset.train, val_index
         if not len(index):
-            return name, None
+            return None, None
         batch_size = max(self.config.batch_size, 256)
         return name, ResidentLoader(split, index, batch_size=batch_size, device=self.device)
 
@@ -269,45 +269,45 @@ class Trainer:
         self.seconds = time.perf_counter() - begin
 
     def _finish_epoch(self, run: Path, request: StopRequest) -> dict[str, Any]:
-        """Validate, keep the weights, and describe the epoch."""
+        """Judge the peers, keep their weights, and describe the epoch."""
         begin = time.perf_counter()
         means = self._mean_metrics()
-        record: dict[str, Any] = {
+        peers: dict[str, dict[str, Any]] = {}
+        for peer in self.peers:
+            prefix = f"{peer.name}/"
+            accuracy = self._judge(peer, request)
+            peers[peer.name] = {
+                "train": {
+                    name.removeprefix(prefix): mean
+                    for name, mean in means.items()
+                    if name.startswith(prefix)
+                },
+                "accuracy": accuracy,
+                "best": self._is_best(peer, accuracy),
+            }
+        # from here on nothing is interrupted: what is written belongs together
+        for peer in self.peers:
+            self._save_weights(run, peer, "last", "last")
+            if peers[peer.name]["best"]:
+                self._save_weights(run, peer, "best", f"best on {self.monitored_on}")
+                self.best[peer.name] = {"epoch": self.epoch + 1, **peers[peer.name]["accuracy"]}
+        return {
             "epoch": self.epoch + 1,
             "epochs": self.config.epochs,
             "lr": self.config.lr * self.schedule(self.epoch + 1 - 0.5 / len(self.loader)),
             "seconds": self.seconds,
             "images_per_second": self.loader.size / self.seconds,
+            "judging_seconds": time.perf_counter() - begin,
             "peak_memory_mib": self._peak_memory_mib(),
             "select_on": self.config.select_on,
-            "peers": {},
+            "judged_on": self.monitored_on,
+            "peers": peers,
         }
-        for peer in self.peers:
-            prefix = f"{peer.name}/"
-            entry: dict[str, Any] = {
-                "train": {
-                    name[len(prefix) :]: m for name, m in means.items() if name.startswith(prefix)
-                }
-            }
-            if self.monitor is not None:
-                entry[self.monitored_on] = judged = self._judge(peer, request)
-                entry["best"] = self._is_best(peer, judged)
-            record["peers"][peer.name] = entry
-        for peer in self.peers:
-            entry = record["peers"][peer.name]
-            self._save_weights(run, peer, "last", "last")
-            if entry.get("best") and self.config.select_on != "last":
-                self._save_weights(run, peer, "best", f"best on {self.monitored_on}")
-        for peer in self.peers:
-            entry = record["peers"][peer.name]
-            if entry.get("best"):
-                self.best[peer.name] = {"epoch": self.epoch + 1, **entry[self.monitored_on]}
-        record["validation_seconds"] = time.perf_counter() - begin
-        return record
 
     def _judge(self, peer: Peer, request: StopRequest) -> dict[str, float]:
-        """Clean and PGD accuracy on the monitored images."""
-        assert self.monitor is not None
+        """Clean and PGD accuracy on the monitored images, if there are any."""
+        if self.monitor is None:
+            return {}
 
         def stop_if_asked(_: int) -> None:
             if request.signum is not None:
@@ -325,9 +325,12 @@ class Trainer:
         )
         return {"clean": report.accuracy("clean"), pgd: report.accuracy(pgd)}
 
-    def _is_best(self, peer: Peer, judged: dict[str, float]) -> bool:
+    def _is_best(self, peer: Peer, accuracy: dict[str, float]) -> bool:
+        """Whether the peer is more robust than it was after any earlier epoch."""
+        if self.config.select_on == "last":
+            return False
         pgd = f"pgd{self.config.val_steps}"
-        return peer.name not in self.best or judged[pgd] > self.best[peer.name][pgd]
+        return peer.name not in self.best or accuracy[pgd] > self.best[peer.name][pgd]
 
     def _save_weights(self, run: Path, peer: Peer, which: str, selected: str) -> None:
         mean, std = self.normalize or (None, None)

@@ -66,7 +66,7 @@ def test_ten_kills_change_no_bit(whole_run: Path, tmp_path: Path) -> None:
     assert process.wait() == 0
     assert_same_end(out, whole_run)
     assert [r["epoch"] for r in records(out, "metrics.jsonl")] == list(range(1, EPOCHS + 1))
-    timed = {"seconds", "validation_seconds", "images_per_second", "peak_memory_mib"}
+    timed = {"seconds", "judging_seconds", "images_per_second", "peak_memory_mib"}
     for killed, undisturbed in zip(
         records(out, "metrics.jsonl"), records(whole_run, "metrics.jsonl"), strict=True
     ):

@@ -24,6 +24,7 @@ from fastcat.loaders.registry import DATASETS, load_dataset
 from fastcat.loaders.resident import ResidentLoader
 from fastcat.precision import make_precision
 from fastcat.recorder import environment
+from fastcat.report import write_report
 from fastcat.seeds import derive_seed
 from fastcat.threat import ThreatModel
 
@@ -81,6 +82,8 @@ def evaluate_run(config: EvalConfig) -> dict[str, Any]:
             out.parent.mkdir(parents=True, exist_ok=True)
         write_text(out, json.dumps(record, indent=2) + "\n")
         console.print(f"written to {out}")
+        if config.target.is_dir():
+            write_report(config.target)
     return record
 
 

@@ -1,0 +1,167 @@
+"""report.html of a run: its curves and tables in one static file without scripts or network."""
+
+import json
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from fastcat.files import write_text
+
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 260, 52, 28, 12
+# told apart by colour-blind readers too (Okabe and Ito)
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+STYLE = """
+:root { color-scheme: light dark; --line: #8886; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .15rem .8rem .15rem 0; text-align: right; border-bottom: 1px solid var(--line); }
+th:first-child, td:first-child { text-align: left; }
+div { overflow-x: auto; } svg { max-width: 100%; } svg text { fill: currentColor; font-size: 12px; }
+"""
+
+Curve = tuple[str, str, bool, Sequence[float]]  # name, color, dashed, a value an epoch
+
+
+def write_report(run: Path) -> None:
+    """Write report.html from what there is of metrics.jsonl, config.yaml and eval/*.json.
+
+    Raises InputError when the file cannot be written.
+    """
+    epochs = [json.loads(line) for line in _read(run / "metrics.jsonl").splitlines()]
+    evaluations = {
+        path.name: json.loads(_read(path)) for path in sorted((run / "eval").glob("*.json"))
+    }
+    parts = [
+        f"<h1>{escape(run.resolve().name)}</h1>",
+        *_curves(epochs),
+        *(_evaluation(name, record) for name, record in evaluations.items()),
+        "<h2>Epochs</h2>",
+        _epoch_table(epochs),
+        "<h2>Settings</h2>",
+        f"<pre>{escape(_read(run / 'config.yaml'))}</pre>",
+    ]
+    title = f"<title>{escape(run.resolve().name)}</title>"
+    head = f'<!doctype html>\n<html lang="en"><meta charset="utf-8">{title}<style>{STYLE}</style>'
+    write_text(run / "report.html", "\n".join([head, *parts, "</html>\n"]))
+
+
+def _read(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+def _curves(epochs: Sequence[dict[str, Any]]) -> list[str]:
+    accuracy: list[Curve] = []
+    loss: list[Curve] = []
+    names = list(epochs[0]["peers"]) if epochs else []
+    split = epochs[0]["judged_on"] if names else None
+    for k, name in enumerate(names):
+        entries = [epoch["peers"][name] for epoch in epochs]
+        color = COLORS[k % len(COLORS)]
+        loss.append((name, color, False, [entry["train"]["loss"] for entry in entries]))
+        for attack in entries[0]["accuracy"]:
+            values = [100 * entry["accuracy"][attack] for entry in entries]
+            accuracy.append((f"{name} {attack}", color, attack != "clean", values))
+    parts = []
+    if accuracy:
+        chosen = " (chooses the best weights)" if epochs[0]["select_on"] == split else ""
+        parts += [f"<h2>Accuracy in percent on {split} images{chosen}</h2>", _svg(accuracy, 0, 100)]
+    if loss:
+        finite = [value for *_, values in loss for value in values]
+        parts += ["<h2>Training loss</h2>", _svg(loss, 0, 1.05 * max(finite))]
+    return parts
+
+
+def _svg(curves: Sequence[Curve], low: float, high: float) -> str:
+    """Lines over epochs 1, 2, ... with five grid lines and a legend."""
+    count = len(curves[0][3])
+
+    def x(epoch: int) -> float:
+        return LEFT + (WIDTH - LEFT - 10) * (epoch / (count - 1) if count > 1 else 0.5)
+
+    def y(value: float) -> float:
+        return TOP + (HEIGHT - TOP - BOTTOM) * (high - value) / (high - low)
+
+    shapes = []
+    for i in range(5):
+        value = low + (high - low) * i / 4
+        shapes.append(
+            f'<path d="M{LEFT} {y(value):.1f}H{WIDTH - 10}" stroke="currentColor" '
+            f'stroke-opacity=".2"/><text x="{LEFT - 6}" y="{y(value) + 4:.1f}" '
+            f'text-anchor="end">{value:.4g}</text>'
+        )
+    for epoch in sorted({0, count // 2, count - 1}):
+        shapes.append(
+            f'<text x="{x(epoch):.1f}" y="{HEIGHT - 8}" text-anchor="middle">{epoch + 1}</text>'
+        )
+    for name, color, dashed, values in curves:
+        dash = ' stroke-dasharray="6 4"' if dashed else ""
+        points = " ".join(f"{x(i):.1f},{y(value):.1f}" for i, value in enumerate(values))
+        shapes.append(
+            f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="2"{dash}/>'
+        )
+        shapes += [
+            f'<circle cx="{x(i):.1f}" cy="{y(value):.1f}" r="3" fill="{color}">'
+            f"<title>{escape(name)}, epoch {i + 1}: {value:.4g}</title></circle>"
+            for i, value in enumerate(values)
+        ]
+    legend = HEIGHT + 16
+    for i, (name, color, dashed, _) in enumerate(curves):
+        left, down = LEFT + 200 * (i % 3), legend + 20 * (i // 3)
+        dash = ' stroke-dasharray="6 4"' if dashed else ""
+        shapes.append(
+            f'<path d="M{left} {down - 4}h24" stroke="{color}" stroke-width="2"{dash}/>'
+            f'<text x="{left + 30}" y="{down}">{escape(name)}</text>'
+        )
+    bottom = legend + 20 * ((len(curves) - 1) // 3) + 8
+    return (
+        f'<div><svg viewBox="0 0 {WIDTH} {bottom}" width="{WIDTH}" role="img">'
+        + "".join(shapes)
+        + "</svg></div>"
+    )
+
+
+def _evaluation(name: str, record: dict[str, Any]) -> str:
+    """One eval/*.json: attacks as columns, peers as rows, with 95 % intervals."""
+    peers = record["peers"]
+    attacks = list(next(iter(peers.values()))["attacks"])
+    rows = []
+    for peer, entry in peers.items():
+        cells = [f"{peer}, {entry['info']['selected']}"]
+        for attack in attacks:
+            result = entry["attacks"][attack]
+            low, high = (100 * end for end in result["ci95"])
+            cells.append(f"{100 * result['accuracy']:.2f} ({low:.1f} .. {high:.1f})")
+        rows.append(cells)
+    first = next(iter(peers.values()))
+    text = (
+        f"{name}: percent of {first['n']} {record['split']} images, eps {first['eps']}, "
+        f"step {first['step_size']}, restarts {record['restarts']}, 95 % interval"
+    )
+    return f"<h2>{escape(text)}</h2>" + _table(["", *attacks], rows)
+
+
+def _epoch_table(epochs: Sequence[dict[str, Any]]) -> str:
+    heads = ["epoch", "learning rate"]
+    rows = []
+    for epoch in epochs:
+        heads, row = ["epoch", "learning rate"], [str(epoch["epoch"]), f"{epoch['lr']:.5f}"]
+        for name, entry in epoch["peers"].items():
+            for attack, value in entry["accuracy"].items():
+                heads.append(f"{name} {epoch['judged_on']} {attack}")
+                row.append(f"{100 * value:.2f}")
+            for term, value in entry["train"].items():
+                heads.append(f"{name} {term}")
+                row.append(f"{value:.4f}")
+        heads += ["images/s", "seconds"]
+        rows.append([*row, f"{epoch['images_per_second']:.0f}", f"{epoch['seconds']:.1f}"])
+    return _table(heads, rows)
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in heads)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    return f"<div><table><tr>{head}</tr>{body}</table></div>"
