@@ -7,7 +7,7 @@ statistics, modes restored, also when it is interrupted.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,14 @@ class Inner:
     loss: Literal["ce", "kl", "margin"] = "ce"
     start: Start = "uniform"
     bn: Literal["eval", "train"] = "eval"
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a name that is not known: a slip would be a weaker attack."""
+        known = {"loss": ATTACK_LOSSES, "start": get_args(Start), "bn": ("eval", "train")}
+        for field, names in known.items():
+            name = getattr(self, field)
+            if name not in names:
+                raise InputError(f"unknown attack {field} {name!r}: {nearest(name, names)}")
 
 
 @contextmanager
@@ -86,6 +94,7 @@ def attack_all(
     one of the largest inner loss. grad_scale multiplies the climbed loss, which changes no sign
     but keeps float16 gradients from underflowing.
     """
+    x = x.detach()
     with ExitStack() as modes:
         for network, inner in zip(networks, inners, strict=True):
             modes.enter_context(attack_mode(network, inner.bn))
@@ -138,7 +147,7 @@ def attack(
     x: Tensor,
     y: Tensor,
     threat: ThreatModel,
-    loss: str = "ce",
+    loss: Literal["ce", "kl", "margin"] = "ce",
     start: Start = "uniform",
     bn: Literal["eval", "train"] = "eval",
     generator: torch.Generator | None = None,
@@ -148,11 +157,9 @@ def attack(
     model: any nn.Module or callable from images [B, C, H, W] in [0, 1] to logits [B, C]; it is
     attacked in the BatchNorm mode `bn` and left exactly as it was. y: [B] class indices.
     loss: "ce", "kl" (from the clean prediction, TRADES) or "margin" (Carlini-Wagner).
-    Raises InputError for an unknown loss and for images outside [0, 1].
+    Raises InputError for an unknown loss, start or bn and for images outside [0, 1].
     """
-    if loss not in ATTACK_LOSSES:
-        raise InputError(f"unknown attack loss {loss!r}: {nearest(loss, ATTACK_LOSSES)}")
     check_images(x)
-    inner = Inner(loss=loss, start=start, bn=bn)  # type: ignore[arg-type]
+    inner = Inner(loss=loss, start=start, bn=bn)
     noise = torch.stack([draw_noise(start, x, generator) for _ in range(threat.restarts)])
     return attack_all([model], [inner], x, y, threat, noise[:, None])[0]

@@ -61,7 +61,7 @@ def parse_milestones(text: str) -> tuple[float, ...]:
         milestones = tuple(float(part) for part in text.split(",") if part.strip())
     except ValueError as error:
         raise InputError(f"milestones {text!r}: expected epochs like 100,150") from error
-    if any(a >= b for a, b in zip((0.0, *milestones), milestones, strict=False)):
+    if not all(a < b for a, b in zip((0.0, *milestones), milestones, strict=False)):
         raise InputError(f"milestones {text!r}: expected ascending epochs like 100,150")
     return milestones
 

@@ -89,7 +89,7 @@ def _svg(curves: Sequence[Curve], low: float, high: float) -> str:
         shapes.append(
             f'<path d="M{LEFT} {y(value):.1f}H{WIDTH - 10}" stroke="currentColor" '
             f'stroke-opacity=".2"/><text x="{LEFT - 6}" y="{y(value) + 4:.1f}" '
-            f'text-anchor="end">{value:.4g}</text>'
+            f'text-anchor="end">{value:.3g}</text>'
         )
     for epoch in sorted({0, count // 2, count - 1}):
         shapes.append(
@@ -152,7 +152,7 @@ def _epoch_table(epochs: Sequence[dict[str, Any]]) -> str:
                 heads.append(f"{name} {epoch['judged_on']} {attack}")
                 row.append(f"{100 * value:.2f}")
             for term, value in entry["train"].items():
-                heads.append(f"{name} {term}")
+                heads.append(f"{name} train {term}")
                 row.append(f"{value:.4f}")
         heads += ["images/s", "seconds"]
         rows.append([*row, f"{epoch['images_per_second']:.0f}", f"{epoch['seconds']:.1f}"])

@@ -54,7 +54,7 @@ SETTINGS = {
     "setting of the wrong type": ("--peers trades:beta=six", "beta=six is no float"),
     "setting without value": ("--peers trades:beta=", "settings like trades:beta=6"),
     "negative setting": ("--peers alp:weight=-1", "weight=-1: expected"),
-    "unknown bn mode": ("--peers at:bn=off", "expected eval or train"),
+    "unknown bn mode": ("--peers at:bn=off", "unknown attack bn .off.: .*eval"),
     "unknown arch": ("--arch resnet81", "'resnet81'.*did you mean 'resnet18'"),
     "unknown arch of a peer": ("--peers at@resnt34", "did you mean 'resnet34'"),
     "unknown data": ("--data cifr10", "'cifr10'.*did you mean 'cifar10'"),

@@ -294,7 +294,7 @@ def test_settings_come_as_text() -> None:
         pytest.param(
             "alp", {"weight": "-0.5"}, ["alp:weight=-0.5", "at least 0"], id="alp-negative"
         ),
-        pytest.param("at", {"bn": "evil"}, ["at:bn=evil", "eval or train"], id="at-bn"),
+        pytest.param("at", {"bn": "evil"}, ["attack bn 'evil'", "mean 'eval'"], id="at-bn"),
         pytest.param("tradse", {}, ["unknown method 'tradse': did you mean 'trades'?"], id="typo"),
         pytest.param(
             "zzz", {}, ["unknown method 'zzz': known are alp, at, mart"], id="nothing-near"

@@ -6,6 +6,9 @@ A method is a function of its settings that returns an Objective.
 import importlib
 import inspect
 from collections.abc import Callable
+from typing import Any
+
+import yaml
 
 from fastcat.errors import InputError, nearest
 from fastcat.objectives.alp import alp
@@ -31,34 +34,49 @@ def find_method(name: str) -> Callable[..., Objective]:
     if not colon:
         raise InputError(f"unknown method {name!r}: {nearest(name, METHODS)}")
     try:
-        return getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
+        method = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise InputError(f"cannot import method {name!r}: {error}") from error
+    if not callable(method):
+        raise InputError(f"method {name!r} is a {type(method).__name__}, expected a function")
+    return method
 
 
 def usage(name: str, method: Callable[..., Objective]) -> str:
     """The settings of a method with their defaults, in a line."""
     parameters = inspect.signature(method).parameters.values()
-    settings = ", ".join(f"{p.name}={p.default}" for p in parameters)
-    return f"{name} takes {settings or 'no settings'}"
+    settings = [p.name if p.default is p.empty else f"{p.name}={p.default}" for p in parameters]
+    return f"{name} takes {', '.join(settings) or 'no settings'}"
 
 
 def make_objective(name: str, settings: dict[str, str]) -> Objective:
-    """The objective of `find_method(name)` with settings as typed, converted as their defaults are.
+    """The objective of `find_method(name)` with settings as typed, read as their defaults are.
 
-    Raises InputError with the method's usage for a setting that it does not know or cannot read.
+    Raises InputError with the method's usage for a setting that is unknown, missing or unreadable.
     """
     method = find_method(name)
     parameters = inspect.signature(method).parameters
-    converted = {}
-    for key, value in settings.items():
+    values = {}
+    for key, text in settings.items():
         if key not in parameters:
             raise InputError(f"{name} has no setting {key!r}: {usage(name, method)}")
-        kind = type(parameters[key].default)
         try:
-            converted[key] = kind(value)
+            values[key] = _read(text, parameters[key].default)
         except ValueError as error:
-            raise InputError(
-                f"{name}:{key}={value} is no {kind.__name__}: {usage(name, method)}"
-            ) from error
-    return method(**converted)
+            kind = type(parameters[key].default).__name__
+            raise InputError(f"{name}:{key}={text} is no {kind}: {usage(name, method)}") from error
+    for key, parameter in parameters.items():
+        if parameter.default is parameter.empty and key not in values:
+            raise InputError(f"{name} needs {key}: {usage(name, method)}")
+    return method(**values)
+
+
+def _read(text: str, default: Any) -> Any:
+    """`text` as a value of the default's type; without a default as YAML has it."""
+    if default is inspect.Parameter.empty:
+        return yaml.safe_load(text)
+    if isinstance(default, bool):
+        if text.lower() not in ("true", "false"):
+            raise ValueError(text)
+        return text.lower() == "true"
+    return type(default)(text)

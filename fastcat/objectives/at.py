@@ -7,11 +7,10 @@ bn="train", here without moving the running ones.
 
 from fastcat import losses
 from fastcat.attack import Inner
-from fastcat.objectives.objective import Objective, require
+from fastcat.objectives.objective import Objective
 
 
 def at(*, bn: str = "eval") -> Objective:
-    require(bn in ("eval", "train"), f"at:bn={bn}", "eval or train")
     return Objective(
         views=("adv",),
         inner=Inner(loss="ce", start="uniform", bn=bn),  # type: ignore[arg-type]
