@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fastcat.files import explained, write_text
+from fastcat.progress import make_console, make_progress
 from fastcat.report import write_report
 
 
@@ -25,17 +24,8 @@ class Recorder:
     def __init__(self, run: Path, total_steps: int) -> None:
         self.run = run
         self.headed = False
-        self.console = Console(soft_wrap=True, highlight=False, markup=False)
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("steps, time left"),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
-            transient=True,
-        )
+        self.console = make_console()
+        self.progress = make_progress(self.console)
         self.task = self.progress.add_task("starting", total=total_steps)
 
     def __enter__(self) -> "Recorder":

@@ -17,6 +17,7 @@ from fastcat.errors import InputError
 from fastcat.files import explained, remove_leftovers, write_text
 from fastcat.loaders.dataset import Dataset
 from fastcat.loaders.registry import is_folder, load_dataset
+from fastcat.progress import make_console, task
 from fastcat.recorder import Recorder, environment
 from fastcat.stop import Stopped
 from fastcat.trainer import Trainer
@@ -99,7 +100,8 @@ def resume(run: Path) -> RunResult:
 
 
 def _load_data(config: TrainConfig) -> Dataset:
-    return load_dataset(config.data, config.data_dir)
+    with task(make_console(), f"reading {config.data}, once") as progress:
+        return load_dataset(config.data, config.data_dir, progress)
 
 
 def _run(trainer: Trainer, run: Path, recorder: Recorder) -> RunResult:

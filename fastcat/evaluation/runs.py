@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 import yaml
-from rich.console import Console
-from rich.progress import Progress, TaskID
+from rich.progress import Progress
 
 from fastcat.checkpoint import WeightsInfo, load_weights
 from fastcat.config import EvalConfig, format_pixels
@@ -23,6 +22,7 @@ from fastcat.loaders.dataset import Dataset
 from fastcat.loaders.registry import DATASETS, load_dataset
 from fastcat.loaders.resident import ResidentLoader
 from fastcat.precision import make_precision
+from fastcat.progress import make_console, make_progress, task
 from fastcat.recorder import environment
 from fastcat.report import write_report
 from fastcat.seeds import derive_seed
@@ -40,9 +40,10 @@ def evaluate_run(config: EvalConfig) -> dict[str, Any]:
     files = find_weights(config.target, config.weights, config.peer)
     peers = [load_weights(file) for file in files]
     data = config.data or trained_data(config.target, peers[0][1])
-    dataset = load_dataset(data, config.data_dir)
+    console = make_console()
+    with task(console, f"reading {data}, once") as progress:
+        dataset = load_dataset(data, config.data_dir, progress)
     loader = make_loader(dataset, config, device)
-    console = Console(soft_wrap=True, highlight=False, markup=False)
     record: dict[str, Any] = {
         "data": data,
         "data_digest": dataset.digest,
@@ -56,8 +57,8 @@ def evaluate_run(config: EvalConfig) -> dict[str, Any]:
     for file, (model, info) in zip(files, peers, strict=True):
         check_fit(file, info, dataset)
         threat = threat_of(config, info)
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-            task = bar.add_task(info.peer, total=len(loader.index))
+        with make_progress(console) as bar:
+            bar.add_task(info.peer, total=loader.size)
             report = evaluate(
                 model.to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]
                 loader,
@@ -65,7 +66,7 @@ def evaluate_run(config: EvalConfig) -> dict[str, Any]:
                 threat,
                 seed=config.seed,
                 precision=precision,
-                after_batch=partial(_advance, bar, task),
+                after_batch=partial(_advance, bar),
             )
         console.print(table(info, config, threat, report))
         record["peers"][info.peer] = {
@@ -87,8 +88,8 @@ def evaluate_run(config: EvalConfig) -> dict[str, Any]:
     return record
 
 
-def _advance(bar: Progress, task: TaskID, done: int) -> None:
-    bar.update(task, completed=done)
+def _advance(bar: Progress, done: int) -> None:
+    bar.update(bar.task_ids[0], completed=done)
 
 
 def find_weights(target: Path, which: str, peer: str) -> list[Path]:

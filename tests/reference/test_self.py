@@ -119,7 +119,7 @@ def test_pgd_stays_in_the_unit_box() -> None:
 
 
 @pytest.mark.parametrize(
-    "method, scale, clamped",
+    ("method", "scale", "clamped"),
     [("at", 0.1, True), ("alp", 0.1, True), ("trades", 0.001, False), ("mart", 0.001, False)],
 )
 def test_first_attacked_point(method: str, scale: float, clamped: bool) -> None:
@@ -143,7 +143,8 @@ def test_restarts_keep_the_larger_final_loss_per_sample() -> None:
     p = net(x).softmax(dim=1)
     kl = [F.kl_div(net(e).log_softmax(dim=1), p, reduction="none").sum(dim=1) for e in ends]
     order = {tuple(row) for row in torch.stack(kl, dim=1).argsort(dim=1).tolist()}
-    assert (1, 2, 0) in order and (0, 1, 2) in order  # the best first, the best last
+    assert (1, 2, 0) in order
+    assert (0, 1, 2) in order
     winner = torch.stack(kl).argmax(dim=0)
     expected = torch.stack(ends)[winner, torch.arange(16)]
     assert torch.equal(pgd(net, x, y, "trades", 0.1, 0.04, 2, noise), expected)
@@ -204,7 +205,7 @@ CELLS = [
 ]
 
 
-@pytest.mark.parametrize("names, order", CELLS, ids=["-".join(names) for names, _ in CELLS])
+@pytest.mark.parametrize(("names", "order"), CELLS, ids=["-".join(names) for names, _ in CELLS])
 def test_forwards_and_running_statistics_follow_the_documented_order(
     names: list[str], order: list[list[str]]
 ) -> None:
@@ -249,7 +250,7 @@ def test_without_collaboration_peers_are_strangers() -> None:
 
 def test_totals_weigh_objective_and_guidance() -> None:
     """Recomputed with torch's losses from the logit table, peers (trades, alp, natural)."""
-    x, y, _ = batch()
+    _x, y, _ = batch()
     result = step([tiny_net(k) for k in range(3)], ["trades", "alp", "natural"], alpha=0.3)
     z = result.logits
     log_p = {cell: logits.log_softmax(dim=1) for cell, logits in z.items()}
@@ -332,7 +333,7 @@ def test_one_peer_is_plain_training(collab: str, nesterov: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "nesterov, after_one, after_two",
+    ("nesterov", "after_one", "after_two"),
     [
         # g1 = 3 + 0.5 * 2 = 4, buf1 = 4, w = 2 - 0.1 * 4 = 1.6
         # g2 = 1 + 0.5 * 1.6 = 1.8, buf2 = 0.9 * 4 + 1.8 = 5.4, w = 1.6 - 0.54

@@ -28,7 +28,7 @@ Y = torch.tensor([0, 2])
 
 
 @pytest.mark.parametrize(
-    "terms, expected",
+    ("terms", "expected"),
     [
         pytest.param(losses.natural(CLEAN, Y), {"ce": 1.5 * LN2}, id="natural"),
         pytest.param(losses.at(ADV, Y), {"ce": 2.0 * LN2}, id="at"),

@@ -1,0 +1,206 @@
+"""Whole runs of the trainer with small networks: what is learnt, recorded, selected and kept."""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import fastcat
+from fastcat.checkpoint import load_weights, read_checkpoint
+from fastcat.cli import main
+from fastcat.config import TrainConfig
+from fastcat.loaders.digits import load_digits
+from fastcat.trainer import Trainer
+from tests import tiny
+from tests.run_helpers import SMALL, assert_same_end
+
+
+@pytest.fixture(autouse=True)
+def _workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.register()
+    monkeypatch.chdir(tmp_path)
+
+
+def small_run(*arguments: str, out: str = "run") -> list[dict[str, Any]]:
+    """The epochs' records of a short run."""
+    assert main(["train", *SMALL, "--epochs", "2", *arguments, "--out", out]) == 0
+    return [json.loads(line) for line in Path(out, "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_what_the_readme_lists() -> None:
+    epochs = small_run("--peers", "trades,alp,mart,at,natural")
+    kept = {str(path.relative_to("run")) for path in Path("run").rglob("*") if path.is_file()}
+    peers = ["0-trades", "1-alp", "2-mart", "3-at", "4-natural"]
+    assert kept == {
+        "config.yaml",
+        "environment.json",
+        "log.txt",
+        "metrics.jsonl",
+        "steps.jsonl",
+        "report.html",
+        "checkpoints/last.pt",
+        "checkpoints/previous.pt",
+        *(f"peers/{peer}.{which}.safetensors" for peer in peers for which in ("best", "last")),
+    }
+    terms = {
+        "0-trades": ["ce", "kl"],
+        "1-alp": ["ce", "pairing"],
+        "2-mart": ["bce", "kl"],
+        "3-at": ["ce"],
+        "4-natural": ["ce"],
+    }
+    for number, epoch in enumerate(epochs, start=1):
+        assert epoch["epoch"] == number
+        assert epoch["judged_on"] == "val"
+        assert list(epoch["peers"]) == peers
+        for key in ("seconds", "images_per_second", "peak_memory_mib", "judging_seconds"):
+            assert epoch[key] > 0
+        for peer, entry in epoch["peers"].items():
+            assert list(entry["train"]) == [*terms[peer], "guidance", "loss", "accuracy"]
+            assert list(entry["accuracy"]) == ["clean", "pgd2"]
+            own = sum(entry["train"][term] for term in terms[peer])
+            expected = 0.05 * own + entry["train"]["guidance"]
+            assert entry["train"]["loss"] == pytest.approx(expected, rel=1e-5)
+    # 4 batches of which every second is recorded
+    steps = [json.loads(line) for line in Path("run/steps.jsonl").read_text().splitlines()]
+    assert [step["step"] for step in steps] == [2, 4, 6, 8]
+    assert Path("run/log.txt").read_text().count("\n") == 3
+
+
+def test_epoch_means_weigh_every_image_alike() -> None:
+    """The last batch is ragged; a mean over batches would weigh its images more."""
+    config = TrainConfig(arch="tiny", data="digits", train_size=70, val_size=20, batch_size=20)
+    trainer = Trainer(config, load_digits())
+    sums: dict[str, float] = {}
+    for batch in trainer.loader.epoch(0):
+        for name, value in trainer.train_step(batch).items():
+            sums[name] = sums.get(name, 0.0) + float(value) * len(batch.y)
+    assert trainer._mean_metrics() == pytest.approx({k: v / 70 for k, v in sums.items()}, rel=1e-5)
+
+
+def test_the_best_epoch_is_kept_and_says_how_it_was_chosen() -> None:
+    epochs = small_run("--epochs", "6", "--lr", "0.3", "--peers", "at", "--collab", "none")
+    robust = [epoch["peers"]["0-at"]["accuracy"]["pgd2"] for epoch in epochs]
+    stars = [epoch["peers"]["0-at"]["best"] for epoch in epochs]
+    assert stars == [value > max(robust[:i], default=-1) for i, value in enumerate(robust)]
+    best = robust.index(max(robust))
+    _, info = load_weights(Path("run/peers/0-at.best.safetensors"))
+    assert (info.epoch, info.selected) == (best + 1, "best on val")
+    _, last = load_weights(Path("run/peers/0-at.last.safetensors"))
+    assert (last.epoch, last.selected) == (6, "last")
+    assert read_checkpoint(Path("run/checkpoints/last.pt"))["best"]["0-at"]["epoch"] == best + 1
+
+
+def test_selection_on_the_test_set_is_labelled_everywhere(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    epochs = small_run("--select-on", "test", "--val-size", "None")
+    printed = capsys.readouterr().out
+    assert "test-clean test-pgd2" in printed
+    assert "val" not in printed.splitlines()[0]
+    assert {epoch["judged_on"] for epoch in epochs} == {"test"}
+    _, info = load_weights(Path("run/peers/0-trades.best.safetensors"))
+    assert info.selected == "best on test"
+    assert "on test images (chooses the best weights)" in Path("run/report.html").read_text()
+
+
+def test_without_selection_every_image_is_trained_on() -> None:
+    epochs = small_run("--select-on", "last", "--val-size", "None", "--train-size", "None")
+    assert {epoch["judged_on"] for epoch in epochs} == {None}
+    assert all(entry["accuracy"] == {} for epoch in epochs for entry in epoch["peers"].values())
+    assert not list(Path("run/peers").glob("*.best.*"))
+    config = TrainConfig(arch="tiny", data="digits", select_on="last")
+    assert Trainer(config, load_digits()).loader.size == 1438
+    assert main(["eval", "run", "--attacks", "clean", "--n", "20"]) == 0
+
+
+def test_the_learning_rate_follows_the_schedule_step_by_step() -> None:
+    small_run("--schedule", "cyclic", "--lr", "0.4", "--log-every", "1", "--epochs", "2")
+    steps = [json.loads(line) for line in Path("run/steps.jsonl").read_text().splitlines()]
+    # 8 steps at the middles of their shares: up over 0.8 epochs, down over 1.2
+    expected = [0.4 * min(t / 0.8, (2 - t) / 1.2) for t in (0.125 + i / 4 for i in range(8))]
+    assert [step["lr"] for step in steps] == pytest.approx(expected)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_one_does_not() -> None:
+    for out, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        small_run("--seed", seed, out=out)
+    assert_same_end(Path("a"), Path("b"))
+    a, c = (Path(run, "peers/0-trades.last.safetensors").read_bytes() for run in ("a", "c"))
+    assert a != c
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_low_precision_trains_close_to_float32(precision: str) -> None:
+    reference = small_run("--precision", "fp32", out="fp32")
+    low = small_run("--precision", precision, out=precision)
+    for name, entry in reference[0]["peers"].items():
+        assert low[0]["peers"][name]["train"]["loss"] == pytest.approx(
+            entry["train"]["loss"], rel=0.05
+        )
+    state = read_checkpoint(Path(precision, "checkpoints", "last.pt"))
+    assert all(t.dtype != torch.float16 for t in state["peers"][0]["model"].values())
+    assert bool(state["peers"][0]["scaler"]) == (precision == "fp16")
+
+
+def test_peers_learn_on_real_digits() -> None:
+    """Chance is 10 %; descending the wrong way, or on the wrong labels, stays there."""
+    config = TrainConfig(
+        arch="tiny",
+        peers="at,natural",
+        collab="none",
+        data="digits",
+        eps=0.05,
+        steps=2,
+        val_steps=5,
+        epochs=8,
+        batch_size=32,
+        lr=0.2,
+        schedule="onecycle",
+        out=Path("run"),
+    )
+    result = fastcat.train(config)
+    assert result.best["1-natural"]["clean"] > 0.6
+    assert result.best["0-at"]["pgd5"] > 0.3
+    assert result.out == Path("run")
+
+
+def test_the_api_chooses_a_new_folder_each_time() -> None:
+    config = TrainConfig(arch="tiny", data="digits", train_size=20, val_size=5, batch_size=10,
+                         steps=1, epochs=1)  # fmt: skip
+    outs = [fastcat.train(config).out for _ in range(2)]
+    assert outs == [Path("runs/digits-trades-alp"), Path("runs/digits-trades-alp-2")]
+
+
+def test_the_report_is_one_static_file_with_every_curve() -> None:
+    small_run()
+    assert main(["eval", "run", "--attacks", "clean,pgd2", "--n", "30"]) == 0
+    html = Path("run/report.html").read_text()
+    for text in ("0-trades pgd2", "1-alp clean", "Training loss", "test.json", "batch_size: 20"):
+        assert text in html
+    assert html.count("<polyline") == 6
+    assert not re.search(r"<script|src=|href=|https?://(?!www\.w3\.org)", html)
+
+
+IMAGES = os.environ.get("FASTCAT_CIFAR10_FOLDER")
+
+
+@pytest.mark.skipif(
+    IMAGES is None, reason="set FASTCAT_CIFAR10_FOLDER to an unpacked CIFAR-10 image folder"
+)
+def test_real_images_from_folder_to_evaluated_checkpoint(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    train = (
+        f"train --arch resnet18 --peers trades,alp --data {IMAGES} --train-size 48 --val-size 16 "
+        "--epochs 1 --batch-size 24 --steps 2 --val-steps 2 --out run"
+    )
+    assert main(train.split()) == 0
+    assert main(["eval", "run", "--attacks", "clean,fgsm,pgd2", "--n", "32"]) == 0
+    record = json.loads(Path("run/eval/test.json").read_text())
+    assert len(record["peers"]["0-trades"]["info"]["classes"]) == 10
+    assert record["peers"]["1-alp"]["n"] == 32
