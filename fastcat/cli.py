@@ -1,17 +1,22 @@
 """The command line: parse, call, print. Exit status 2 is bad input, told in one sentence."""
 
 import dataclasses
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from fastcat.config import EvalConfig, TrainConfig, yaml_arguments
+from fastcat.doctor import report
 from fastcat.errors import InputError, nearest
+from fastcat.evaluation.runs import evaluate_run
+from fastcat.listing import LISTINGS
+from fastcat.runs import RunResult, resume, train
 from fastcat.stop import Stopped
 
 # the same fields as TrainConfig, in the groups that its bases are
@@ -34,10 +39,21 @@ class ResumeCommand:
     """Folder of the run."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ListCommand:
+    """Show every name that a command takes, with a line about it."""
+
+    topics: Positional[Annotated[tuple[str, ...], arg(metavar="[TOPIC ...]")]] = ()
+    """methods, archs, datasets, attacks, collaborations, schedules; all of them without one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorCommand:
+    """Show versions, devices, what is missing and the line that installs it."""
+
+
 def _train(arguments: Sequence[str]) -> int:
     """Train peers together; every setting can also stand in a YAML file: --config FILE."""
-    from fastcat.runs import train
-
     groups = _parse(_TrainGroups, _with_config(arguments), "train", _train.__doc__)
     values: dict[str, Any] = {}
     for group in dataclasses.fields(groups):
@@ -48,24 +64,17 @@ def _train(arguments: Sequence[str]) -> int:
 
 
 def _resume(arguments: Sequence[str]) -> int:
-    from fastcat.runs import resume
-
     _print_result(resume(_parse(ResumeCommand, arguments, "resume").run))
     return 0
 
 
 def _eval(arguments: Sequence[str]) -> int:
-    from fastcat.evaluation.runs import evaluate_run
-
     evaluate_run(_parse(EvalConfig, arguments, "eval"))
     return 0
 
 
 def _list(arguments: Sequence[str]) -> int:
-    """methods | archs | datasets | attacks | collaborations | schedules"""
-    from fastcat.listing import LISTINGS
-
-    topics = list(arguments) or list(LISTINGS)
+    topics = _parse(ListCommand, arguments, "list").topics or tuple(LISTINGS)
     for topic in topics:
         if topic not in LISTINGS:
             raise InputError(f"cannot list {topic!r}: {nearest(topic, LISTINGS)}")
@@ -77,10 +86,7 @@ def _list(arguments: Sequence[str]) -> int:
 
 
 def _doctor(arguments: Sequence[str]) -> int:
-    """Versions, devices, what is missing and the line that installs it."""
-    from fastcat.doctor import report
-
-    _parse_nothing("doctor", arguments)
+    _parse(DoctorCommand, arguments, "doctor")
     lines, healthy = report()
     print("\n".join(lines))
     return 0 if healthy else 1
@@ -135,11 +141,6 @@ def _parse(command: type, arguments: Sequence[str], name: str, text: str | None 
     )
 
 
-def _parse_nothing(name: str, arguments: Sequence[str]) -> None:
-    if arguments:
-        raise InputError(f"fastcat {name} takes no arguments, got {' '.join(arguments)}")
-
-
 def _with_config(arguments: Sequence[str]) -> list[str]:
     """`--config FILE` replaced by the file's settings, which the other arguments override."""
     rest, from_files = [], []
@@ -157,11 +158,11 @@ def _with_config(arguments: Sequence[str]) -> list[str]:
     return from_files + rest
 
 
-def _print_result(result: Any) -> None:
-    print(f"\nrun: {result.out}")
+def _print_result(result: RunResult) -> None:
     for name, best in result.best.items():
         accuracies = ", ".join(
-            f"{key} {100 * value:.2f}%" for key, value in best.items() if key != "epoch"
+            f"{attack} {100 * value:.2f}%" for attack, value in best["accuracy"].items()
         )
-        print(f"  {name}: best after epoch {best['epoch']} with {accuracies}")
-    print(f"next: fastcat eval {result.out}")
+        print(f"{name}: best on {best['judged_on']} after epoch {best['epoch']}: {accuracies}")
+    run = shlex.quote(str(result.out))
+    print(f"run: {run}   curves: {run}/report.html\nnext: fastcat eval {run}")

@@ -296,8 +296,8 @@ class EvalConfig:
     """Which images of the data set."""
     data: Annotated[str | None, arg(aliases=["--dataset"])] = None
     """Data set or image folder. None: what the weights were trained on."""
-    data_dir: Path = Path("data")
-    """Where data sets by name are kept or downloaded to."""
+    data_dir: Path | None = None
+    """Where data sets by name are kept or downloaded to. None: as trained, else data."""
     eps: Annotated[Pixels | None, arg(aliases=["--epsilon"])] = None
     """Radius in pixels of [0, 1], as 8/255 or 0.03. None: as trained."""
     step_size: Annotated[Pixels | None, arg(aliases=["--pgd-alpha"])] = None

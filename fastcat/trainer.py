@@ -290,7 +290,11 @@ class Trainer:
             self._save_weights(run, peer, "last", "last")
             if peers[peer.name]["best"]:
                 self._save_weights(run, peer, "best", f"best on {self.monitored_on}")
-                self.best[peer.name] = {"epoch": self.epoch + 1, **peers[peer.name]["accuracy"]}
+                self.best[peer.name] = {
+                    "epoch": self.epoch + 1,
+                    "judged_on": self.monitored_on,
+                    "accuracy": peers[peer.name]["accuracy"],
+                }
         return {
             "epoch": self.epoch + 1,
             "epochs": self.config.epochs,
@@ -330,7 +334,8 @@ class Trainer:
         if self.config.select_on == "last":
             return False
         pgd = f"pgd{self.config.val_steps}"
-        return peer.name not in self.best or accuracy[pgd] > self.best[peer.name][pgd]
+        best = self.best.get(peer.name)
+        return best is None or accuracy[pgd] > best["accuracy"][pgd]
 
     def _save_weights(self, run: Path, peer: Peer, which: str, selected: str) -> None:
         mean, std = self.normalize or (None, None)

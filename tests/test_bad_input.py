@@ -104,7 +104,6 @@ COMMANDS = {
     "resume nothing": ("resume nowhere", "not a run"),
     "eval nothing": ("eval nowhere", "no weights"),
     "unknown topic": ("list method", "did you mean 'methods'"),
-    "doctor with arguments": ("doctor now", "takes no arguments"),
     "config without file": ("train --config", "expected a YAML file"),
     "config that is not there": ("train --config nowhere.yaml", "cannot read nowhere.yaml"),
 }

@@ -164,8 +164,8 @@ def test_peers_learn_on_real_digits() -> None:
         out=Path("run"),
     )
     result = fastcat.train(config)
-    assert result.best["1-natural"]["clean"] > 0.6
-    assert result.best["0-at"]["pgd5"] > 0.3
+    assert result.best["1-natural"]["accuracy"]["clean"] > 0.6
+    assert result.best["0-at"]["accuracy"]["pgd5"] > 0.3
     assert result.out == Path("run")
 
 

@@ -39,10 +39,10 @@ def evaluate_run(config: EvalConfig) -> dict[str, Any]:
     precision = make_precision("fp32", device)
     files = find_weights(config.target, config.weights, config.peer)
     peers = [load_weights(file) for file in files]
-    data = config.data or trained_data(config.target, peers[0][1])
+    data, data_dir = find_data(config, peers[0][1])
     console = make_console()
     with task(console, f"reading {data}, once") as progress:
-        dataset = load_dataset(data, config.data_dir, progress)
+        dataset = load_dataset(data, data_dir, progress)
     loader = make_loader(dataset, config, device)
     record: dict[str, Any] = {
         "data": data,
@@ -116,17 +116,18 @@ def find_weights(target: Path, which: str, peer: str) -> list[Path]:
     ]
 
 
-def trained_data(target: Path, info: WeightsInfo) -> str:
-    """The --data of the run that the weights come from; a lone weight file knows only its name.
+def find_data(config: EvalConfig, info: WeightsInfo) -> tuple[str, Path]:
+    """--data and --data-dir as asked for, else of the run; a lone weight file knows only a name.
 
     Raises InputError for a name that says nothing on another machine.
     """
-    if target.is_dir():
-        with suppress(OSError, yaml.YAMLError, KeyError, TypeError):
-            return str(yaml.safe_load((target / "config.yaml").read_text())["data"])
-    if info.data not in DATASETS:
+    trained: dict[str, Any] = {"data": info.data, "data_dir": "data"}
+    if config.target.is_dir():
+        with suppress(OSError, yaml.YAMLError):
+            trained |= yaml.safe_load((config.target / "config.yaml").read_text())
+    elif config.data is None and info.data not in DATASETS:
         raise InputError(f"say where the images of {info.data!r} are: type --data FOLDER")
-    return info.data
+    return config.data or trained["data"], config.data_dir or Path(trained["data_dir"])
 
 
 def make_loader(dataset: Dataset, config: EvalConfig, device: torch.device) -> ResidentLoader:
