@@ -15,8 +15,8 @@ $(VENV)/.installed: pyproject.toml setup.py
 demo: RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 demo: $(VENV)/.installed
 	$(BIN)/fastcat train --arch resnet18 --peers trades,alp --data digits --eps 0.1 \
-		--epochs 6 --batch-size 64 --schedule cyclic --lr 0.05 --out $(RUN)
-	$(BIN)/fastcat eval $(RUN) --attacks clean,fgsm,pgd20,cw20
+		--alpha 0.2 --epochs 5 --batch-size 32 --schedule onecycle --lr 0.03 --out $(RUN)
+	$(BIN)/fastcat eval $(RUN) --weights last --attacks clean,fgsm,pgd20,cw20
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest

