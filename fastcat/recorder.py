@@ -18,7 +18,7 @@ class Recorder:
     """Lines go to the console and to log.txt, records to metrics.jsonl and steps.jsonl.
 
     A context manager: on a terminal a progress bar with the time left stands below the lines,
-    elsewhere there are the lines alone.
+    elsewhere a plain line tells of the progress at every logging interval.
     """
 
     def __init__(self, run: Path, total_steps: int) -> None:
@@ -53,7 +53,16 @@ class Recorder:
         write_report(self.run)
 
     def steps(self, record: dict[str, Any]) -> None:
+        """A line of steps.jsonl and, where no bar can stand, a sign of life."""
         self._append("steps.jsonl", json.dumps(record))
+        if not self.console.is_terminal:
+            task = self.progress.tasks[0]
+            left = "" if task.time_remaining is None else f", {task.time_remaining:.0f} s left"
+            losses = [
+                f"{k.removesuffix('/loss')} {v:.4f}" for k, v in record.items() if "/loss" in k
+            ]
+            step = f"step {record['step']}/{task.total:.0f}"
+            self.console.print(f"{task.description}, {step}{left}: loss {', '.join(losses)}")
 
     def forget_after(self, epoch: int, step: int) -> None:
         """Drop the records past a checkpoint's finished epochs and finished steps."""

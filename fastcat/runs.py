@@ -94,8 +94,6 @@ def resume(run: Path) -> RunResult:
             if remark:
                 recorder.line(remark)
             recorder.forget_after(trainer.epoch, trainer.steps_done)
-            where = f"epoch {trainer.epoch + 1}/{config.epochs}, batch {trainer.batch + 1}"
-            recorder.line(f"{run} is finished" if trainer.done else f"resuming {run} at {where}")
             return _run(trainer, run, recorder)
 
 

@@ -212,6 +212,7 @@ class Trainer:
 
     def run(self, run: Path, recorder: Recorder) -> None:
         """Train to the last epoch. Raises Stopped after saving when a signal asks for it."""
+        recorder.line(f"{run} is finished" if self.done else self.describe(run))
         with StopRequest() as request:
             while not self.done:
                 try:
@@ -224,6 +225,21 @@ class Trainer:
                 self.epoch, self.batch, self.totals, self.seconds = self.epoch + 1, 0, {}, 0.0
                 self.last_record = record
                 self.save(run)
+
+    def describe(self, run: Path) -> str:
+        """What is about to be done, in a line."""
+        on = (
+            "no images"
+            if self.monitor is None
+            else f"{self.monitor.size} {self.monitored_on} images"
+        )
+        where = f"epoch {self.epoch + 1}/{self.config.epochs}, batch {self.batch + 1}"
+        names = ", ".join(f"{peer.name} ({peer.arch})" for peer in self.peers)
+        return (
+            f"{names}: {self.loader.size} images of {self.dataset.name}, judged on {on}, "
+            f"{len(self.loader)} steps an epoch, {self.precision.name} on {self.device}; "
+            f"{run} from {where}"
+        )
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
         """One collaborative step on a batch, with this step's learning rate and noise."""

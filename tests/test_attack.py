@@ -213,14 +213,19 @@ def test_restarts_draw_one_noise_after_the_other(trained: Trained) -> None:
     torch.testing.assert_close(climbed("ce", net, x, best, y), worst, rtol=0, atol=0)
 
 
-def test_of_equal_restarts_the_first_is_kept() -> None:
+@pytest.mark.parametrize("factor", [1.0, math.nan], ids=["equal", "nan"])
+def test_of_equal_restarts_the_first_is_kept(factor: float) -> None:
+    """Also where no loss is a number: the clean image would be no attack at all."""
     x, y = images(0, 3)
+
+    def net(x: Tensor) -> Tensor:
+        return factor * constant_logits(x)
+
     noise = torch.stack([draw_noise("uniform", x, seeded(r)) for r in range(3)])[:, None]
     restarts, inners = ThreatModel(steps=1, restarts=3), [Inner(start="uniform")]
-    best = attack_all([constant_logits], inners, x, y, restarts, noise)
-    assert torch.equal(
-        best, attack_all([constant_logits], inners, x, y, ThreatModel(steps=1), noise[:1])
-    )
+    best = attack_all([net], inners, x, y, restarts, noise)
+    assert torch.equal(best, attack_all([net], inners, x, y, ThreatModel(steps=1), noise[:1]))
+    assert not torch.equal(best[0], x)
 
 
 def test_networks_attacked_together_are_attacked_as_alone() -> None:

@@ -331,6 +331,10 @@ def without_default(*, beta: float) -> Objective:
     return smooth(scale=beta)
 
 
+def with_none(*, scale: float | None = None) -> Objective:
+    return smooth(scale=1.0 if scale is None else scale)
+
+
 constant = 3
 """
 
@@ -378,6 +382,19 @@ def test_own_method_whose_setting_has_no_default(own_module: str) -> None:
     z, y = rows("at"), labels()
     ours = make_objective(name, {"beta": "0.5"}).outer(z, y)["ce"]
     torch.testing.assert_close(ours, 0.5 * reference.cross_entropy(z["adv"], y).mean() ** 2)
+
+
+def test_own_method_whose_default_is_none(own_module: str) -> None:
+    z, y = rows("at"), labels()
+    ours = make_objective(f"{own_module}:with_none", {"scale": "0.5"}).outer(z, y)["ce"]
+    torch.testing.assert_close(ours, 0.5 * reference.cross_entropy(z["adv"], y).mean() ** 2)
+
+
+def test_own_method_refuses_text_that_is_no_value(own_module: str) -> None:
+    with pytest.raises(InputError, match=r"without_default:beta=\[1"):
+        make_objective(f"{own_module}:without_default", {"beta": "[1"})
+    with pytest.raises(InputError, match="smooth:signed=perhaps is no bool"):
+        make_objective(f"{own_module}:smooth", {"signed": "perhaps"})
 
 
 @pytest.mark.parametrize(

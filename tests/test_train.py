@@ -68,7 +68,7 @@ def test_a_run_leaves_what_the_readme_lists() -> None:
     # 4 batches of which every second is recorded
     steps = [json.loads(line) for line in Path("run/steps.jsonl").read_text().splitlines()]
     assert [step["step"] for step in steps] == [2, 4, 6, 8]
-    assert Path("run/log.txt").read_text().count("\n") == 3
+    assert Path("run/log.txt").read_text().count("\n") == 4
 
 
 def test_epoch_means_weigh_every_image_alike() -> None:
@@ -101,7 +101,9 @@ def test_selection_on_the_test_set_is_labelled_everywhere(
     epochs = small_run("--select-on", "test", "--val-size", "None")
     printed = capsys.readouterr().out
     assert "test-clean test-pgd2" in printed
-    assert "val" not in printed.splitlines()[0]
+    assert "judged on 359 test images" in printed
+    assert "val-" not in printed
+    assert "best on test after epoch" in printed
     assert {epoch["judged_on"] for epoch in epochs} == {"test"}
     _, info = load_weights(Path("run/peers/0-trades.best.safetensors"))
     assert info.selected == "best on test"
