@@ -15,7 +15,7 @@ $(VENV)/.installed: pyproject.toml setup.py
 demo: RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 demo: $(VENV)/.installed
 	$(BIN)/fastcat train --arch resnet18 --peers trades,alp --data digits --eps 0.1 \
-		--alpha 0.2 --epochs 5 --batch-size 32 --schedule onecycle --lr 0.03 --out $(RUN)
+		--alpha 0.2 --epochs 5 --batch-size 64 --schedule onecycle --lr 0.04 --out $(RUN)
 	$(BIN)/fastcat eval $(RUN) --weights last --attacks clean,fgsm,pgd20,cw20
 
 test: $(VENV)/.installed

@@ -29,15 +29,22 @@ FORMAT = 1
 def save_checkpoint(run: Path, state: dict[str, Any]) -> None:
     """Write checkpoints/last.pt; the former one becomes previous.pt.
 
-    Raises InputError when the disk refuses; the former checkpoint is then still last.pt.
+    Raises InputError when the disk refuses; the former checkpoints are then as they were.
     """
     folder = run / "checkpoints"
-    last, previous, fresh = (folder / f"{name}.pt" for name in ("last", "previous", "fresh"))
+    last, previous, fresh, former = (
+        folder / f"{name}.pt" for name in ("last", "previous", "fresh", "former")
+    )
     write_atomically(fresh, lambda file: torch.save({"format": FORMAT, **state}, file))
     with explained(last):
-        # a kill between these two lines leaves previous.pt, which loading falls back on
         if last.exists():
-            os.replace(last, previous)
+            try:
+                # a second name for the same file, so that last.pt is there at every moment
+                former.unlink(missing_ok=True)
+                os.link(last, former)
+                os.replace(former, previous)
+            except OSError:
+                os.replace(last, previous)  # a file system without hard links
         os.replace(fresh, last)
 
 
@@ -52,8 +59,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         if damaged is not None:
             raise InputError(f"checkpoint {path} is damaged: {damaged} has the wrong checksum")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise InputError(f"there is no checkpoint {path}") from error
+    except (FileNotFoundError, PermissionError) as error:
+        raise InputError(f"cannot read checkpoint {path}: {error.strerror}") from error
     except pickle.UnpicklingError as error:
         raise InputError(
             f"checkpoint {path} contains pickled code and was not loaded: "
@@ -78,15 +85,20 @@ def load_last_checkpoint(run: Path) -> tuple[dict[str, Any], str | None]:
     except InputError as error:
         if not previous.exists():
             raise
-        return read_checkpoint(previous), f"{error}; going on from previous.pt"
+        state = read_checkpoint(previous)
+        # out of the way, or the next checkpoint would make it the previous one
+        if last.exists():
+            os.replace(last, last.with_name("damaged.pt"))
+        return state, f"{error}; going on from previous.pt"
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsInfo:
     """What a weight file says of itself: how to build the network and where it comes from.
 
-    mean, std: normalisation inside the model, None without; selected: how this state was chosen
-    ("last", "best on val", "best on test"); epoch counts finished epochs.
+    data, data_digest: name and exact content of the data set; mean, std: normalisation inside the
+    model, None without; selected: how this state was chosen ("last", "best on val", "best on
+    test"); epoch counts finished epochs.
     """
 
     peer: str
@@ -100,6 +112,7 @@ class WeightsInfo:
     step_size: float
     epoch: int
     selected: str
+    data_digest: str | None = None
 
     def build(self) -> nn.Module:
         """The network, with fresh weights."""
@@ -129,13 +142,14 @@ def load_weights(path: Path) -> tuple[nn.Module, WeightsInfo]:
         raise InputError(f"{path} is damaged or not a safetensors file: {error}") from error
     if header is None:
         raise InputError(f"{path} was not written by fastcat: it does not say which network it is")
-    fields = json.loads(header)
-    for name in ("classes", "mean", "std"):
-        fields[name] = None if fields[name] is None else tuple(fields[name])
-    info = WeightsInfo(**fields)
-    model = info.build()
     try:
+        fields = json.loads(header)
+        for name in ("classes", "mean", "std"):
+            fields[name] = None if fields[name] is None else tuple(fields[name])
+        info = WeightsInfo(**fields)
+        model = info.build()
         model.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise InputError(f"{path} does not fit the network {info.arch!r} it names") from error
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path} does not say rightly which network it holds: {reason}") from error
     return model.eval(), info

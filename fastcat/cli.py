@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import tyro
 from tyro.conf import Positional, arg
 
@@ -16,6 +17,7 @@ from fastcat.doctor import report
 from fastcat.errors import InputError, nearest
 from fastcat.evaluation.runs import evaluate_run
 from fastcat.listing import LISTINGS
+from fastcat.recorder import package_version
 from fastcat.runs import RunResult, resume, train
 from fastcat.stop import Stopped
 
@@ -113,9 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(USAGE)
         return 0 if arguments else 2
     if arguments[0] == "--version":
-        from importlib.metadata import version
-
-        print(f"fastcat {version('fastcat-at')}")
+        print(f"fastcat {package_version('fastcat-at') or '(not installed)'}")
         return 0
     try:
         if arguments[0] not in COMMANDS:
@@ -123,6 +123,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return COMMANDS[arguments[0]][0](arguments[1:])
     except InputError as error:
         print(f"fastcat: {error}", file=sys.stderr)
+        return 2
+    except torch.OutOfMemoryError as error:
+        reason = str(error).splitlines()[0]
+        print(f"fastcat: {reason}: lower --batch-size or try --precision bf16", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"fastcat: {error.filename or error}: {error.strerror}", file=sys.stderr)
         return 2
     except Stopped as stopped:
         return 128 + stopped.signum

@@ -3,9 +3,9 @@
 The fields stand in groups as `fastcat train --help` shows them; TrainConfig holds them all.
 """
 
+import math
 import re
 from dataclasses import asdict, dataclass, fields
-from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,7 +13,7 @@ import yaml
 from tyro.conf import Positional, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
-from fastcat.collaboration import COLLABORATIONS
+from fastcat.collaboration import make_collaboration
 from fastcat.errors import InputError, nearest
 from fastcat.models import canonical_arch
 from fastcat.objectives import make_objective
@@ -25,24 +25,23 @@ from fastcat.threat import ThreatModel
 
 def parse_pixels(text: str) -> float:
     """ "8/255" or "0.03" -> pixels in [0, 1]. Raises InputError, for a bare 8 with what to type."""
+    numerator, slash, denominator = text.replace(" ", "").partition("/")
     try:
-        value = float(Fraction(text.replace(" ", "")))
-    except (ValueError, ZeroDivisionError) as error:
-        raise InputError(
-            f"{text!r} is no length in pixels: type for example 8/255 or 0.03"
-        ) from error
-    if value > 1:
+        value = int(numerator) / int(denominator) if slash else float(numerator)
+    except (ValueError, ArithmeticError) as error:
+        raise InputError(f"{text!r} is no length in pixels: type for example 8/255") from error
+    if 1 < value <= 255:
         raise InputError(f"{text} is more than the whole range [0, 1] of a pixel: type {text}/255")
-    if value <= 0:
-        raise InputError(f"{text} is no length in pixels: expected more than 0, for example 8/255")
+    if not 0 < value <= 1:
+        raise InputError(f"{text} is no length in pixels of [0, 1]: type for example 8/255")
     return value
 
 
 def format_pixels(value: float) -> str:
     """The shortest text that parse_pixels reads back to the same float, in 255ths where it can."""
     levels = round(value * 255, 6)
-    whole = f"{int(levels)}/255"
-    return whole if levels == int(levels) and float(Fraction(whole)) == value else repr(value)
+    whole = levels == int(levels) and int(levels) / 255 == value
+    return f"{int(levels)}/255" if whole else repr(value)
 
 
 Pixels = Annotated[
@@ -207,30 +206,22 @@ class TrainConfig(Run, Optimization, Threat, Data, Peers):
             parse_milestones(self.milestones),
             self.warmup_epochs,
         )
-        if self.collab not in COLLABORATIONS:
-            raise InputError(
-                f"unknown collaboration {self.collab!r}: {nearest(self.collab, COLLABORATIONS)}"
-            )
+        # any views do: the number of peers does not matter to the checks
+        make_collaboration(self.collab, ["adv0", "adv1"], self.alpha)
         if self.precision not in ("auto", *DTYPES):
             raise InputError(
                 f"unknown precision {self.precision!r}: expected auto, {', '.join(DTYPES)}"
             )
-        if self.alpha is not None and not 0 <= self.alpha <= 1:
-            raise InputError(
-                f"alpha is {self.alpha:g}, expected a weight in [0, 1], for example 0.05"
-            )
-        if self.alpha is not None and self.collab == "none":
-            raise InputError("alpha weighs objective against guidance, and --collab none has none")
         if self.select_on not in ("val", "test", "last"):
             raise InputError(f"select-on is {self.select_on!r}, expected val, test or last")
         if self.select_on == "val" and self.val_size == 0:
             raise InputError("--val-size 0 leaves nothing to select on: type --select-on last")
         for name, least in _LEAST.items():
             value = getattr(self, name)
-            if value is not None and value < least:
+            if value is not None and not least <= value < math.inf:
                 flag = name.replace("_", "-")
                 raise InputError(f"{flag} is {value:g}, expected at least {least:g}")
-        if not self.lr > 0:
+        if not 0 < self.lr < math.inf:
             raise InputError(f"lr is {self.lr:g}, expected more than 0, for example 0.1")
         if not 0 <= self.momentum < 1:
             raise InputError(f"momentum is {self.momentum:g}, expected a number in [0, 1)")
@@ -314,10 +305,10 @@ class EvalConfig:
     """JSON file to write. None: a new one under RUN/eval/, or none for a single weight file."""
 
     def __post_init__(self) -> None:
-        for name in ("n", "batch_size"):
+        for name, least in {"n": 1, "batch_size": 1, "restarts": 1, "seed": 0}.items():
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name.replace('_', '-')} is {value}, expected at least 1")
+            if value is not None and value < least:
+                raise InputError(f"{name.replace('_', '-')} is {value}, expected at least {least}")
         if self.out is not None and self.out.exists():
             raise InputError(f"{self.out} exists already: choose another --out")
 
@@ -340,7 +331,7 @@ def yaml_arguments(path: Path) -> list[str]:
         values = yaml.safe_load(path.read_text())
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = re.sub(r"\s+", " ", str(error))
         raise InputError(f"{path} is not YAML: {reason}") from error
     if not isinstance(values, dict):

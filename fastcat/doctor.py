@@ -9,11 +9,6 @@ from fastcat.recorder import environment
 # what an extra is for, and the lines that install it, for packages that the core does without
 OPTIONAL = {
     "sklearn": ("the digits data set", "pip install scikit-learn"),
-    "triton": ("fused kernels on a GPU", "pip install triton"),
-    "ffcv": (
-        "data sets larger than memory",
-        "apt-get install -y libopencv-dev libturbojpeg0-dev pkg-config && pip install ffcv",
-    ),
 }
 
 

@@ -27,7 +27,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
     Raises InputError when the system refuses, for example on a full disk.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with explained(path):
         try:
             with open(temporary, "wb") as file:
@@ -43,7 +43,19 @@ def remove_leftovers(folder: Path) -> None:
     """Delete the temporary files of writers that were killed in `folder` or below."""
     with explained(folder):
         for temporary in folder.rglob(".*.tmp"):
-            temporary.unlink()
+            pid = temporary.name.split(".")[-2]
+            if pid.isdigit() and not _alive(int(pid)):
+                temporary.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

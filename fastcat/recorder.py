@@ -11,7 +11,7 @@ import torch
 
 from fastcat.files import explained, write_text
 from fastcat.progress import make_console, make_progress
-from fastcat.report import write_report
+from fastcat.report import renew_report
 
 
 class Recorder:
@@ -44,13 +44,12 @@ class Recorder:
         self.progress.update(self.task, completed=steps, description=description)
 
     def epoch(self, record: dict[str, Any]) -> None:
-        """A line of metrics.jsonl, a row of the table under its header, and the report."""
+        """A line of metrics.jsonl and a row of the table under its header."""
         self._append("metrics.jsonl", json.dumps(record))
         if not self.headed:
             self.line(table_header(record))
             self.headed = True
         self.line(table_row(record))
-        write_report(self.run)
 
     def steps(self, record: dict[str, Any]) -> None:
         """A line of steps.jsonl and, where no bar can stand, a sign of life."""
@@ -64,12 +63,16 @@ class Recorder:
             step = f"step {record['step']}/{task.total:.0f}"
             self.console.print(f"{task.description}, {step}{left}: loss {', '.join(losses)}")
 
+    def report(self) -> None:
+        """Renew report.html."""
+        renew_report(self.run, self.line)
+
     def forget_after(self, epoch: int, step: int) -> None:
         """Drop the records past a checkpoint's finished epochs and finished steps."""
         for name, key, last in (("metrics.jsonl", "epoch", epoch), ("steps.jsonl", "step", step)):
             path = self.run / name
             kept = []
-            for text in path.read_text().splitlines() if path.exists() else []:
+            for text in path.read_text(errors="replace").splitlines() if path.exists() else []:
                 try:
                     known = json.loads(text)[key] <= last
                 except (json.JSONDecodeError, KeyError, TypeError):
@@ -128,11 +131,11 @@ def environment() -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "gpus": gpus,
         "cuda": torch.version.cuda,
-        "packages": {name: _version(name) for name in packages},
+        "packages": {name: package_version(name) for name in packages},
     }
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
     try:
         return version(package)
     except PackageNotFoundError:

@@ -1,11 +1,12 @@
 """report.html of a run: its curves and tables in one static file without scripts or network."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from fastcat.errors import InputError
 from fastcat.files import write_text
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 260, 52, 28, 12
@@ -24,21 +25,34 @@ div { overflow-x: auto; } svg { max-width: 100%; } svg text { fill: currentColor
 Curve = tuple[str, str, bool, Sequence[float]]  # name, color, dashed, a value an epoch
 
 
+def renew_report(run: Path, say: Callable[[str], object]) -> None:
+    """Write report.html, or say why not: nothing ends because its picture cannot be drawn."""
+    try:
+        write_report(run)
+    except InputError as error:
+        say(f"no report: {error}")
+
+
 def write_report(run: Path) -> None:
     """Write report.html from what there is of metrics.jsonl, config.yaml and eval/*.json.
 
-    Raises InputError when the file cannot be written.
+    Raises InputError when a record cannot be read or the file not be written.
     """
-    epochs = [json.loads(line) for line in _read(run / "metrics.jsonl").splitlines()]
-    evaluations = {
-        path.name: json.loads(_read(path)) for path in sorted((run / "eval").glob("*.json"))
-    }
+    try:
+        epochs = [json.loads(line) for line in _read(run / "metrics.jsonl").splitlines()]
+        evaluations = [
+            _evaluation(path.name, json.loads(_read(path)))
+            for path in sorted((run / "eval").glob("*.json"))
+        ]
+        curves, table = _curves(epochs), _epoch_table(epochs)
+    except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+        raise InputError(f"a record of {run} cannot be read: {error!r}") from error
     parts = [
         f"<h1>{escape(run.resolve().name)}</h1>",
-        *_curves(epochs),
-        *(_evaluation(name, record) for name, record in evaluations.items()),
+        *curves,
+        *evaluations,
         "<h2>Epochs</h2>",
-        _epoch_table(epochs),
+        table,
         "<h2>Settings</h2>",
         f"<pre>{escape(_read(run / 'config.yaml'))}</pre>",
     ]
@@ -69,7 +83,7 @@ def _curves(epochs: Sequence[dict[str, Any]]) -> list[str]:
         parts += [f"<h2>Accuracy in percent on {split} images{chosen}</h2>", _svg(accuracy, 0, 100)]
     if loss:
         finite = [value for *_, values in loss for value in values]
-        parts += ["<h2>Training loss</h2>", _svg(loss, 0, 1.05 * max(finite))]
+        parts += ["<h2>Training loss</h2>", _svg(loss, 0, 1.05 * max(*finite, 1e-6))]
     return parts
 
 
@@ -137,7 +151,7 @@ def _evaluation(name: str, record: dict[str, Any]) -> str:
     first = next(iter(peers.values()))
     text = (
         f"{name}: percent of {first['n']} {record['split']} images, eps {first['eps']}, "
-        f"step {first['step_size']}, restarts {record['restarts']}, 95 % interval"
+        f"step {first['step_size']}, restarts {first['restarts']}, 95 % interval"
     )
     return f"<h2>{escape(text)}</h2>" + _table(["", *attacks], rows)
 

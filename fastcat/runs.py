@@ -15,9 +15,7 @@ from fastcat.checkpoint import load_last_checkpoint
 from fastcat.config import TrainConfig, to_yaml
 from fastcat.errors import InputError
 from fastcat.files import explained, remove_leftovers, write_text
-from fastcat.loaders.dataset import Dataset
-from fastcat.loaders.registry import is_folder, load_dataset
-from fastcat.progress import make_console, task
+from fastcat.loaders.registry import is_folder
 from fastcat.recorder import Recorder, environment
 from fastcat.stop import Stopped
 from fastcat.trainer import Trainer
@@ -34,13 +32,19 @@ class RunResult:
 
 @contextmanager
 def _locked(run: Path) -> Iterator[None]:
-    """Keep a second process out of the run."""
-    handle = os.open(run, os.O_RDONLY)
+    """Keep a second process out of the run; the kernel frees the lock when this one ends."""
+    with explained(run):
+        handle = os.open(run, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"{run} is in use by another process: wait for it or stop it"
+            ) from error
+        except OSError:
+            pass  # a file system without locks
         yield
-    except BlockingIOError as error:
-        raise InputError(f"{run} is in use by another process: wait for it or stop it") from error
     finally:
         os.close(handle)
 
@@ -53,30 +57,52 @@ def _free_folder(config: TrainConfig) -> Path:
     return next(path for path in (Path("runs") / name for name in names) if not path.exists())
 
 
+def _refuse_existing(out: Path) -> None:
+    """Raise InputError for a folder with anything in it: an existing run is never overwritten."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    resumable = (out / "checkpoints" / "last.pt").exists()
+    remedy = f"type: fastcat resume {shlex.quote(str(out))}" if resumable else "remove it"
+    raise InputError(f"{out} exists already: choose another --out, or {remedy}")
+
+
 def train(config: TrainConfig) -> RunResult:
     """Train the peers of `config` in a new folder and return where they ended.
 
     Raises InputError for settings, data or a folder that cannot be used, and for a loss that is
     no longer finite; Stopped after Ctrl-C or SIGTERM, when all is saved.
     """
-    out = config.out or _free_folder(config)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(
-            f"{out} exists already: choose another --out, or type: fastcat resume {out}"
-        )
+    out = (config.out or _free_folder(config)).expanduser()
+    _refuse_existing(out)
     # a run can be resumed and judged from another directory
-    data = str(Path(config.data).expanduser().absolute()) if is_folder(config.data) else config.data
-    config = replace(config, out=out, data=data, data_dir=config.data_dir.absolute())
-    trainer = Trainer(config, _load_data(config))
+    data = config.data
+    if is_folder(data):
+        data = str(Path(data).expanduser().absolute())
+    data_dir = config.data_dir.expanduser().absolute()
+    trainer = Trainer(replace(config, out=out, data=data, data_dir=data_dir))
     with explained(out):
-        for folder in ("checkpoints", "peers"):
-            (out / folder).mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
     with _locked(out):
-        write_text(out / "config.yaml", to_yaml(config))
-        write_text(out / "environment.json", json.dumps(environment(), indent=2) + "\n")
+        _refuse_existing(out)  # another process may have begun while the data were read
+        with explained(out):
+            for folder in ("checkpoints", "peers"):
+                (out / folder).mkdir()
         trainer.save(out)
-        with Recorder(out, config.epochs * len(trainer.loader)) as recorder:
-            return _run(trainer, out, recorder)
+        write_text(out / "config.yaml", to_yaml(trainer.config))
+        write_text(out / "environment.json", json.dumps(environment(), indent=2) + "\n")
+        return _run(trainer, out)
+
+
+@contextmanager
+def _fitting(run: Path) -> Iterator[None]:
+    """Turn what goes wrong with a checkpoint of other content into one sentence (InputError)."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"the checkpoint of {run} does not fit this version of fastcat: {reason}"
+        ) from error
 
 
 def resume(run: Path) -> RunResult:
@@ -84,32 +110,31 @@ def resume(run: Path) -> RunResult:
 
     Raises what `train` raises, and InputError for a folder without a usable checkpoint.
     """
-    state, remark = load_last_checkpoint(run)
-    config = TrainConfig.from_dict({**state["config"], "out": run})
+    if not run.is_dir():
+        raise InputError(f"{run} is not a run: there is no such folder")
     with _locked(run):
-        trainer = Trainer(config, _load_data(config))
-        trainer.load_state_dict(state)
+        state, remark = load_last_checkpoint(run)
+        with _fitting(run):
+            config = TrainConfig.from_dict({**state["config"], "out": run})
+        trainer = Trainer(config)
+        with _fitting(run):
+            trainer.load_state_dict(state)
         remove_leftovers(run)
-        with Recorder(run, config.epochs * len(trainer.loader)) as recorder:
-            if remark:
-                recorder.line(remark)
-            recorder.forget_after(trainer.epoch, trainer.steps_done)
-            return _run(trainer, run, recorder)
+        return _run(trainer, run, remark)
 
 
-def _load_data(config: TrainConfig) -> Dataset:
-    with task(make_console(), f"reading {config.data}, once") as progress:
-        return load_dataset(config.data, config.data_dir, progress)
-
-
-def _run(trainer: Trainer, run: Path, recorder: Recorder) -> RunResult:
-    try:
-        trainer.run(run, recorder)
-    except Stopped as stopped:
-        recorder.line(
-            f"stopped by {stopped} in epoch {trainer.epoch + 1}/{trainer.config.epochs} "
-            f"after batch {trainer.batch}/{len(trainer.loader)}; "
-            f"go on with: fastcat resume {shlex.quote(str(run))}"
-        )
-        raise
+def _run(trainer: Trainer, run: Path, remark: str | None = None) -> RunResult:
+    with Recorder(run, trainer.config.epochs * len(trainer.loader)) as recorder:
+        if remark:
+            recorder.line(remark)
+        recorder.forget_after(trainer.epoch, trainer.steps_done)
+        try:
+            trainer.run(run, recorder)
+        except Stopped as stopped:
+            recorder.line(
+                f"stopped by {stopped} in epoch {trainer.epoch + 1}/{trainer.config.epochs} "
+                f"after batch {trainer.batch}/{len(trainer.loader)}; "
+                f"go on with: fastcat resume {shlex.quote(str(run))}"
+            )
+            raise
     return RunResult(run, trainer.last_record["peers"], trainer.best)

@@ -1,6 +1,7 @@
 """One step of collaborative adversarial training, as Algorithm 1 of the paper has it.
 
-Device tensors of static shape in, device tensors out; nothing here asks the host a question.
+Device tensors of static shape in, device tensors out; nothing here asks the host a question, but
+for float16's loss scaling.
 K peers, B images; z[k, v] are peer k's logits on view v.
 """
 
@@ -32,15 +33,18 @@ def attack_views(
 ) -> dict[str, Tensor]:
     """All views by name: the clean images and one adversarial view of each attacked peer."""
     views = {"clean": batch.x}
-    attacked = {k: peer for k, peer in enumerate(peers) if peer.objective.inner}
+    attacked = [
+        (k, peer.model, peer.objective.inner)
+        for k, peer in enumerate(peers)
+        if peer.objective.inner is not None
+    ]
     if attacked:
-        networks = [peer.model for peer in attacked.values()]
-        inners = [peer.objective.inner for peer in attacked.values() if peer.objective.inner]
+        owners, networks, inners = zip(*attacked, strict=True)
         with precision.autocast():
             x_adv = attack_all(
                 networks, inners, batch.x, batch.y, threat, noise, precision.attack_scale
             )
-        views |= {view_name(k, "adv"): x_adv[a] for a, k in enumerate(attacked)}
+        views |= {view_name(k, "adv"): x_adv[a] for a, k in enumerate(owners)}
     return views
 
 

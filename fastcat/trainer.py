@@ -22,7 +22,8 @@ from fastcat.config import TrainConfig
 from fastcat.device import make_device
 from fastcat.errors import InputError
 from fastcat.evaluation import evaluate
-from fastcat.loaders.dataset import Dataset, channel_statistics
+from fastcat.loaders.dataset import channel_statistics
+from fastcat.loaders.registry import load_dataset
 from fastcat.loaders.resident import ResidentLoader
 from fastcat.loaders.split import split_indices
 from fastcat.models import make_model
@@ -30,6 +31,7 @@ from fastcat.optim import make_optimizer, make_schedule, parse_milestones, set_l
 from fastcat.peer import Peer
 from fastcat.plan import make_plan, own_view
 from fastcat.precision import make_precision
+from fastcat.progress import make_console, task
 from fastcat.recorder import Recorder
 from fastcat.seeds import derive_seed
 from fastcat.step import collaborative_step, start_noise
@@ -42,13 +44,18 @@ class Trainer:
     epoch counts finished epochs, batch the finished batches of the one under way.
     """
 
-    def __init__(self, config: TrainConfig, dataset: Dataset) -> None:
+    def __init__(self, config: TrainConfig) -> None:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        self.config = config
-        self.dataset = dataset
         self.device = make_device(config.device)
         self.precision = make_precision(config.precision, self.device)
+        # what "auto" and None mean is settled here, and so the same when the run is resumed
+        step_size = config.threat().step
+        precision: Any = self.precision.name
+        config = replace(config, precision=precision, step_size=step_size)
+        self.config = config
+        with task(make_console(), f"reading {config.data}, once") as progress:
+            self.dataset = dataset = load_dataset(config.data, config.data_dir, progress)
         self.threat = config.threat()
         self.normalize = channel_statistics(dataset.train.images) if config.normalize else None
         self.peers = self._make_peers()
@@ -140,7 +147,7 @@ class Trainer:
 
     @property
     def done(self) -> bool:
-        return self.epoch == self.config.epochs
+        return self.epoch >= self.config.epochs
 
     def state_dict(self) -> dict[str, Any]:
         cuda = self.device.type == "cuda"
@@ -179,15 +186,19 @@ class Trainer:
 
     def save(self, run: Path) -> None:
         """Write a checkpoint, unless a loss or a weight is no longer finite (InputError)."""
-        self.check_finite(run)
+        self.check_losses(run)
+        self.check_weights(run)
         save_checkpoint(run, self.state_dict())
 
-    def check_finite(self, run: Path) -> None:
-        """Raise InputError naming the first loss term or weight that is NaN or infinite."""
+    def check_losses(self, run: Path) -> None:
+        """Raise InputError naming the first loss term of this epoch that is NaN or infinite."""
         for name, value in self._mean_metrics().items():
             if not math.isfinite(value):
-                peer_name, term = name.split("/")
+                peer_name, term = name.split("/", 1)
                 self._give_up(run, f"term {term!r} of peer {peer_name} became {value}")
+
+    def check_weights(self, run: Path) -> None:
+        """Raise InputError naming the first weight that is NaN or infinite."""
         for peer in self.peers:
             state = peer.model.state_dict()
             finite = torch.stack([tensor.isfinite().all() for tensor in state.values()]).tolist()
@@ -225,6 +236,7 @@ class Trainer:
                 self.epoch, self.batch, self.totals, self.seconds = self.epoch + 1, 0, {}, 0.0
                 self.last_record = record
                 self.save(run)
+                recorder.report()
 
     def describe(self, run: Path) -> str:
         """What is about to be done, in a line."""
@@ -269,7 +281,7 @@ class Trainer:
             metrics = self.train_step(batch)
             recorder.advance(self.steps_done, f"epoch {self.epoch + 1}/{self.config.epochs}")
             if self.batch % self.config.log_every == 0:
-                self.check_finite(run)
+                self.check_losses(run)
                 values = {name: value.item() for name, value in metrics.items()}
                 recorder.steps({"step": self.steps_done, "lr": lr, **values})
             self.seconds = time.perf_counter() - begin
@@ -277,7 +289,9 @@ class Trainer:
                 raise Stopped(request.signum)
             if self.config.save_every and self.batch % self.config.save_every == 0:
                 self.save(run)
-        self.check_finite(run)  # waits for the device, so the clock is read after it
+        # both wait for the device, so the clock is read after them
+        self.check_losses(run)
+        self.check_weights(run)
         self.seconds = time.perf_counter() - begin
 
     def _finish_epoch(self, run: Path, request: StopRequest) -> dict[str, Any]:
@@ -355,6 +369,7 @@ class Trainer:
             peer=peer.name,
             arch=peer.arch,
             data=self.dataset.name,
+            data_digest=self.dataset.digest,
             classes=self.dataset.classes,
             channels=self.dataset.image_shape[2],
             mean=mean,

@@ -167,11 +167,12 @@ def _read_manifest(packed: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads((packed / MANIFEST).read_text(encoding="utf-8"))
         version = manifest["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        complete = manifest.keys() == _KEYS and manifest["arrays"].keys() == set(ARRAYS)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _refused(packed, f"its {MANIFEST} is missing or damaged") from error
     if version != FORMAT:
         raise _refused(packed, f"it has format {version!r}, expected {FORMAT}")
-    if manifest.keys() != _KEYS or manifest["arrays"].keys() != set(ARRAYS):
+    if not complete:
         raise _refused(packed, f"its {MANIFEST} is damaged (entries are missing)")
     return manifest
 

@@ -17,6 +17,7 @@ from PIL import Image
 
 from fastcat.checkpoint import read_checkpoint, save_checkpoint
 from fastcat.cli import main
+from fastcat.errors import InputError
 from tests import tiny
 from tests.run_helpers import SMALL
 
@@ -54,15 +55,19 @@ SETTINGS = {
     "setting of the wrong type": ("--peers trades:beta=six", "beta=six is no float"),
     "setting without value": ("--peers trades:beta=", "settings like trades:beta=6"),
     "negative setting": ("--peers alp:weight=-1", "weight=-1: expected"),
+    "a function that is no method": ("--peers os:getcwd", "annotated .-> Objective."),
+    "code in a setting": ("--peers 'os:system:command=touch x'", "annotated .-> Objective."),
     "unknown bn mode": ("--peers at:bn=off", "unknown attack bn .off.: .*eval"),
     "unknown arch": ("--arch resnet81", "'resnet81'.*did you mean 'resnet18'"),
     "unknown arch of a peer": ("--peers at@resnt34", "did you mean 'resnet34'"),
     "unknown data": ("--data cifr10", "'cifr10'.*did you mean 'cifar10'"),
     "unknown collaboration": ("--collab kat", "'kat'.*did you mean 'cat'"),
     "eps in grey levels": ("--eps 8", "type 8/255"),
-    "eps negative": ("--eps -0.1", "more than 0"),
-    "eps zero": ("--eps 0", "more than 0"),
+    "eps negative": ("--eps -0.1", "for example 8/255"),
+    "eps zero": ("--eps 0", "for example 8/255"),
     "eps no number": ("--eps big", "for example 8/255"),
+    "eps beyond all grey levels": ("--eps 300", "for example 8/255"),
+    "eps beyond all numbers": ("--eps 1e400", "for example 8/255"),
     "eps divided by zero": ("--eps 8/0", "for example 8/255"),
     "eps not a number": ("--eps nan", "for example 8/255"),
     "step size in grey levels": ("--step-size 2", "type 2/255"),
@@ -74,6 +79,8 @@ SETTINGS = {
     "epochs 0": ("--epochs 0", "epochs is 0, expected at least 1"),
     "lr 0": ("--lr 0", "more than 0"),
     "lr not a number": ("--lr nan", "more than 0"),
+    "lr infinite": ("--lr inf", "more than 0"),
+    "warm-up without end": ("--warmup-epochs inf", "at least 0"),
     "momentum 1": ("--momentum 1", r"\[0, 1\)"),
     "negative weight decay": ("--weight-decay -1", "at least 0"),
     "nesterov without momentum": ("--nesterov --momentum 0", "above 0"),
@@ -119,6 +126,7 @@ CONFIGS = {
     "no mapping": ("- 3", "lines like"),
     "a list": ("peers: [trades, alp]", "expected one value"),
     "broken": ("peers: 'trades", "is not YAML"),
+    "no date": ("epochs: 2024-13-45", "is not YAML"),
     "code": ("!!python/object/apply:os.system ['true']", "is not YAML"),
 }
 
@@ -206,13 +214,17 @@ def test_a_full_disk_keeps_the_former_checkpoint(
     before = last.read_bytes()
     state = read_checkpoint(last)
     names = {path for path in run.rglob("*") if path.is_file()}
-    with files_up_to(len(before) // 2), pytest.raises(Exception, match=r"cannot write .*fresh\.pt"):
+    with (
+        files_up_to(len(before) // 2),
+        pytest.raises(InputError, match=r"cannot write .*fresh\.pt"),
+    ):
         save_checkpoint(run, state)
     assert last.read_bytes() == before
     assert {path for path in run.rglob("*") if path.is_file()} == names
     with files_up_to(len(before) // 2):
         error = refusal(capsys, "train", *SMALL, "--epochs", "1", "--out", "second")
     assert "cannot write second/checkpoints/fresh.pt" in error
+    assert "remove it" in refusal(capsys, "train", *SMALL, "--out", "second")
 
 
 def test_checkpoints_that_are_no_checkpoints(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -227,6 +239,21 @@ def test_checkpoints_that_are_no_checkpoints(run: Path, capsys: pytest.CaptureFi
     assert "damaged or not a checkpoint" in refusal(capsys, "resume", run)
     torch.save({"state_dict": {"conv1.weight": torch.zeros(2)}}, last)
     assert "not a checkpoint of this version" in refusal(capsys, "resume", run)
+    last.write_bytes(whole)
+    state = read_checkpoint(last)
+    for changed in (
+        {},
+        {"config": {}},
+        {**state, "config": {**state["config"], "epochs": "3"}},
+        {**state, "config": {**state["config"], "epochz": 3}},
+        {**state, "peers": []},
+        {**state, "peers": [state["peers"][0], {**state["peers"][1], "model": {}}]},
+    ):
+        torch.save({**changed, "format": 1}, last)
+        assert "does not fit this version" in refusal(capsys, "resume", run)
+    # a method is named, not called
+    torch.save({**state, "config": {**state["config"], "peers": "os:getcwd"}}, last)
+    assert "annotated" in refusal(capsys, "resume", run)
 
 
 class Payload:
@@ -262,6 +289,9 @@ def test_weights_that_are_no_weights(run: Path, capsys: pytest.CaptureFixture[st
 
     save_file({"conv1.weight": torch.zeros(2)}, weights)
     assert "not written by fastcat" in refusal(capsys, "eval", weights)
+    for header in ("{", "{}", "[]", '{"arch": 3}'):
+        save_file({"conv1.weight": torch.zeros(2)}, weights, {"fastcat": header})
+        assert "which network it holds" in refusal(capsys, "eval", weights)
     torch.save({}, weights)
     assert "not a safetensors file" in refusal(capsys, "eval", weights)
 
@@ -284,7 +314,7 @@ def test_evaluation(
 ) -> None:
     image_folder(tmp_path / "pets", "cat", "dog")
     assert re.search(expected, refusal(capsys, "eval", run, *shlex.split(arguments)))
-    assert not (run / "eval").exists()
+    assert not list(run.glob("eval/*"))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(

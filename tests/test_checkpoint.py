@@ -39,7 +39,7 @@ def test_a_checkpoint_can_be_loaded_at_every_moment_of_saving(
     save_checkpoint(run, {"epoch": 0})
     save_checkpoint(run, {"epoch": 1})
     seen = []
-    replace, fsync = os.replace, os.fsync
+    replace, fsync, link = os.replace, os.fsync, os.link
 
     def look(call):  # type: ignore[no-untyped-def]
         def wrapped(*arguments):  # type: ignore[no-untyped-def]
@@ -51,9 +51,11 @@ def test_a_checkpoint_can_be_loaded_at_every_moment_of_saving(
 
     monkeypatch.setattr(os, "replace", look(replace))
     monkeypatch.setattr(os, "fsync", look(fsync))
+    monkeypatch.setattr(os, "link", look(link))
     save_checkpoint(run, {"epoch": 2})
-    assert seen == [1] * (len(seen) - 1) + [2]
-    assert len(seen) == 8
+    # fsync, rename of the new file, link, previous.pt, last.pt: before and after each
+    assert seen == [1] * 9 + [2]
+    assert read_checkpoint(run / "checkpoints" / "previous.pt")["epoch"] == 1
 
 
 def test_tensors_keep_their_memory_layout(run: Path) -> None:

@@ -40,8 +40,8 @@ def test_peers_have_methods_settings_and_architectures_of_their_own() -> None:
 
 def test_a_method_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_losses.py").write_text(
-        "from fastcat.objectives.natural import natural\n"
-        "def mine(*, depth: int = 3):\n    assert depth == 5\n    return natural()\n"
+        "from fastcat.objectives.natural import Objective, natural\n"
+        "def mine(*, depth: int = 3) -> Objective:\n    assert depth == 5\n    return natural()\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     (peer,) = parse_peers("my_losses:mine:depth=5@resnet18", "resnet34")

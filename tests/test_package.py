@@ -82,7 +82,7 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     kept = ["fastcat", "kernels", "loaders", "setup.py", "pyproject.toml", "README.md", "LICENSE"]
     subprocess.run(["cp", "-a", *(str(ROOT / name) for name in kept), str(source)], check=True)
     dist = tmp_path_factory.mktemp("dist")
-    build = [sys.executable, "-m", "build", "--outdir", str(dist), str(source)]
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(dist), str(source)]
     done = subprocess.run(build, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return dist

@@ -361,3 +361,17 @@ def test_views_in_half_precision_stay_float32_and_in_the_ball(name: str) -> None
         assert (views[f"adv{k}"] - x).abs().max() <= case.threat.eps + 2**-23
         assert (views[f"adv{k}"] - x).abs().mean() > 0.5 * case.threat.eps
     assert all(value.dtype == torch.float32 for value in metrics.values())
+
+
+def test_sure_images_are_attacked_in_fp16() -> None:
+    """Their gradients are below the smallest fp16 number, 6e-8, unless the loss is scaled."""
+    case = Case(peers=plain("at"), pgd_steps=1)
+    net = tiny_net(0, nn.SiLU)
+    net.linear.bias.data[2] = 12.0
+    x, y = images(0, 11)
+    precision = make_precision("fp16", torch.device("cpu"))
+    views, _ = Ours(case, [net], precision).step(
+        x, torch.full_like(y, 2), torch.zeros(1, 1, *x.shape)
+    )
+    inside = (x > 0) & (x < 1)
+    assert (views["adv0"] != x)[inside].double().mean() > 0.98

@@ -13,7 +13,6 @@ import fastcat
 from fastcat.checkpoint import load_weights, read_checkpoint
 from fastcat.cli import main
 from fastcat.config import TrainConfig
-from fastcat.loaders.digits import load_digits
 from fastcat.trainer import Trainer
 from tests import tiny
 from tests.run_helpers import SMALL, assert_same_end
@@ -74,7 +73,7 @@ def test_a_run_leaves_what_the_readme_lists() -> None:
 def test_epoch_means_weigh_every_image_alike() -> None:
     """The last batch is ragged; a mean over batches would weigh its images more."""
     config = TrainConfig(arch="tiny", data="digits", train_size=70, val_size=20, batch_size=20)
-    trainer = Trainer(config, load_digits())
+    trainer = Trainer(config)
     sums: dict[str, float] = {}
     for batch in trainer.loader.epoch(0):
         for name, value in trainer.train_step(batch).items():
@@ -116,7 +115,7 @@ def test_without_selection_every_image_is_trained_on() -> None:
     assert all(entry["accuracy"] == {} for epoch in epochs for entry in epoch["peers"].values())
     assert not list(Path("run/peers").glob("*.best.*"))
     config = TrainConfig(arch="tiny", data="digits", select_on="last")
-    assert Trainer(config, load_digits()).loader.size == 1438
+    assert Trainer(config).loader.size == 1438
     assert main(["eval", "run", "--attacks", "clean", "--n", "20"]) == 0
 
 

@@ -152,8 +152,8 @@ def evaluate(
     for x, y, *_ in loader:
         if parameter is not None:
             x, y = x.to(parameter.device), y.to(parameter.device)
+        check_images(x)
         if generator is None:
-            check_images(x)
             generator = torch.Generator(x.device).manual_seed(derive_seed(seed, "evaluation"))
         alive_always = torch.ones_like(y, dtype=torch.bool)
         for attack in chosen:

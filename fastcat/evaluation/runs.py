@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
@@ -10,13 +11,15 @@ from typing import Any
 
 import torch
 import yaml
+from rich.console import Console
 from rich.progress import Progress
+from torch import nn
 
 from fastcat.checkpoint import WeightsInfo, load_weights
 from fastcat.config import EvalConfig, format_pixels
 from fastcat.device import make_device
 from fastcat.errors import InputError, nearest
-from fastcat.evaluation.evaluate import Report, evaluate, parse_attacks
+from fastcat.evaluation.evaluate import evaluate, parse_attacks
 from fastcat.files import explained, write_text
 from fastcat.loaders.dataset import Dataset
 from fastcat.loaders.registry import DATASETS, load_dataset
@@ -24,7 +27,7 @@ from fastcat.loaders.resident import ResidentLoader
 from fastcat.precision import make_precision
 from fastcat.progress import make_console, make_progress, task
 from fastcat.recorder import environment
-from fastcat.report import write_report
+from fastcat.report import renew_report
 from fastcat.seeds import derive_seed
 from fastcat.threat import ThreatModel
 
@@ -34,58 +37,79 @@ def evaluate_run(config: EvalConfig) -> dict[str, Any]:
 
     Raises InputError for weights, data or attacks that cannot be used.
     """
-    attacks = parse_attacks(config.attacks)
+    parse_attacks(config.attacks)
     device = make_device(config.device)
-    precision = make_precision("fp32", device)
     files = find_weights(config.target, config.weights, config.peer)
     peers = [load_weights(file) for file in files]
-    data, data_dir = find_data(config, peers[0][1])
-    console = make_console()
-    with task(console, f"reading {data}, once") as progress:
-        dataset = load_dataset(data, data_dir, progress)
-    loader = make_loader(dataset, config, device)
-    record: dict[str, Any] = {
-        "data": data,
-        "data_digest": dataset.digest,
-        "split": config.split,
-        "restarts": config.restarts,
-        "seed": config.seed,
-        "precision": precision.name,
-        "environment": environment(),
-        "peers": {},
-    }
-    for file, (model, info) in zip(files, peers, strict=True):
-        check_fit(file, info, dataset)
-        threat = threat_of(config, info)
-        with make_progress(console) as bar:
-            bar.add_task(info.peer, total=loader.size)
-            report = evaluate(
-                model.to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]
-                loader,
-                attacks,
-                threat,
-                seed=config.seed,
-                precision=precision,
-                after_batch=partial(_advance, bar),
-            )
-        console.print(table(info, config, threat, report))
-        record["peers"][info.peer] = {
-            "weights": str(file),
-            "info": asdict(info),
-            "norm": threat.norm,
-            "eps": format_pixels(threat.eps),
-            "step_size": format_pixels(threat.step),
-            **report.to_dict(),
-        }
     out = config.out or (free_file(config) if config.target.is_dir() else None)
     if out is not None:
+        # now, and not only after hours of attacks
         with explained(out):
             out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(out, json.dumps(record, indent=2) + "\n")
-        console.print(f"written to {out}")
-        if config.target.is_dir():
-            write_report(config.target)
+            out.touch(exist_ok=False)
+    try:
+        console = make_console()
+        data, data_dir = find_data(config, peers[0][1])
+        with task(console, f"reading {data}, once") as progress:
+            dataset = load_dataset(data, data_dir, progress)
+        loader = make_loader(dataset, config, device)
+        record: dict[str, Any] = {
+            "data": data,
+            "data_digest": dataset.digest,
+            "split": config.split,
+            "restarts": config.restarts,
+            "seed": config.seed,
+            "precision": "fp32",
+            "environment": environment(),
+            "peers": {},
+        }
+        for file, (model, info) in zip(files, peers, strict=True):
+            check_fit(file, info, dataset)
+            if info.data == dataset.name and info.data_digest not in (None, dataset.digest):
+                console.print(f"note: {info.peer} was trained on other images of {info.data}")
+            entry = judge(model, info, loader, config, device, console)
+            record["peers"][info.peer] = {"weights": str(file), **entry}
+            console.print(table(info, dataset.name, config.split, entry))
+        if out is not None:
+            write_text(out, json.dumps(record, indent=2) + "\n")
+            console.print(f"written to {out}")
+    finally:
+        if out is not None and out.stat().st_size == 0:
+            out.unlink()
+    if config.target.is_dir():
+        renew_report(config.target, console.print)
     return record
+
+
+def judge(
+    model: nn.Module,
+    info: WeightsInfo,
+    loader: ResidentLoader,
+    config: EvalConfig,
+    device: torch.device,
+    console: Console,
+) -> dict[str, Any]:
+    """The record of one peer: what was attacked how, and how much survived."""
+    threat = threat_of(config, info)
+    with make_progress(console) as bar:
+        bar.add_task(info.peer, total=loader.size)
+        report = evaluate(
+            model.to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]
+            loader,
+            config.attacks,
+            threat,
+            seed=config.seed,
+            precision=make_precision("fp32", device),
+            after_batch=partial(_advance, bar),
+        )
+    return {
+        "info": asdict(info),
+        "norm": threat.norm,
+        "eps": format_pixels(threat.eps),
+        "step_size": format_pixels(threat.step),
+        "restarts": threat.restarts,
+        **report.to_dict(),
+    }
 
 
 def _advance(bar: Progress, done: int) -> None:
@@ -100,10 +124,9 @@ def find_weights(target: Path, which: str, peer: str) -> list[Path]:
     """
     if target.is_file():
         return [target]
-    names = sorted(
-        {path.name.split(".")[0] for path in (target / "peers").glob("*.safetensors")},
-        key=lambda name: int(name.partition("-")[0]),
-    )
+    found = (re.fullmatch(r"((\d+)-.+)\.(best|last)\.safetensors", path.name)
+             for path in (target / "peers").glob("*.safetensors"))  # fmt: skip
+    names = [name for _, name in sorted({(int(m[2]), m[1]) for m in found if m})]
     if not names:
         raise InputError(f"{target} holds no weights: expected a run or a .safetensors file")
     chosen = [name for name in names if peer in ("all", name, name.partition("-")[0])]
@@ -123,8 +146,10 @@ def find_data(config: EvalConfig, info: WeightsInfo) -> tuple[str, Path]:
     """
     trained: dict[str, Any] = {"data": info.data, "data_dir": "data"}
     if config.target.is_dir():
-        with suppress(OSError, yaml.YAMLError):
-            trained |= yaml.safe_load((config.target / "config.yaml").read_text())
+        with suppress(OSError, yaml.YAMLError, ValueError):
+            settings = yaml.safe_load((config.target / "config.yaml").read_text())
+            if isinstance(settings, dict):
+                trained |= {key: str(settings.get(key, trained[key])) for key in trained}
     elif config.data is None and info.data not in DATASETS:
         raise InputError(f"say where the images of {info.data!r} are: type --data FOLDER")
     return config.data or trained["data"], config.data_dir or Path(trained["data_dir"])
@@ -165,17 +190,17 @@ def threat_of(config: EvalConfig, info: WeightsInfo) -> ThreatModel:
     )
 
 
-def table(info: WeightsInfo, config: EvalConfig, threat: ThreatModel, report: Report) -> str:
-    """The report in lines for people."""
+def table(info: WeightsInfo, data: str, split: str, entry: dict[str, Any]) -> str:
+    """A peer's record in lines for people."""
     lines = [
-        f"{info.peer}  {info.arch}, {info.selected}, epoch {info.epoch}: {report.n} {config.split} "
-        f"images of {info.data}, eps {format_pixels(threat.eps)}, "
-        f"step {format_pixels(threat.step)}, restarts {threat.restarts}"
+        f"{info.peer}  {info.arch}, {info.selected}, epoch {info.epoch}: {entry['n']} {split} "
+        f"images of {data}, eps {entry['eps']}, step {entry['step_size']}, "
+        f"restarts {entry['restarts']}"
     ]
-    for name in report.correct:
-        low, high = report.interval(name)
+    for name, result in entry["attacks"].items():
+        low, high = result["ci95"]
         lines.append(
-            f"  {name:8} {100 * report.accuracy(name):6.2f}%   "
+            f"  {name:8} {100 * result['accuracy']:6.2f}%   "
             f"95% interval {100 * low:5.2f} .. {100 * high:5.2f}"
         )
     return "\n".join(lines)

@@ -26,7 +26,8 @@ METHODS: dict[str, Callable[..., Objective]] = {
 def find_method(name: str) -> Callable[..., Objective]:
     """The method called `name`, or the user's own as `package.module:function`.
 
-    Raises InputError for a name that leads nowhere.
+    Only a function that is annotated to return an Objective is one, so that a name out of a file
+    cannot call anything else. Raises InputError for a name that leads nowhere.
     """
     if name in METHODS:
         return METHODS[name]
@@ -37,8 +38,8 @@ def find_method(name: str) -> Callable[..., Objective]:
         method = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise InputError(f"cannot import method {name!r}: {error}") from error
-    if not callable(method):
-        raise InputError(f"method {name!r} is a {type(method).__name__}, expected a function")
+    if getattr(method, "__annotations__", {}).get("return") not in (Objective, "Objective"):
+        raise InputError(f"method {name!r}: expected a function annotated `-> Objective`")
     return method
 
 
@@ -62,7 +63,7 @@ def make_objective(name: str, settings: dict[str, str]) -> Objective:
             raise InputError(f"{name} has no setting {key!r}: {usage(name, method)}")
         try:
             values[key] = _read(text, parameters[key].default)
-        except ValueError as error:
+        except (ValueError, yaml.YAMLError) as error:
             kind = type(parameters[key].default).__name__
             raise InputError(f"{name}:{key}={text} is no {kind}: {usage(name, method)}") from error
     for key, parameter in parameters.items():
@@ -72,11 +73,10 @@ def make_objective(name: str, settings: dict[str, str]) -> Objective:
 
 
 def _read(text: str, default: Any) -> Any:
-    """`text` as a value of the default's type; without a default as YAML has it."""
-    if default is inspect.Parameter.empty:
-        return yaml.safe_load(text)
-    if isinstance(default, bool):
-        if text.lower() not in ("true", "false"):
-            raise ValueError(text)
-        return text.lower() == "true"
-    return type(default)(text)
+    """`text` as a number or text like the default, or else as YAML has it."""
+    if type(default) in (int, float, str):
+        return type(default)(text)
+    value = yaml.safe_load(text)
+    if isinstance(default, bool) and not isinstance(value, bool):
+        raise ValueError(text)
+    return value

@@ -24,6 +24,13 @@ class Objective:
     inner: Inner | None
     outer: Callable[[dict[str, Tensor], Tensor], Terms]
 
+    def __post_init__(self) -> None:
+        """Raise InputError for views that are not known, and for "adv" without its attack."""
+        if not self.views or not set(self.views) <= {"clean", "adv"}:
+            raise InputError(f"views are {self.views}, expected some of clean and adv")
+        if ("adv" in self.views) != (self.inner is not None):
+            raise InputError("an objective has an inner attack if and only if it views adv")
+
 
 def require(condition: bool, setting: str, expected: str) -> None:
     """Raise InputError for a setting outside its range."""
