@@ -17,7 +17,7 @@ from fastcat.errors import InputError
 from fastcat.files import explained, remove_leftovers, write_text
 from fastcat.loaders.registry import is_folder
 from fastcat.recorder import Recorder, environment
-from fastcat.stop import Stopped
+from fastcat.stop import Stopped, StopRequest
 from fastcat.trainer import Trainer
 
 
@@ -82,7 +82,7 @@ def train(config: TrainConfig) -> RunResult:
     trainer = Trainer(replace(config, out=out, data=data, data_dir=data_dir))
     with explained(out):
         out.mkdir(parents=True, exist_ok=True)
-    with _locked(out):
+    with _locked(out), StopRequest() as request:
         _refuse_existing(out)  # another process may have begun while the data were read
         with explained(out):
             for folder in ("checkpoints", "peers"):
@@ -90,7 +90,7 @@ def train(config: TrainConfig) -> RunResult:
         trainer.save(out)
         write_text(out / "config.yaml", to_yaml(trainer.config))
         write_text(out / "environment.json", json.dumps(environment(), indent=2) + "\n")
-        return _run(trainer, out)
+        return _run(trainer, out, request)
 
 
 @contextmanager
@@ -112,7 +112,7 @@ def resume(run: Path) -> RunResult:
     """
     if not run.is_dir():
         raise InputError(f"{run} is not a run: there is no such folder")
-    with _locked(run):
+    with _locked(run), StopRequest() as request:
         state, remark = load_last_checkpoint(run)
         with _fitting(run):
             config = TrainConfig.from_dict({**state["config"], "out": run})
@@ -120,16 +120,16 @@ def resume(run: Path) -> RunResult:
         with _fitting(run):
             trainer.load_state_dict(state)
         remove_leftovers(run)
-        return _run(trainer, run, remark)
+        return _run(trainer, run, request, remark)
 
 
-def _run(trainer: Trainer, run: Path, remark: str | None = None) -> RunResult:
+def _run(trainer: Trainer, run: Path, request: StopRequest, remark: str | None = None) -> RunResult:
     with Recorder(run, trainer.config.epochs * len(trainer.loader)) as recorder:
         if remark:
             recorder.line(remark)
         recorder.forget_after(trainer.epoch, trainer.steps_done)
         try:
-            trainer.run(run, recorder)
+            trainer.run(run, recorder, request)
         except Stopped as stopped:
             recorder.line(
                 f"stopped by {stopped} in epoch {trainer.epoch + 1}/{trainer.config.epochs} "

@@ -221,22 +221,21 @@ class Trainer:
         values = torch.stack(list(self.totals.values())).cpu().tolist()
         return {name: value / count for name, value in zip(self.totals, values, strict=True)}
 
-    def run(self, run: Path, recorder: Recorder) -> None:
+    def run(self, run: Path, recorder: Recorder, request: StopRequest) -> None:
         """Train to the last epoch. Raises Stopped after saving when a signal asks for it."""
         recorder.line(f"{run} is finished" if self.done else self.describe(run))
-        with StopRequest() as request:
-            while not self.done:
-                try:
-                    self._train_epoch(run, recorder, request)
-                    record = self._finish_epoch(run, request)
-                except Stopped:
-                    self.save(run)
-                    raise
-                recorder.epoch(record)
-                self.epoch, self.batch, self.totals, self.seconds = self.epoch + 1, 0, {}, 0.0
-                self.last_record = record
+        while not self.done:
+            try:
+                self._train_epoch(run, recorder, request)
+                record = self._finish_epoch(run, request)
+            except Stopped:
                 self.save(run)
-                recorder.report()
+                raise
+            recorder.epoch(record)
+            self.epoch, self.batch, self.totals, self.seconds = self.epoch + 1, 0, {}, 0.0
+            self.last_record = record
+            self.save(run)
+            recorder.report()
 
     def describe(self, run: Path) -> str:
         """What is about to be done, in a line."""
