@@ -126,14 +126,17 @@ def attack_all(
                 return x_adv
             with torch.no_grad():
                 loss_KB = torch.stack([inner_loss(k, x_adv[k]) for k in views])
-            worse_KB = loss_KB > worst_loss
+            # NaN counts as the largest, as it does for argmax; of equals the first is kept
+            worse_KB = ~(loss_KB <= worst_loss) & ~worst_loss.isnan()
             worst = torch.where(worse_KB[..., None, None, None], x_adv, worst)
             worst_loss = torch.where(worse_KB, loss_KB, worst_loss)
         return worst
 
 
 def check_images(x: Tensor) -> None:
-    """Raise InputError for images outside [0, 1], in which eps would be another length."""
+    """Raise InputError for no images, and for some outside [0, 1]: eps would be another length."""
+    if not x.numel():
+        raise InputError("there are no images to attack: the batch is empty")
     low, high = x.aminmax()
     if not (low >= 0 and high <= 1):
         raise InputError(

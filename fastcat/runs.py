@@ -87,9 +87,9 @@ def train(config: TrainConfig) -> RunResult:
         with explained(out):
             for folder in ("checkpoints", "peers"):
                 (out / folder).mkdir()
-        trainer.save(out)
         write_text(out / "config.yaml", to_yaml(trainer.config))
         write_text(out / "environment.json", json.dumps(environment(), indent=2) + "\n")
+        trainer.save(out)
         return _run(trainer, out, request)
 
 

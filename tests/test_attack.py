@@ -579,7 +579,7 @@ def test_noise_has_the_distribution_of_its_kind(
 def test_each_attacked_peer_gets_noise_of_its_own_kind() -> None:
     x, _ = images(0, 64)
     peers = []
-    for k, name in enumerate(("natural", "alp", "trades", "at")):
+    for k, name in enumerate(("natural", "alp", "at", "trades")):
         net = nn.Linear(1, 1)
         optimizer = make_optimizer(net, lr=0.1, momentum=0.9, weight_decay=0.0, nesterov=False)
         scaler = torch.amp.GradScaler("cpu", enabled=False)
@@ -588,8 +588,8 @@ def test_each_attacked_peer_gets_noise_of_its_own_kind() -> None:
     noise = start_noise(peers, x, threat, seeded())
     assert noise.shape == (2, 3, *x.shape)
     largest = noise.abs().amax((2, 3, 4, 5))
-    assert (largest[:, [0, 2]] <= 1).all()
-    assert (largest[:, 1] > 3).all()
+    assert (largest[:, :2] <= 1).all()
+    assert (largest[:, 2] > 3).all()
     flat = noise.flatten(0, 1).flatten(1)
     assert torch.corrcoef(flat).sub(torch.eye(6)).abs().max() < 0.05, "draws are independent"
     assert torch.equal(start_noise(peers, x, threat, seeded()), noise)
