@@ -17,6 +17,10 @@ demo: $(VENV)/.installed
 	$(BIN)/fastcat train --arch resnet18 --peers trades,alp --data digits --eps 0.1 \
 		--alpha 0.2 --epochs 5 --batch-size 64 --schedule onecycle --lr 0.04 --out $(RUN)
 	$(BIN)/fastcat eval $(RUN) --weights last --attacks clean,fgsm,pgd20,cw20
+	@echo
+	@echo "the run is in $(RUN), its curves in $(RUN)/report.html"
+	@echo "next: $(BIN)/fastcat train --arch resnet18 --peers trades,alp --data cifar10"
+	@echo "or:   $(BIN)/fastcat train --arch resnet18 --peers trades,alp --data FOLDER_OF_IMAGES"
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest

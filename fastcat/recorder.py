@@ -46,10 +46,11 @@ class Recorder:
     def epoch(self, record: dict[str, Any]) -> None:
         """A line of metrics.jsonl and a row of the table under its header."""
         self._append("metrics.jsonl", json.dumps(record))
+        head, row = table(record)
         if not self.headed:
-            self.line(table_header(record))
+            self.line(head)
             self.headed = True
-        self.line(table_row(record))
+        self.line(row)
 
     def steps(self, record: dict[str, Any]) -> None:
         """A line of steps.jsonl and, where no bar can stand, a sign of life."""
@@ -87,33 +88,37 @@ class Recorder:
             file.write(text + "\n")
 
 
-def table_header(record: dict[str, Any]) -> str:
-    """The heads of `table_row`'s columns; accuracies name the images they are measured on."""
-    columns = []
-    for name, entry in record["peers"].items():
-        judged = "".join(f" {record['judged_on']}-{attack}" for attack in entry["accuracy"])
-        columns.append(f"{name}: loss{judged}")
-    return " | ".join(["epoch", "lr", *columns, "images/s", "s/epoch", "MiB peak"])
+def table(record: dict[str, Any]) -> tuple[str, str]:
+    """The heads of an epoch's columns and its row, of equal widths.
 
-
-def table_row(record: dict[str, Any]) -> str:
-    """One epoch in a line; a star marks a peer's best so far."""
-    columns = []
-    for name, entry in record["peers"].items():
-        column = f"{name}: {entry['train']['loss']:7.4f}"
-        column += "".join(f" {100 * accuracy:6.2f}%" for accuracy in entry["accuracy"].values())
-        columns.append(column + (" *" if entry["best"] else "  "))
+    Accuracies name the images they are measured on; a star marks a peer's best so far.
+    """
     digits = len(str(record["epochs"]))
-    return " | ".join(
+    heads, cells = (
+        ["epoch", "lr"],
         [
             f"{record['epoch']:{digits}}/{record['epochs']}",
             f"{record['lr']:.5f}",
-            *columns,
-            f"{record['images_per_second']:.0f}",
-            f"{record['seconds']:.1f}",
-            f"{record['peak_memory_mib']:.0f}",
-        ]
+        ],
     )
+    for name, entry in record["peers"].items():
+        judged = "".join(f" {record['judged_on']}-{attack}" for attack in entry["accuracy"])
+        heads.append(f"{name}: loss{judged}")
+        accuracies = "".join(f" {100 * value:6.2f}%" for value in entry["accuracy"].values())
+        star = " *" if entry["best"] else "  "
+        cells.append(f"{name}: {entry['train']['loss']:7.4f}{accuracies}{star}")
+    heads += ["images/s", "s/epoch", "MiB peak"]
+    cells += [f"{record[key]:.{n}f}" for key, n in _MEASURED.items()]
+    widths = [max(map(len, column)) for column in zip(heads, cells, strict=True)]
+    rows = (
+        " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (heads, cells)
+    )
+    head, row = rows
+    return head, row
+
+
+_MEASURED = {"images_per_second": 0, "seconds": 1, "peak_memory_mib": 0}
 
 
 def environment() -> dict[str, Any]:
