@@ -47,3 +47,7 @@ def images(seed: int, size: int, side: int = 8, channels: int = 3) -> tuple[Tens
     generator = torch.Generator().manual_seed(seed)
     x = (1.2 * torch.rand(size, channels, side, side, generator=generator) - 0.1).clamp(0, 1)
     return x, torch.randint(CLASSES, (size,), generator=generator)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)

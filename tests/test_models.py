@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor, nn
 
 from fastcat.errors import InputError
@@ -147,7 +148,6 @@ def as_torchvision(name: str) -> str:
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnet34", "resnet50"])
 def test_resnets_are_those_of_torchvision_with_a_small_stem(arch: str) -> None:
-    torchvision = pytest.importorskip("torchvision")
     ours = lived(arch)
     with torch.device("meta"):
         theirs = getattr(torchvision.models, arch)(num_classes=10)

@@ -1,0 +1,131 @@
+"""An attacked network never notices: gradients, statistics, modes are bit-equal afterwards."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastcat.attack import Inner, attack, attack_all, attack_mode
+from fastcat.threat import ThreatModel, draw_noise
+from tests.networks import images, seeded, tiny_net
+
+THREAT = ThreatModel(eps=8 / 255, step_size=3 / 255, steps=4)
+
+
+class Interrupted(BaseException):
+    """Like KeyboardInterrupt, no Exception."""
+
+
+def mixed_net() -> nn.Module:
+    """Modules in different modes, frozen parameters, old gradients, a BatchNorm without moments."""
+    net = tiny_net(0)
+    net.bn2.eval()
+    net.act.eval()
+    net.conv3.weight.requires_grad_(False)
+    net.bn3.bias.requires_grad_(False)
+    for p in (net.conv1.weight, net.linear.bias):
+        p.grad = torch.rand(p.shape, generator=seeded())
+    without_statistics = nn.BatchNorm2d(3, track_running_stats=False)
+    return nn.Sequential(nn.Dropout(0.2).eval(), without_statistics, net)
+
+
+def everything(net: nn.Module) -> dict[str, Any]:
+    """All that an attack could disturb, by name."""
+    found: dict[str, Any] = {f"state {k}": v.clone() for k, v in net.state_dict().items()}
+    for name, p in net.named_parameters():
+        found[f"grad {name}"] = None if p.grad is None else p.grad.clone()
+        found[f"requires_grad {name}"] = p.requires_grad
+    for name, module in net.named_modules():
+        found[f"training {name}"] = module.training
+        found[f"tracks {name}"] = getattr(module, "track_running_stats", None)
+        found[f"hooks {name}"] = len(module._forward_hooks) + len(module._forward_pre_hooks)
+    return found
+
+
+def assert_same(before: dict[str, Any], after: dict[str, Any]) -> None:
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        same = (
+            torch.equal(value, after[name]) if isinstance(value, Tensor) else value == after[name]
+        )
+        assert same, name
+
+
+@pytest.mark.parametrize("restarts", [1, 2])
+@pytest.mark.parametrize("bn", ["eval", "train"])
+@pytest.mark.parametrize("loss", ["ce", "kl", "margin"])
+def test_attack_leaves_no_trace(loss: str, bn: Any, restarts: int) -> None:
+    net, (x, y) = mixed_net(), images(0, 5)
+    before, old_grads = everything(net), [p.grad for p in net.parameters()]
+    x_before, y_before, random_state = x.clone(), y.clone(), torch.get_rng_state()
+    threat = ThreatModel(eps=8 / 255, steps=2, restarts=restarts)
+    x_adv = attack(net, x, y, threat, loss=loss, bn=bn, generator=seeded())
+    assert_same(before, everything(net))
+    assert all(p.grad is old for p, old in zip(net.parameters(), old_grads, strict=True))
+    assert torch.equal(x, x_before)
+    assert torch.equal(y, y_before)
+    assert not x.requires_grad
+    assert x.grad is None
+    assert not x_adv.requires_grad
+    assert x_adv.grad_fn is None
+    if bn == "eval":  # in train mode the dropout draws
+        assert torch.equal(torch.get_rng_state(), random_state)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, Interrupted, KeyboardInterrupt])
+@pytest.mark.parametrize("bn", ["eval", "train"])
+@pytest.mark.parametrize("calls", [1, 2, 4])
+def test_an_interrupted_attack_leaves_no_trace(
+    calls: int, bn: Any, error: type[BaseException]
+) -> None:
+    """The network fails in its first forward (the target of the KL), its second, or its fourth."""
+    net, (x, y) = mixed_net(), images(0, 5)
+    before = everything(net)
+    left = iter(range(calls))
+
+    def fail(*_: Any) -> None:
+        next(left)
+        if len(list(copy.copy(left))) == 0:
+            raise error("in the middle")
+
+    hook = net[2].bn3.register_forward_hook(fail)
+    with pytest.raises(error, match="in the middle"):
+        attack(net, x, y, THREAT, loss="kl", bn=bn, generator=seeded())
+    hook.remove()
+    assert_same(before, everything(net))
+
+
+def test_when_one_of_two_networks_fails_both_are_restored() -> None:
+    nets, (x, y) = [mixed_net(), mixed_net()], images(0, 5)
+    before = [everything(net) for net in nets]
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("second peer")
+
+    hook = nets[1].register_forward_pre_hook(fail)
+    noise = draw_noise("uniform", x, seeded()).expand(1, 2, *x.shape)
+    with pytest.raises(RuntimeError, match="second peer"):
+        attack_all(nets, [Inner(bn="train"), Inner()], x, y, THREAT, noise)
+    hook.remove()
+    for net, old in zip(nets, before, strict=True):
+        assert_same(old, everything(net))
+
+
+@pytest.mark.parametrize("bn", ["eval", "train"])
+def test_during_the_attack_the_network_is_in_the_mode_asked_for(bn: str) -> None:
+    net = mixed_net()
+    with attack_mode(net, bn):
+        assert all(module.training == (bn == "train") for module in net.modules())
+        moments = copy.deepcopy(net.state_dict())
+        net(images(0, 4)[0])
+        assert all(torch.equal(net.state_dict()[name], value) for name, value in moments.items())
+
+
+def test_one_network_twice_in_an_attack_is_restored() -> None:
+    net, (x, y) = mixed_net(), images(0, 5)
+    before = everything(net)
+    noise = draw_noise("uniform", x, seeded()).expand(1, 2, *x.shape)
+    attack_all([net, net], [Inner(bn="train"), Inner(bn="train")], x, y, THREAT, noise)
+    assert_same(before, everything(net))
