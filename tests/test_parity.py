@@ -286,11 +286,15 @@ def test_one_step_of_a_deep_pair_in_float64(arch: str) -> None:
     check_float64(case, nets, 1, size=6, side=16)
 
 
+def float32_against_float64(case: Case) -> tuple[Ours, list[nn.Module]]:
+    """Our smooth peers in float32, and the oracle's of the same weights in float64."""
+    nets = networks(case, nn.SiLU)
+    return Ours(case, [copy.deepcopy(net) for net in nets]), [net.double() for net in nets]
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_three_steps_in_float32_on_the_same_views(case: Case) -> None:
-    nets = networks(case, nn.SiLU)
-    ours = Ours(case, [copy.deepcopy(net) for net in nets])
-    nets = [net.double() for net in nets]
+    ours, nets = float32_against_float64(case)
     buffers = None
     for step in range(STEPS):
         x, y, noise = draw(case, step, 11, 8)
@@ -303,9 +307,7 @@ def test_three_steps_in_float32_on_the_same_views(case: Case) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_three_steps_in_float32(case: Case) -> None:
-    nets = networks(case, nn.SiLU)
-    ours = Ours(case, [copy.deepcopy(net) for net in nets])
-    nets = [net.double() for net in nets]
+    ours, nets = float32_against_float64(case)
     buffers = None
     for step in range(STEPS):
         x, y, noise = draw(case, step, 11, 8)
