@@ -17,7 +17,9 @@ from PIL import Image
 
 from fastcat.checkpoint import read_checkpoint, save_checkpoint
 from fastcat.cli import main
+from fastcat.config import TrainConfig
 from fastcat.errors import InputError
+from fastcat.trainer import Trainer
 from tests import tiny
 from tests.run_helpers import SMALL
 
@@ -303,6 +305,7 @@ EVALS = {
     "more images than there are": ("--n 5000", "has 359 images"),
     "no images": ("--n 0", "at least 1"),
     "eps in grey levels": ("--eps 8", "type 8/255"),
+    "out inside a file": ("--out run/config.yaml/x.json", "cannot write run/config.yaml/x.json"),
     "other classes": ("--data pets", "2 .*cat, dog"),
     "restarts 0": ("--restarts 0", "at least 1"),
 }
@@ -330,6 +333,18 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     state = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")
     assert state["epoch"] == 0
     assert all(torch.isfinite(t).all() for t in state["peers"][0]["model"].values())
+
+
+def test_a_weight_that_is_not_finite_is_never_saved(run: Path) -> None:
+    """The last step of an epoch can spoil a weight after its own loss was still finite."""
+    last = run / "checkpoints" / "last.pt"
+    before = last.read_bytes()
+    config = TrainConfig(arch="tiny", data="digits", peers="at", train_size=20, batch_size=10)
+    trainer = Trainer(config)
+    trainer.peers[0].model.get_parameter("linear.bias").data[3] = torch.inf
+    with pytest.raises(InputError, match=r"weight 'linear\.bias' of peer 0-at is no longer finite"):
+        trainer.save(run)
+    assert last.read_bytes() == before
 
 
 def test_changed_data_are_not_trained_on(
