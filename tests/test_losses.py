@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastcat import losses
+from fastcat.kernels import losses
 from tests.reference import losses as reference
 
 LN2 = log(2.0)
@@ -26,6 +26,28 @@ def test_margin_by_hand() -> None:
     """Negative where the image is classified rightly, and never below the label's own logit."""
     z = torch.tensor([[5.0, 2.0, 3.0], [5.0, 2.0, 3.0], [-4.0, -2.0, -3.0]])
     assert losses.margin(z, torch.tensor([0, 1, 1])).tolist() == [-2.0, 3.0, -1.0]
+
+
+def test_dlr_by_hand() -> None:
+    """(z_wrong - z_y) / (z_(1) - z_(3)): -2/4, 2/4, and 3/4 where y is neither of the first two."""
+    z = torch.tensor([[5.0, 3.0, 1.0, 0.0], [5.0, 3.0, 1.0, 0.0], [5.0, 3.0, 1.0, 2.0]])
+    assert losses.dlr(z[:2], torch.tensor([0, 1])).tolist() == pytest.approx([-0.5, 0.5])
+    assert losses.dlr(z[2:], torch.tensor([3])).tolist() == pytest.approx([3 / 3])
+
+
+def test_square_by_hand_and_its_gradients() -> None:
+    """(3^2 + 0 + 1^2 + 2^2) / 4, the mean over the classes; d/dz = 2 (z - t) / C."""
+    z, t = torch.tensor([[3.0, 0, 1, 2]]).requires_grad_(), torch.zeros(1, 4).requires_grad_()
+    value = losses.square(t, z)
+    assert value.tolist() == [3.5]
+    grads = torch.autograd.grad(value.sum(), (t, z))
+    assert grads[1].tolist() == [[1.5, 0.0, 0.5, 1.0]]
+    assert torch.equal(grads[0], -grads[1])
+
+
+def test_mart_kl_by_hand() -> None:
+    """(1.0000001 - p_y(teacher)) KL = (1 - 4/8) 5/8 log 2, with y = 0."""
+    assert losses.mart_kl(P, Q, Y).tolist() == pytest.approx([0.5 * 5 / 8 * LN2])
 
 
 def test_boosted_cross_entropy_by_hand() -> None:
@@ -76,7 +98,7 @@ def test_values_and_gradients_equal_the_oracle(
 
 
 @pytest.mark.parametrize("size", [200.0, 1e4])
-@pytest.mark.parametrize("name", ["ce", "margin", "boosted_ce", "kl"])
+@pytest.mark.parametrize("name", ["ce", "margin", "boosted_ce", "dlr", "kl", "mart_kl", "square"])
 def test_saturated_logits(name: str, size: float) -> None:
     """In float32: every value equals float64's, every gradient is finite."""
     rows = [[size, -size, 0.0], [-size, size, 0.0], [0.0, 0.0, size], [-size, -size, -size]]
@@ -84,9 +106,12 @@ def test_saturated_logits(name: str, size: float) -> None:
     y = torch.tensor([1, 1, 0, 2])
     loss = getattr(losses, name)
     z.requires_grad_(), t.requires_grad_()
-    args, exact = ((t, z), (t.double(), z.double())) if name == "kl" else ((z, y), (z.double(), y))
+    args = {"kl": (t, z), "square": (t, z), "mart_kl": (t, z, y)}.get(name, (z, y))
+    exact = [argument.double() if argument.requires_grad else argument for argument in args]
     value = loss(*args)
-    torch.testing.assert_close(value.double(), loss(*exact), rtol=2e-5, atol=1e-6)
+    # 1.0000001 is one float32 step above 1, and 1.0000001 - p_y is known to no more than a step
+    step = 2**-23 * losses.kl(t, z).max().item() if name == "mart_kl" else 0
+    torch.testing.assert_close(value.double(), loss(*exact), rtol=2e-5, atol=max(1e-6, step))
     inputs = [argument for argument in args if argument.requires_grad]
     for grad in torch.autograd.grad(value.sum(), inputs):
         assert grad.isfinite().all()

@@ -1,0 +1,102 @@
+"""What a kernel's file offers: an Op, its Triton kernel on a GPU, its reference elsewhere.
+
+Ops are registered with torch under `fastcat::NAME`, so they can stand inside torch.compile.
+"""
+
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+except ModuleNotFoundError:  # it is for Linux; elsewhere the references run
+    HAS_TRITON = False
+
+    class _Absent:
+        """Lets a kernel's file be imported; what it decorates is never called."""
+
+        def __getattr__(self, name: str) -> "_Absent":
+            return self
+
+        def __call__(self, *args: Any, **settings: Any) -> "_Absent":
+            return self
+
+    triton = tl = _Absent()
+else:
+    HAS_TRITON = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Op:
+    """A kernel and its specification, called with positional arguments alone.
+
+    reference: plain torch, without casts. fused: the Triton launcher of the same signature, which
+    computes in float32. fake: the outputs' shapes, from the same arguments; None for an op that
+    only writes into `mutates`, the names of the arguments it changes. kernels: what to compile
+    ahead of time besides what the tests' cases launch.
+    """
+
+    name: str
+    reference: Callable[..., Any]
+    fused: Callable[..., Any]
+    fake: Callable[..., Any] | None = None
+    mutates: Sequence[str] = ()
+    kernels: Sequence["AheadOfTime"] = ()
+    torch_op: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        mutates = tuple(self.mutates)
+        schema = torch.library.infer_schema(self.reference, mutates_args=mutates)
+        torch_op = torch.library.custom_op(
+            f"fastcat::{self.name}", self._run, mutates_args=mutates, schema=schema
+        )
+        torch_op.register_fake(self.fake or (lambda *args: None))
+        object.__setattr__(self, "torch_op", torch_op)
+
+    def _run(self, *args: Any) -> Any:
+        tensors = [arg for arg in args if isinstance(arg, Tensor)]
+        double = any(tensor.dtype == torch.float64 for tensor in tensors)
+        if not HAS_TRITON or double or not tensors[0].is_cuda:
+            return self.reference(*args)
+        # Triton launches on the current device, wherever its arguments are
+        with torch.cuda.device(tensors[0].device):
+            return self.fused(*args)
+
+    def __call__(self, *args: Any) -> Any:
+        learns = torch.is_grad_enabled() and any(
+            isinstance(arg, Tensor) and arg.requires_grad for arg in args
+        )
+        # the way through torch costs more than the kernel, so it is taken only where it is needed
+        return (self.torch_op if learns or torch.compiler.is_compiling() else self._run)(*args)
+
+
+@dataclass(frozen=True)
+class AheadOfTime:
+    """A Triton kernel as launched: Triton types of its arguments by name, constants, warps."""
+
+    kernel: Any
+    signature: dict[str, str]
+    constants: dict[str, Any]
+    num_warps: int = 4
+
+
+def all_ops() -> Iterator[Op]:
+    """Every op in this folder, from the module whose reference it is."""
+    package = __name__.rpartition(".")[0]
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        module = importlib.import_module(f"{package}.{path.stem}")
+        for value in vars(module).values():
+            if isinstance(value, Op) and value.reference.__module__ == module.__name__:
+                yield value
+
+
+def block_sizes(rows: int, columns: int, elements: int = 1024) -> tuple[int, int]:
+    """A tile of whole rows: the columns rounded up to a power of two, about `elements` in all."""
+    block_columns = 1 << max(columns - 1, 0).bit_length()
+    return max(1, min(elements // block_columns, 1 << max(rows - 1, 0).bit_length())), block_columns

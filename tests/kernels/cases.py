@@ -1,0 +1,225 @@
+"""Arguments for every op: what the tests on the CPU, under the interpreter and on a GPU run on.
+
+What an op writes completely arrives full of NaN. Values come from fixed seeds, on the CPU, so that
+all three see the same.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastcat.kernels import (
+    affine_relu,
+    attack_logit_grad,
+    augment,
+    fused_sgd,
+    multi_peer_loss,
+    pgd_update,
+)
+from fastcat.kernels._op import Op
+
+
+class Case(NamedTuple):
+    """exact: the kernel rounds as the reference does, so that both agree in every bit.
+
+    typical: of a training's memory layout and block sizes; compiled ahead of time.
+    """
+
+    name: str
+    op: Op
+    args: tuple[Any, ...]
+    exact: bool = False
+    typical: bool = False
+
+
+def laid_out(value: Tensor, layout: str) -> Tensor:
+    """The same values [..., C, H, W] in memory order nchw, channels_last, or its slice of more."""
+    if layout == "nchw":
+        return value.contiguous()
+    last = value.movedim(-3, -1)
+    if layout == "sliced":
+        return torch.nn.functional.pad(last, (1, 2)).contiguous()[..., 1:-2].movedim(-1, -3)
+    return last.contiguous().movedim(-1, -3)
+
+
+def poisoned(value: Tensor) -> Tensor:
+    return torch.full_like(value, float("nan"))
+
+
+# norm, eps, step size, sparsity: steps and radii that some images reach and others do not
+BALLS = [("linf", 8 / 255, 2 / 255, 20), ("l2", 0.5, 0.2, 20), ("l1", 3.0, 1.5, 5)]
+
+
+# what a gradient of an image may be, dealt out to the cases' images in turn
+GRADIENTS = ["ties", "random", "tiny", "zero", "adjacent", "nan", "infinite", "sparse"]
+
+
+def gradient(kind: str, size: int, generator: torch.Generator) -> Tensor:
+    """[size], with the property that gives it its name."""
+    grad = torch.randn(size, generator=generator)
+    if kind == "ties":
+        grad[::3], grad[1::4] = 0, 2
+    if kind == "tiny":
+        grad *= 1e-6
+    if kind == "zero":
+        grad *= 0
+    if kind == "adjacent":  # apart by one bit in float32
+        grad[:20] = 8 + torch.arange(20)[:size] * 2**-20
+    if kind == "nan":
+        grad[3:20] = float("nan")
+    if kind == "infinite":
+        grad[5:6], grad[6:7] = float("inf"), -float("inf")
+    if kind == "sparse":
+        grad[4:] = 0
+    return grad
+
+
+def pgd_update_cases(dtype: torch.dtype) -> Iterator[Case]:
+    # K, B, C, H, W, layouts of x and x_adv, of low and grad
+    shapes = [
+        (1, 2, 3, 32, 32, "channels_last", "channels_last"),
+        (2, 3, 3, 7, 5, "channels_last", "sliced"),
+        (3, 1, 1, 28, 29, "nchw", "nchw"),
+        (2, 2, 3, 41, 40, "sliced", "nchw"),
+        (1, 1, 1, 1, 1, "channels_last", "nchw"),
+        (1, 1, 3, 96, 96, "channels_last", "channels_last"),
+    ]
+    for seed, (*shape, layout, other_layout) in enumerate(shapes):
+        for norm, eps, step_size, sparsity in BALLS:
+            generator = torch.Generator().manual_seed(seed)
+            x = torch.rand(shape[1:], generator=generator)
+            # with pixels at the box, where an attack may not move at all, and without
+            x = (1.2 * x - 0.1).clamp(0, 1) if seed % 2 else 0.2 + 0.6 * x
+            x_adv = (x + 0.01 * torch.randn(shape, generator=generator)).clamp(0, 1)
+            images = shape[0] * shape[1]
+            kinds = [GRADIENTS[(2 * seed + i) % len(GRADIENTS)] for i in range(images)]
+            size = x[0].numel()
+            grad = torch.stack([gradient(kind, size, generator) for kind in kinds]).view(shape)
+            low = poisoned(x_adv).to(dtype)
+            args = (
+                laid_out(x_adv, layout),
+                None if dtype == torch.float32 else laid_out(low, other_layout),
+                laid_out(x, layout),
+                laid_out(grad.to(dtype), other_layout),
+                norm,
+                eps,
+                step_size,
+                sparsity,
+            )
+            name = f"{norm}-{'x'.join(map(str, shape))}-{layout}-{other_layout}"
+            yield Case(name, pgd_update.OP, args, exact=norm == "linf", typical=seed == 0)
+
+
+def augment_cases(dtype: torch.dtype) -> Iterator[Case]:
+    for seed, (batch, height, width, channels, pad) in enumerate(
+        [(5, 32, 32, 3, 4), (7, 9, 5, 1, 2), (3, 27, 41, 3, 0), (4, 3, 2, 3, 5)]
+    ):
+        generator = torch.Generator().manual_seed(seed)
+        images = torch.randint(
+            0, 256, (11, height, width, channels), dtype=torch.uint8, generator=generator
+        )
+        draws = torch.randint(0, 2 * pad + 1, (4, 2 * batch), generator=generator)
+        draws[0] = torch.randint(0, len(images), (2 * batch,), generator=generator)
+        draws[3] = torch.randint(0, 2, (2 * batch,), generator=generator)
+        out = laid_out(torch.full((batch, channels, height, width), float("nan")), "channels_last")
+        # a batch is a slice of an epoch's draws
+        args = (out, images, draws[:, 1 : batch + 1], pad)
+        name = f"{batch}x{height}x{width}x{channels}-pad{pad}"
+        yield Case(name, augment.OP, args, exact=True, typical=seed == 0)
+
+
+def fused_sgd_cases(dtype: torch.dtype) -> Iterator[Case]:
+    def scalar(value: float) -> Tensor:
+        return torch.tensor(value)
+
+    for seed, (size, nesterov, scale, found_inf, ema, low) in enumerate(
+        [
+            (3001, False, 1024.0, 0.0, True, True),
+            (1024, True, None, None, True, False),
+            (1, False, None, None, False, False),
+            (777, True, 3.0, 0.0, False, True),
+            (513, True, 2.0, 1.0, True, True),
+        ]
+    ):
+        generator = torch.Generator().manual_seed(seed)
+        param, buffer, average = torch.randn((3, size), generator=generator)
+        grad = torch.randn(size, generator=generator).to(dtype)
+        # where nothing may change it is not written
+        copy = (param if found_inf else poisoned(param)).to(dtype)
+        args = (
+            param.clone(),
+            grad,
+            buffer.clone(),
+            scalar(0.1),
+            5e-4,
+            0.9,
+            nesterov,
+            None if scale is None else scalar(scale),
+            None if found_inf is None else scalar(found_inf),
+            average.clone() if ema else None,
+            0.99,
+            copy if low else None,
+        )
+        named = {"nesterov": nesterov, "scaled": scale, "found_inf": found_inf, "ema": ema}
+        name = "-".join([str(size), *(key for key, value in named.items() if value)])
+        yield Case(name, fused_sgd.OP, args, typical=seed == 0)
+
+
+def affine_relu_cases(dtype: torch.dtype) -> Iterator[Case]:
+    for seed, (batch, channels, height, width, layout) in enumerate(
+        [
+            (2, 640, 8, 8, "channels_last"),
+            (3, 67, 5, 3, "sliced"),
+            (1, 1, 9, 7, "nchw"),
+            (2, 16, 7, 41, "nchw"),
+        ]
+    ):
+        generator = torch.Generator().manual_seed(seed)
+        x, dy = torch.randn((2, batch, channels, height, width), generator=generator).to(dtype)
+        scale, shift = torch.randn((2, channels), generator=generator).to(dtype)
+        # a whole tile of zeros: neither y nor its gradient may come out as -0 or NaN
+        x[0, 0], shift[0] = 0, 0
+        name = f"{batch}x{channels}x{height}x{width}-{layout}"
+        x = laid_out(x, layout)
+        yield Case(name, affine_relu.OP, (x, scale, shift), typical=seed == 0)
+        y = laid_out(affine_relu.affine_relu_reference(x, scale, shift), layout)
+        dy = laid_out(dy, "channels_last")
+        yield Case(name, affine_relu.BACKWARD, (dy, y, scale), typical=seed == 0)
+
+
+def logit_cases(dtype: torch.dtype) -> Iterator[Case]:
+    """A few for the ops on logits, which tests/kernels/logit_cases.py tries harder."""
+    codes = attack_logit_grad.KINDS
+    for seed, (peers, batch, classes) in enumerate([(2, 128, 10), (5, 33, 101)]):
+        generator = torch.Generator().manual_seed(seed)
+        z, clean = torch.randn((2, peers, batch, classes), generator=generator)
+        y = torch.randint(0, classes, (batch,), generator=generator)
+        name = f"{peers}x{batch}x{classes}"
+        kinds = [codes[kind] for kind in ("ce", "kl", "boosted_ce", "margin", "dlr")][:peers]
+        args = (z.to(dtype), y, clean, kinds, 0.5)
+        yield Case(name, attack_logit_grad.OP, args, typical=seed == 0)
+        terms = [[codes["ce"], 0, -1, 0], [codes["mart_kl"], 1, 0, 0], [codes["kl"], 0, 1, 1]]
+        upstream = torch.rand((len(terms), batch), generator=generator)
+        loss_args = (z.to(dtype), y, torch.tensor(terms, dtype=torch.int32), upstream)
+        yield Case(name, multi_peer_loss.OP, loss_args, typical=seed == 0)
+
+
+MAKERS: list[Callable[[torch.dtype], Iterator[Case]]] = [
+    pgd_update_cases,
+    augment_cases,
+    fused_sgd_cases,
+    affine_relu_cases,
+    logit_cases,
+]
+
+
+def cases(*dtypes: torch.dtype) -> dict[str, Case]:
+    """Every case of every op in each dtype, by a readable name."""
+    return {
+        f"{case.op.name}-{case.name}-{str(dtype).removeprefix('torch.')}": case
+        for dtype in dtypes
+        for make in MAKERS
+        for case in make(dtype)
+    }

@@ -1,0 +1,17 @@
+"""Every Triton kernel on the CPU, against its reference in float64.
+
+Triton's interpreter truncates to bfloat16 where a GPU rounds: bfloat16 is left to tests/gpu.
+"""
+
+import pytest
+import torch
+
+from tests.kernels.cases import Case, cases
+from tests.kernels.comparison import check
+
+CASES = cases(torch.float32, torch.float16)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_the_kernel_errs_no_more_than_plain_torch(case: Case) -> None:
+    check(case.op, case.args, case.exact)

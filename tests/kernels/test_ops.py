@@ -1,0 +1,57 @@
+"""What holds for every op: covered by cases, registered rightly, and usable without Triton."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fastcat.kernels._op import all_ops
+from tests.kernels.cases import Case, cases
+
+CASES = cases(torch.float32, torch.bfloat16)
+
+
+def test_every_op_has_cases_one_of_them_typical() -> None:
+    names = [op.name for op in all_ops()]
+    assert sorted({case.op.name for case in CASES.values() if case.typical}) == sorted(names)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_torch_accepts_the_registration(case: Case) -> None:
+    """A fake of other strides, or arguments changed in secret, would mislead torch.compile."""
+    torch.library.opcheck(case.op.torch_op, case.args)
+
+
+def test_inside_a_compiled_function_ops_change_their_arguments() -> None:
+    case = CASES["pgd_update-linf-1x2x3x32x32-channels_last-channels_last-bfloat16"]
+
+    def step(x_adv: torch.Tensor, low: torch.Tensor, *rest: Any) -> torch.Tensor:
+        case.op(x_adv, low, *rest)
+        return x_adv + low
+
+    x_adv, low, *rest = case.args
+    eager = step(x_adv.clone(), low.clone(), *rest)
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x_adv.clone(), low.clone(), *rest), eager)
+
+
+def test_without_triton_the_references_run() -> None:
+    script = """
+import sys
+sys.modules["triton"] = None
+import torch
+from fastcat.kernels._op import all_ops
+assert list(all_ops())
+from fastcat.kernels.affine_relu import affine_relu
+assert affine_relu(-torch.ones(1, 1, 1, 1), -torch.ones(1), torch.ones(1)) == 2
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
