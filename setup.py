@@ -1,11 +1,11 @@
-"""The packages: fastcat, with the top-level folders kernels and loaders linked into it."""
+"""The packages: fastcat, with the top-level folders kernels, loaders and benchmarks linked into it."""
 
 import sys
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
-for link in (Path(__file__).parent / "fastcat" / name for name in ("kernels", "loaders")):
+for link in (Path(__file__).parent / "fastcat" / name for name in ("kernels", "loaders", "benchmarks")):
     if not link.is_dir():
         sys.exit(
             f"{link} is not a link to a folder: this checkout was made without symbolic links; "
@@ -17,5 +17,7 @@ setup(
         *find_packages(include=["fastcat", "fastcat.*"]),
         "fastcat.kernels",
         "fastcat.loaders",
+        "fastcat.benchmarks",
+        "fastcat.benchmarks.reference",
     ]
 )

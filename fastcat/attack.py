@@ -4,19 +4,23 @@ An attack reads a network and leaves no trace in it: no gradients in parameters,
 statistics, modes restored, also when it is interrupted.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fastcat import losses
 from fastcat.errors import InputError, nearest
-from fastcat.threat import Start, ThreatModel, draw_noise
+from fastcat.frozen import Frozen
+from fastcat.kernels import losses
+from fastcat.kernels.attack_logit_grad import KINDS, attack_logit_grad
+from fastcat.modes import attack_mode
+from fastcat.threat import Start, ThreatModel
 
 Network = Callable[[Tensor], Tensor]
+AttackLoss = Literal["ce", "kl", "margin", "dlr", "boosted_ce"]
 
 # by the name that `attack(loss=...)` and the objectives use: what is climbed, from logits [B, C]
 # and a target (labels [B], or for "kl" the clean logits [B, C]) to [B]
@@ -24,6 +28,8 @@ ATTACK_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "ce": losses.ce,
     "kl": lambda z, clean: losses.kl(clean, z),
     "margin": losses.margin,
+    "dlr": losses.dlr,
+    "boosted_ce": losses.boosted_ce,
 }
 
 
@@ -35,7 +41,7 @@ class Inner:
     statistics of the batch, the running ones untouched.
     """
 
-    loss: Literal["ce", "kl", "margin"] = "ce"
+    loss: AttackLoss = "ce"
     start: Start = "uniform"
     bn: Literal["eval", "train"] = "eval"
 
@@ -48,35 +54,54 @@ class Inner:
                 raise InputError(f"unknown attack {field} {name!r}: {nearest(name, names)}")
 
 
-@contextmanager
-def attack_mode(network: Network, bn: str) -> Iterator[None]:
-    """`network` in eval mode, or in train mode with frozen statistics; restored on leaving."""
-    if not isinstance(network, nn.Module):
-        yield
-        return
-    before = [(module, module.training) for module in network.modules()]
-    tracking = [
-        module
-        for module, _ in before
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
-    ]
-    try:
-        network.train(bn == "train")
-        for norm in tracking:
-            # read in train mode alone: statistics of the batch, the running ones left alone
-            norm.track_running_stats = bn != "train"
-        yield
-    finally:
-        for norm in tracking:
-            norm.track_running_stats = True
-        for module, training in before:
-            module.training = training
-
-
-def logits_of(network: Network, x: Tensor) -> Tensor:
-    """The network's logits, at least float32: losses and targets are never computed lower."""
-    z = network(x)
+def at_least_float32(z: Tensor) -> Tensor:
+    """Losses are never computed in less."""
     return z if z.dtype == torch.float64 else z.float()
+
+
+class _Views:
+    """Adversarial views under way, one for each network, on which they are updated in place.
+
+    They are float32, since a step would be lost in less; frozen networks that compute in less read
+    a copy in their own type.
+    """
+
+    def __init__(self, networks: Sequence[Network], x: Tensor) -> None:
+        self.networks = networks
+        one = torch.empty_like(x)
+        shape, strides = (len(networks), *x.shape), (one.numel(), *one.stride())
+        self.x_adv = torch.empty_strided(shape, strides, dtype=x.dtype, device=x.device)
+        dtypes = {network.dtype for network in networks if isinstance(network, Frozen)} - {x.dtype}
+        self.low = torch.empty_like(self.x_adv, dtype=dtypes.pop()) if dtypes else None
+
+    def begin(self, starts: Sequence[Tensor]) -> None:
+        for k, start in enumerate(starts):
+            self.x_adv[k].copy_(start)
+        if self.low is not None:
+            self.low.copy_(self.x_adv)
+
+    def seen_by(self, k: int) -> Tensor:
+        reads_low = self.low is not None and isinstance(self.networks[k], Frozen)
+        return self.low[k] if reads_low else self.x_adv[k]  # type: ignore[index]
+
+    @torch.no_grad()
+    def logits(self, k: int) -> Tensor:
+        return self.networks[k](self.seen_by(k))
+
+    def gradients(self, logit_grad: Callable[[Tensor], Tensor]) -> Tensor:
+        """[K, B, C, H, W], by a function from logits [K, B, classes] to their gradient."""
+        leaves = [self.seen_by(k).detach().requires_grad_() for k in range(len(self.networks))]
+        with torch.enable_grad():
+            z = [network(leaf) for network, leaf in zip(self.networks, leaves, strict=True)]
+        dz = logit_grad(torch.stack([z_k.detach() for z_k in z]))
+        grads = [
+            torch.autograd.grad(z_k, leaf, dz_k.to(z_k.dtype))[0]
+            for z_k, leaf, dz_k in zip(z, leaves, dz, strict=True)
+        ]
+        if len(grads) == 1:
+            return grads[0][None]
+        # channels-last, as the networks give them; stacked as they are they would be rearranged
+        return torch.stack([grad.permute(0, 2, 3, 1) for grad in grads]).permute(0, 1, 4, 2, 3)
 
 
 def attack_all(
@@ -90,45 +115,49 @@ def attack_all(
 ) -> Tensor:
     """Adversarial views [K, B, C, H, W] of x, one for each of K networks.
 
-    noise: [restarts, K, B, C, H, W] from `draw_noise`. Of several restarts each image keeps the
-    one of the largest inner loss. grad_scale multiplies the climbed loss, which changes no sign
-    but keeps float16 gradients from underflowing.
+    noise: [restarts, K, B, C, H, W] from `ThreatModel.draw_noise`. Of several restarts each image
+    keeps the one of the largest inner loss. grad_scale multiplies the climbed loss, which changes
+    no sign but keeps float16 gradients from underflowing.
     """
     x = x.detach()
+    kinds = [KINDS[inner.loss] for inner in inners]
+    views = _Views(networks, x)
     with ExitStack() as modes:
         for network, inner in zip(networks, inners, strict=True):
-            modes.enter_context(attack_mode(network, inner.bn))
-        with torch.no_grad():
-            # constant during the attack, so computed once and not once a step
-            targets = [
-                logits_of(network, x) if inner.loss == "kl" else y
-                for network, inner in zip(networks, inners, strict=True)
-            ]
+            model = network.model if isinstance(network, Frozen) else network
+            modes.enter_context(attack_mode(model, inner.bn))
 
-        def inner_loss(k: int, x_adv_k: Tensor) -> Tensor:
-            return ATTACK_LOSSES[inners[k].loss](logits_of(networks[k], x_adv_k), targets[k])
+        views.begin([x] * len(networks))
+        # clean logits are constant during the attack, so computed once and not once a step
+        targets = {k: views.logits(k) for k, inner in enumerate(inners) if inner.loss == "kl"}
+        # where another loss is climbed, it is not read
+        padded = [
+            targets.get(k, next(iter(targets.values()))) for k in range(len(kinds)) if targets
+        ]
+        clean = torch.stack(padded) if targets else None
 
-        def gradient(k: int, x_adv_k: Tensor) -> Tensor:
-            x_adv_k = x_adv_k.detach().requires_grad_()
-            with torch.enable_grad():
-                climbed = inner_loss(k, x_adv_k).sum() * grad_scale
-            return torch.autograd.grad(climbed, x_adv_k)[0]
+        def logit_grad(z: Tensor) -> Tensor:
+            return attack_logit_grad(z, y, z if clean is None else clean, kinds, grad_scale)
 
-        views = range(len(networks))
+        def inner_loss(k: int) -> Tensor:
+            target = at_least_float32(targets[k]) if k in targets else y
+            return ATTACK_LOSSES[inners[k].loss](at_least_float32(views.logits(k)), target)
+
         worst = x.expand(len(networks), *x.shape)
         worst_loss = torch.full((len(networks), len(x)), -torch.inf, device=x.device)
         for noise_KB in noise:
-            x_adv = torch.stack([threat.start(x, inners[k].start, noise_KB[k]) for k in views])
+            views.begin(
+                [threat.start(x, inner.start, noise_KB[k]) for k, inner in enumerate(inners)]
+            )
             for _ in range(threat.steps):
-                grads = torch.stack([gradient(k, x_adv[k]) for k in views])
-                x_adv = threat.ascend(x_adv, x, grads)
+                threat.ascend(views.x_adv, x, views.gradients(logit_grad), views.low)
             if len(noise) == 1:
-                return x_adv
+                return views.x_adv
             with torch.no_grad():
-                loss_KB = torch.stack([inner_loss(k, x_adv[k]) for k in views])
+                loss_KB = torch.stack([inner_loss(k) for k in range(len(networks))])
             # NaN counts as the largest, as it does for argmax; of equals the first is kept
             worse_KB = ~(loss_KB <= worst_loss) & ~worst_loss.isnan()
-            worst = torch.where(worse_KB[..., None, None, None], x_adv, worst)
+            worst = torch.where(worse_KB[..., None, None, None], views.x_adv, worst)
             worst_loss = torch.where(worse_KB, loss_KB, worst_loss)
         return worst
 
@@ -150,7 +179,7 @@ def attack(
     x: Tensor,
     y: Tensor,
     threat: ThreatModel,
-    loss: Literal["ce", "kl", "margin"] = "ce",
+    loss: AttackLoss = "ce",
     start: Start = "uniform",
     bn: Literal["eval", "train"] = "eval",
     generator: torch.Generator | None = None,
@@ -159,10 +188,11 @@ def attack(
 
     model: any nn.Module or callable from images [B, C, H, W] in [0, 1] to logits [B, C]; it is
     attacked in the BatchNorm mode `bn` and left exactly as it was. y: [B] class indices.
-    loss: "ce", "kl" (from the clean prediction, TRADES) or "margin" (Carlini-Wagner).
+    loss: "ce", "kl" (from the clean prediction, TRADES), "margin" (Carlini-Wagner), "dlr" (Croce
+    & Hein) or "boosted_ce" (MART).
     Raises InputError for an unknown loss, start or bn and for images outside [0, 1].
     """
     check_images(x)
     inner = Inner(loss=loss, start=start, bn=bn)
-    noise = torch.stack([draw_noise(start, x, generator) for _ in range(threat.restarts)])
+    noise = torch.stack([threat.draw_noise(start, x, generator) for _ in range(threat.restarts)])
     return attack_all([model], [inner], x, y, threat, noise[:, None])[0]

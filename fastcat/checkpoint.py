@@ -122,7 +122,10 @@ class WeightsInfo:
 
 def save_weights(path: Path, tensors: dict[str, Tensor], info: WeightsInfo) -> None:
     """Write a network's parameters and buffers as safetensors."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # copies: parameters are views of one buffer, which safetensors refuses
+    plain = {
+        name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()
+    }
     data = safetensors.torch.save(plain, {"fastcat": json.dumps(asdict(info))})
     write_atomically(path, lambda file: file.write(data))
 

@@ -14,10 +14,10 @@ from tyro.conf import Positional, arg
 
 from fastcat.config import EvalConfig, TrainConfig, yaml_arguments
 from fastcat.doctor import report
+from fastcat.environment import package_version
 from fastcat.errors import InputError, nearest
 from fastcat.evaluation.runs import evaluate_run
 from fastcat.listing import LISTINGS
-from fastcat.recorder import package_version
 from fastcat.runs import RunResult, resume, train
 from fastcat.stop import Stopped
 
@@ -46,7 +46,7 @@ class ListCommand:
     """Show every name that a command takes, with a line about it."""
 
     topics: Positional[Annotated[tuple[str, ...], arg(metavar="[TOPIC ...]")]] = ()
-    """methods, archs, datasets, attacks, collaborations, schedules; all of them without one."""
+    """methods, archs, datasets, attacks, collaborations, schedules, engines; all without one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +75,14 @@ def _eval(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _bench(arguments: Sequence[str]) -> int:
+    # imported here: no other command needs the reference loops
+    from fastcat.benchmarks.throughput import BenchConfig, bench
+
+    bench(_parse(BenchConfig, arguments, "bench"))
+    return 0
+
+
 def _list(arguments: Sequence[str]) -> int:
     topics = _parse(ListCommand, arguments, "list").topics or tuple(LISTINGS)
     for topic in topics:
@@ -98,7 +106,8 @@ COMMANDS = {
     "train": (_train, "train peers together: fastcat train --arch resnet18 --peers trades,alp"),
     "resume": (_resume, "continue a run: fastcat resume runs/first"),
     "eval": (_eval, "robust accuracy: fastcat eval runs/first --attacks clean,fgsm,pgd20"),
-    "list": (_list, "methods, archs, datasets, attacks, collaborations, schedules"),
+    "bench": (_bench, "time steps against the papers' loops: fastcat bench --batch-size 128"),
+    "list": (_list, "methods, archs, datasets, attacks, collaborations, schedules, engines"),
     "doctor": (_doctor, "versions, devices, what is missing and how to install it"),
 }
 

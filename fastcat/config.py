@@ -15,10 +15,8 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from fastcat.collaboration import make_collaboration
 from fastcat.errors import InputError, nearest
-from fastcat.models import canonical_arch
-from fastcat.objectives import make_objective
-from fastcat.objectives.objective import Objective
 from fastcat.optim import make_schedule, parse_milestones
+from fastcat.peer_spec import PeerSpec, parse_peers
 from fastcat.precision import DTYPES
 from fastcat.threat import ThreatModel
 
@@ -54,47 +52,6 @@ Pixels = Annotated[
         str_from_instance=lambda value: [format_pixels(value)],
     ),
 ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PeerSpec:
-    """One entry of --peers: its text, the method with its settings, and the architecture."""
-
-    method: str
-    objective: Objective
-    arch: str
-
-
-def parse_peers(text: str, default_arch: str) -> tuple[PeerSpec, ...]:
-    """ "trades:beta=6,mart@preactresnet18" -> a PeerSpec for each peer.
-
-    Grammar: METHOD[:KEY=VALUE]...[@ARCH], separated by commas; METHOD may be the user's own as
-    package.module:function. Raises InputError for what it cannot read.
-    """
-    peers = []
-    for entry in text.split(","):
-        spec, _, arch = entry.strip().partition("@")
-        method, *parts = spec.split(":")
-        if parts and "=" not in parts[0]:
-            method = f"{method}:{parts.pop(0)}"
-        if not method:
-            raise InputError(
-                f"peers {text!r}: expected methods like trades,alp or trades:beta=6,at"
-            )
-        settings = {}
-        for part in parts:
-            key, equals, value = part.partition("=")
-            if not equals or not key or not value:
-                raise InputError(f"peer {entry.strip()!r}: expected settings like trades:beta=6")
-            settings[key] = value
-        peers.append(
-            PeerSpec(
-                method=method.rpartition(":")[2],
-                objective=make_objective(method, settings),
-                arch=canonical_arch(arch or default_arch),
-            )
-        )
-    return tuple(peers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +126,8 @@ class Optimization:
     """Nesterov momentum."""
     weight_decay: Annotated[float, arg(aliases=["--wd"])] = 5e-4
     """L2 penalty on all parameters, per step."""
+    ema: float | None = None
+    """Decay per step of an average of the weights, as 0.995, which is what is judged and kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +144,8 @@ class Run:
     """Arithmetic of the networks. auto: bf16 on a GPU that has it, else fp32."""
     device: str = "auto"
     """cpu, cuda or cuda:N. auto: the GPU if there is one."""
+    engine: Literal["auto", "eager", "compile", "graph", "compile+graph"] = "auto"
+    """How steps are run; no result depends on it. auto: graph on a GPU, eager on a CPU."""
     threads: int | None = None
     """CPU threads. None: as PyTorch chooses."""
     log_every: int = 50
@@ -225,6 +186,8 @@ class TrainConfig(Run, Optimization, Threat, Data, Peers):
             raise InputError(f"lr is {self.lr:g}, expected more than 0, for example 0.1")
         if not 0 <= self.momentum < 1:
             raise InputError(f"momentum is {self.momentum:g}, expected a number in [0, 1)")
+        if self.ema is not None and not 0 <= self.ema < 1:
+            raise InputError(f"ema is {self.ema:g}, expected a decay in [0, 1), for example 0.995")
         if self.nesterov and self.momentum == 0:
             raise InputError("Nesterov momentum needs --momentum above 0")
 

@@ -4,7 +4,7 @@ import importlib.util
 
 import torch
 
-from fastcat.recorder import environment
+from fastcat.environment import environment
 
 # what an extra is for, and the lines that install it, for packages that the core does without
 OPTIONAL = {
@@ -25,7 +25,11 @@ def report() -> tuple[list[str], bool]:
             f"gpu {i}: {gpu['name']}, {gpu['memory_gib']} GiB"
             for i, gpu in enumerate(facts["gpus"])
         ]
-        bf16 = "yes" if torch.cuda.is_bf16_supported() else "no (--precision fp16 works)"
+        bf16 = (
+            "yes"
+            if torch.cuda.is_bf16_supported(including_emulation=False)
+            else "no (--precision fp16 works)"
+        )
         lines.append(f"bf16 on the gpu: {bf16}")
     else:
         lines.append("gpu: none that PyTorch can use; training runs on the cpu")

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastcat.collaboration import COLLABORATIONS
+from fastcat.engine import ENGINES
 from fastcat.evaluation import ATTACKS
 from fastcat.loaders.registry import DATASETS
 from fastcat.models import ARCHS
@@ -31,4 +32,5 @@ LISTINGS: dict[str, Callable[[], dict[str, str]]] = {
     "attacks": lambda: dict(ATTACKS),
     "collaborations": lambda: _described(COLLABORATIONS),
     "schedules": lambda: _described(SCHEDULES),
+    "engines": lambda: dict(ENGINES),
 }

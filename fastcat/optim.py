@@ -6,14 +6,21 @@ rate: that is milestone 74 here.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import accumulate, groupby, pairwise
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastcat.errors import InputError, nearest
+from fastcat.kernels.fused_sgd import fused_sgd
 
 Schedule = Callable[[float], float]
+
+# elements; 256 bytes of float32
+_ALIGNMENT = 64
 
 
 def multistep(epochs: int, milestones: Sequence[float] = ()) -> Schedule:
@@ -81,15 +88,117 @@ def make_schedule(
     return lambda t: main(t) * (min(1.0, t / warmup_epochs) if warmup_epochs else 1.0)
 
 
-def make_optimizer(
-    model: nn.Module, *, lr: float, momentum: float, weight_decay: float, nesterov: bool
-) -> torch.optim.SGD:
-    """SGD over all parameters, BatchNorm's and biases included, as the papers train."""
-    return torch.optim.SGD(
-        model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov
-    )
+class FlatSGD(torch.optim.Optimizer):
+    """SGD over all parameters of a model, BatchNorm's and biases included, as the papers train.
 
+    The parameters become views of one flat buffer, which a single kernel updates; the learning
+    rate and float16's loss scale are read on the device. Equals torch.optim.SGD to rounding, also
+    in leaving parameters alone that had no gradient. ema: decay per step of a moving average of
+    the weights, None for none.
+    """
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        nesterov: bool,
+        ema: float | None = None,
+    ) -> None:
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        # convolutions want their weights aligned
+        ends = [0, *accumulate(-(-p.numel() // _ALIGNMENT) * _ALIGNMENT for p in self.parameters)]
+        self.places = list(pairwise(ends))
+        first = self.parameters[0]
+        self.flat = torch.zeros(ends[-1], dtype=first.dtype, device=first.device)
+        for parameter, view in zip(self.parameters, self.views(self.flat), strict=True):
+            parameter.data = view.copy_(parameter.data)
+        self.flat.grad = torch.zeros_like(self.flat)
+        self.grad_views = self.views(self.flat.grad)
+        self.momentum_buffer = torch.zeros_like(self.flat)
+        self.ema = None if ema is None else self.flat.clone()
+        self.settings = (weight_decay, momentum, nesterov)
+        self.ema_decay = ema or 0.0
+        self.lr = torch.tensor(lr, dtype=first.dtype, device=first.device)
+        super().__init__([self.flat], {"lr": self.lr})
+        # torch's GradScaler then leaves unscaling and skipping to `step`, without asking the host
+        self._step_supports_amp_scaling = True
+
+    def views(self, flat: Tensor) -> list[Tensor]:
+        """The parameters' places in a buffer like `flat`, in their shapes and strides."""
+        return [
+            flat.as_strided(p.shape, torch.empty_like(p).stride(), begin)
+            for p, (begin, _) in zip(self.parameters, self.places, strict=True)
+        ]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    @torch.no_grad()
+    def gather(self) -> None:
+        """Collect the parameters' gradients; belongs between backward and `step`."""
+        found = [
+            (view, parameter.grad)
+            for view, parameter in zip(self.grad_views, self.parameters, strict=True)
+            if parameter.grad is not None
+        ]
+        torch._foreach_copy_([view for view, _ in found], [grad for _, grad in found])
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Update the weights from the gathered gradients."""
+        scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        for run in self._runs():
+            fused_sgd(
+                self.flat[run],
+                self.flat.grad[run],  # type: ignore[index]
+                self.momentum_buffer[run],
+                self.lr,
+                *self.settings,
+                scale,
+                found_inf,
+                None if self.ema is None else self.ema[run],
+                self.ema_decay,
+                None,
+            )
+
+    def _runs(self) -> list[slice]:
+        """Stretches of parameters with a gradient: weight decay is for those alone."""
+        used = [parameter.grad is not None for parameter in self.parameters]
+        runs = []
+        for is_used, members in groupby(range(len(used)), key=used.__getitem__):
+            if is_used:
+                stretch = list(members)
+                runs.append(slice(self.places[stretch[0]][0], self.places[stretch[-1]][1]))
+        return runs
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The moving average of the weights, where one is kept, in their place."""
+        if self.ema is None:
+            yield
+            return
+        weights = self.flat.clone()
+        self.flat.copy_(self.ema)
+        try:
+            yield
+        finally:
+            self.flat.copy_(weights)
+
+    def set_lr(self, lr: float) -> None:
+        self.lr.fill_(lr)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a step changes beside the weights, by name."""
+        kept = {"momentum_buffer": self.momentum_buffer, "ema": self.ema}
+        return {name: tensor for name, tensor in kept.items() if tensor is not None}
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.tensors()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, tensor in self.tensors().items():
+            tensor.copy_(state[name])

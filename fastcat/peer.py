@@ -2,14 +2,18 @@
 
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from fastcat.frozen import Frozen
 from fastcat.objectives.objective import Objective
+from fastcat.optim import FlatSGD
 
 
 class Peer:
-    """name: "0-trades"; scaler: float16 loss scaling, which does nothing in other precisions."""
+    """name: "0-trades"; frozen: what is attacked instead of the model, None for the model itself.
+
+    forward: the model in train mode, as an engine runs it.
+    """
 
     def __init__(
         self,
@@ -17,22 +21,16 @@ class Peer:
         arch: str,
         model: nn.Module,
         objective: Objective,
-        optimizer: torch.optim.Optimizer,
-        scaler: torch.amp.GradScaler,
+        optimizer: FlatSGD,
+        frozen: Frozen | None = None,
     ) -> None:
         self.name = name
         self.arch = arch
         self.model = model
+        self.forward: Any = model
         self.objective = objective
         self.optimizer = optimizer
-        self.scaler = scaler
-
-    def descend(self, loss: Tensor) -> None:
-        """Backward through this peer alone and one optimizer step."""
-        self.optimizer.zero_grad()
-        self.scaler.scale(loss).backward()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        self.frozen = frozen
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed peer needs, as tensors and plain values."""
@@ -40,10 +38,8 @@ class Peer:
             "name": self.name,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])

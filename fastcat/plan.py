@@ -1,17 +1,16 @@
 """Which network sees which view: the cells of the logit table z, in order, each once.
 
-z[k, v] are peer k's logits on view v. Views are "clean" and one adversarial view a peer, "adv0",
-"adv1", ... Order belongs to the method: every train-mode forward moves BatchNorm's statistics.
+A place is (peer, view), z[k, v] are peer k's logits on view v. Views are "clean" and one
+adversarial view a peer, "adv0", "adv1", ... Order belongs to the method: every train-mode forward
+moves BatchNorm's statistics.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from torch import Tensor
-
 from fastcat.objectives.objective import Objective
 
-Table = dict[tuple[int, str], Tensor]
+Place = tuple[int, str]
 
 
 class Cell(NamedTuple):
@@ -20,6 +19,10 @@ class Cell(NamedTuple):
     peer: int
     view: str
     grad: bool
+
+    @property
+    def place(self) -> Place:
+        return self.peer, self.view
 
 
 def view_name(k: int, own_view: str) -> str:
@@ -32,9 +35,7 @@ def own_view(k: int, objective: Objective) -> str:
     return view_name(k, "clean" if objective.inner is None else "adv")
 
 
-def make_plan(
-    objectives: Sequence[Objective], cross_cells: Sequence[tuple[int, str]]
-) -> tuple[Cell, ...]:
+def make_plan(objectives: Sequence[Objective], cross_cells: Sequence[Place]) -> tuple[Cell, ...]:
     """Per peer its objective's views with gradient, then what the collaboration alone reads."""
     plan: list[Cell] = []
     for k, objective in enumerate(objectives):

@@ -23,13 +23,18 @@ class Precision:
     device_type: str
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What convolutions and matrix products compute in."""
+        return DTYPES[self.name]
+
+    @property
     def attack_scale(self) -> float:
         """A factor of the climbed loss that keeps float16 gradients from underflowing."""
         return 256.0 if self.name == "fp16" else 1.0
 
     def autocast(self) -> AbstractContextManager:
-        dtype = DTYPES[self.name]
-        return torch.autocast(self.device_type, dtype=dtype, enabled=dtype != torch.float32)
+        enabled = self.dtype != torch.float32
+        return torch.autocast(self.device_type, dtype=self.dtype, enabled=enabled)
 
     def grad_scaler(self) -> torch.amp.GradScaler:
         return torch.amp.GradScaler(self.device_type, enabled=self.name == "fp16")
@@ -41,7 +46,11 @@ def make_precision(name: str, device: torch.device) -> Precision:
     Sets torch's global switch for TF32. Raises InputError for an unknown name.
     """
     if name == "auto":
-        name = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+        name = (
+            "bf16"
+            if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+            else "fp32"
+        )
     if name not in DTYPES:
         raise InputError(f"unknown precision {name!r}: {nearest(name, [*DTYPES, 'auto'])}")
     torch.backends.cuda.matmul.allow_tf32 = name == "tf32"

@@ -1,13 +1,8 @@
 """What a run writes down: lines for people, JSON for programs, a bar on a terminal."""
 
 import json
-import platform
-import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from fastcat.files import explained, write_text
 from fastcat.progress import make_console, make_progress
@@ -119,29 +114,3 @@ def table(record: dict[str, Any]) -> tuple[str, str]:
 
 
 _MEASURED = {"images_per_second": 0, "seconds": 1, "peak_memory_mib": 0}
-
-
-def environment() -> dict[str, Any]:
-    """Versions and hardware, for environment.json and `fastcat doctor`."""
-    packages = ("fastcat-at", "torch", "torchvision", "triton", "numpy", "safetensors", "ffcv")
-    gpus = [
-        {"name": properties.name, "memory_gib": round(properties.total_memory / 2**30, 1)}
-        for properties in map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
-    ]
-    return {
-        "command": " ".join(sys.argv),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpu_threads": torch.get_num_threads(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "gpus": gpus,
-        "cuda": torch.version.cuda,
-        "packages": {name: package_version(name) for name in packages},
-    }
-
-
-def package_version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

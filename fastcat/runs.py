@@ -13,10 +13,11 @@ from typing import Any
 
 from fastcat.checkpoint import load_last_checkpoint
 from fastcat.config import TrainConfig, to_yaml
+from fastcat.environment import environment
 from fastcat.errors import InputError
 from fastcat.files import explained, remove_leftovers, write_text
 from fastcat.loaders.registry import is_folder
-from fastcat.recorder import Recorder, environment
+from fastcat.recorder import Recorder
 from fastcat.stop import Stopped, StopRequest
 from fastcat.trainer import Trainer
 

@@ -1,9 +1,11 @@
 """What an attacker may do to an image: a norm ball of radius epsilon inside the box [0, 1].
 
-A norm is a class with three hooks: where an attack starts, one ascent step inside the ball, and
-the distance. All lengths are pixels in [0, 1]; nothing here knows of networks or losses.
+Where an attack starts, one ascent step inside the ball, and the distance. All lengths are in
+pixels of [0, 1]; nothing here knows of networks or losses.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastcat.errors import InputError, nearest
-from fastcat.kernels.pgd_update import pgd_update_reference
+from fastcat.kernels.pgd_update import pgd_update
 
 Start = Literal["zero", "uniform", "gaussian"]
 
@@ -19,36 +21,53 @@ Start = Literal["zero", "uniform", "gaussian"]
 GAUSSIAN_START_STD = 0.001
 
 
-class Linf:
-    """max |x_adv - x| <= eps."""
-
-    @staticmethod
-    def start(x: Tensor, kind: Start, noise: Tensor, eps: float) -> Tensor:
-        if kind == "zero":
-            return x.clone()
-        if kind == "uniform":
-            return (x + eps * noise).clamp(0, 1)
-        # unclamped, as published: the first step's projection clamps it
-        return x + GAUSSIAN_START_STD * noise
-
-    @staticmethod
-    def ascend(x_adv: Tensor, x: Tensor, grad: Tensor, eps: float, step_size: float) -> Tensor:
-        return pgd_update_reference(x_adv, x, grad, eps, step_size)
-
-    @staticmethod
-    def distance(x: Tensor, x_adv: Tensor) -> Tensor:
-        return (x_adv - x).abs().flatten(1).amax(1)
+def _linf_ball(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.empty_like(x).uniform_(-1, 1, generator=generator)
 
 
-NORMS = {"linf": Linf}
+def _l2_ball(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    return _on_radius(torch.empty_like(x).normal_(generator=generator), 2, generator)
+
+
+def _l1_ball(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    size = torch.empty_like(x).exponential_(generator=generator)
+    sign = torch.empty_like(x).uniform_(-1, 1, generator=generator).sign()
+    return _on_radius(size * sign, 1, generator)
+
+
+def _on_radius(direction: Tensor, p: int, generator: torch.Generator | None) -> Tensor:
+    """Points of the unit l_p ball on these directions, uniform where the directions are."""
+    norm = direction.flatten(1).norm(p, dim=1)
+    radius = torch.empty_like(norm).uniform_(0, 1, generator=generator)
+    factor = radius ** (1 / direction[0].numel()) / norm
+    return direction * factor[:, None, None, None]
+
+
+@dataclass(frozen=True)
+class Norm:
+    """order: of the l_p norm; unit_ball: a uniform draw from its unit ball, like x in shape."""
+
+    order: float
+    unit_ball: Callable[[Tensor, torch.Generator | None], Tensor]
+
+
+NORMS = {
+    "linf": Norm(math.inf, _linf_ball),
+    "l2": Norm(2, _l2_ball),
+    "l1": Norm(1, _l1_ball),
+}
+
+# coordinates that one step of l1 ascent moves; Maini et al. 2020 draw 5 to 20
+L1_SPARSITY = 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class ThreatModel:
-    """An l-infinity PGD attacker.
+    """A PGD attacker inside a norm ball.
 
-    eps: radius in pixels of [0, 1]; step_size: of one PGD step, a quarter of eps by default;
-    steps: number of gradients; restarts: independent starts, of which the worst counts.
+    norm: "linf", "l2" or "l1"; eps: radius in that norm, of pixels in [0, 1], for linf in (0, 1];
+    step_size: of one PGD step, in the same norm, a quarter of eps by default; steps: number of
+    gradients; restarts: independent starts, of which the worst counts.
     Raises InputError for values that mean nothing.
     """
 
@@ -61,14 +80,14 @@ class ThreatModel:
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
             raise InputError(f"unknown norm {self.norm!r}: {nearest(self.norm, NORMS)}")
-        if not 0 < self.eps <= 1:
+        largest, of = (1, "pixels in (0, 1]") if self.norm == "linf" else (math.inf, "more than 0")
+        if not 0 < self.eps <= largest or math.isinf(self.eps):
+            raise InputError(f"eps is {self.eps:g}, expected {of}: type for example 8/255")
+        if self.step_size is not None and (
+            not 0 < self.step_size <= largest or math.isinf(self.step_size)
+        ):
             raise InputError(
-                f"eps is {self.eps:g}, expected pixels in (0, 1]: type for example 8/255"
-            )
-        if self.step_size is not None and not 0 < self.step_size <= 1:
-            raise InputError(
-                f"step size is {self.step_size:g}, expected pixels in (0, 1]: "
-                "type for example 2/255"
+                f"step size is {self.step_size:g}, expected {of}: type for example 2/255"
             )
         if self.steps < 1:
             raise InputError(f"steps is {self.steps}, expected at least 1: type for example 10")
@@ -80,24 +99,28 @@ class ThreatModel:
         """The step size in force."""
         return self.eps / 4 if self.step_size is None else self.step_size
 
+    def draw_noise(self, kind: Start, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Raw start noise like x: uniform in the norm's unit ball, standard normal, or zero."""
+        if kind == "uniform":
+            return NORMS[self.norm].unit_ball(x, generator)
+        if kind == "gaussian":
+            return torch.empty_like(x).normal_(generator=generator)
+        return torch.zeros_like(x)
+
     def start(self, x: Tensor, kind: Start, noise: Tensor) -> Tensor:
         """The first iterate; noise [B, C, H, W] is a draw of `draw_noise` for this kind."""
-        return NORMS[self.norm].start(x, kind, noise, self.eps)
+        if kind == "uniform":
+            return (x + self.eps * noise).clamp(0, 1)
+        # unclamped, as published: the first step's projection clamps it
+        return x + GAUSSIAN_START_STD * noise if kind == "gaussian" else x
 
-    def ascend(self, x_adv: Tensor, x: Tensor, grad: Tensor) -> Tensor:
-        """One step of all views at once: x_adv, grad [K, B, C, H, W], x [B, C, H, W]."""
-        return NORMS[self.norm].ascend(x_adv, x, grad, self.eps, self.step)
+    def ascend(self, x_adv: Tensor, x: Tensor, grad: Tensor, low: Tensor | None = None) -> None:
+        """Move all views by one step: x_adv, grad [K, B, C, H, W], x [B, C, H, W].
+
+        low: receives the new x_adv in another dtype.
+        """
+        pgd_update(x_adv, low, x, grad, self.norm, self.eps, self.step, L1_SPARSITY)
 
     def distance(self, x: Tensor, x_adv: Tensor) -> Tensor:
         """How far each image [B] has moved, in the threat model's norm."""
-        return NORMS[self.norm].distance(x, x_adv)
-
-
-def draw_noise(kind: Start, x: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Raw start noise like x: uniform in [-1, 1), standard normal, or zero."""
-    noise = torch.empty_like(x)
-    if kind == "uniform":
-        return noise.uniform_(-1, 1, generator=generator)
-    if kind == "gaussian":
-        return noise.normal_(generator=generator)
-    return noise.zero_()
+        return (x_adv - x).flatten(1).norm(NORMS[self.norm].order, dim=1)

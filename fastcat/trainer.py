@@ -15,11 +15,10 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from fastcat.batch import Batch
 from fastcat.checkpoint import WeightsInfo, save_checkpoint, save_weights
-from fastcat.collaboration import make_collaboration
 from fastcat.config import TrainConfig
 from fastcat.device import make_device
+from fastcat.engine import Engine, choose_engine
 from fastcat.errors import InputError
 from fastcat.evaluation import evaluate
 from fastcat.loaders.dataset import channel_statistics
@@ -27,15 +26,14 @@ from fastcat.loaders.registry import load_dataset
 from fastcat.loaders.resident import ResidentLoader
 from fastcat.loaders.split import split_indices
 from fastcat.models import make_model
-from fastcat.optim import make_optimizer, make_schedule, parse_milestones, set_lr
+from fastcat.optim import FlatSGD, make_schedule, parse_milestones
 from fastcat.peer import Peer
-from fastcat.plan import make_plan, own_view
 from fastcat.precision import make_precision
 from fastcat.progress import make_console, task
 from fastcat.recorder import Recorder
 from fastcat.seeds import derive_seed
-from fastcat.step import collaborative_step, start_noise
 from fastcat.stop import Stopped, StopRequest
+from fastcat.team import make_team
 
 
 class Trainer:
@@ -52,6 +50,7 @@ class Trainer:
         # what "auto" and None mean is settled here, and so the same when the run is resumed
         step_size = config.threat().step
         precision: Any = self.precision.name
+        engine = choose_engine(config.engine, self.device)
         config = replace(config, precision=precision, step_size=step_size)
         self.config = config
         with task(make_console(), f"reading {config.data}, once") as progress:
@@ -59,10 +58,6 @@ class Trainer:
         self.threat = config.threat()
         self.normalize = channel_statistics(dataset.train.images) if config.normalize else None
         self.peers = self._make_peers()
-        objectives = [peer.objective for peer in self.peers]
-        taught_on = [own_view(k, objective) for k, objective in enumerate(objectives)]
-        self.collaboration = make_collaboration(config.collab, taught_on, config.alpha)
-        self.plan = make_plan(objectives, self.collaboration.reads)
         self.schedule = make_schedule(
             config.schedule,
             config.epochs,
@@ -81,9 +76,18 @@ class Trainer:
             flip=dataset.flip if config.flip is None else config.flip,
         )
         self.monitored_on, self.monitor = self._make_monitor(val_index)
-        self.noise_generator = torch.Generator(self.device)
+        self.team = make_team(
+            self.peers,
+            collab=config.collab,
+            alpha=config.alpha,
+            threat=self.threat,
+            precision=self.precision,
+            classes=len(dataset.classes),
+            example=self.loader.gather(*next(self.loader.inputs())).x[:2],
+        )
+        self.remarks = list(self.team.remarks)
+        self.engine = Engine(self.team, self.loader.gather, engine, self.remarks.append)
         self.epoch = self.batch = 0
-        self.totals: dict[str, Tensor] = {}
         self.seconds = 0.0
         self.best: dict[str, dict[str, Any]] = {}
         self.last_record: dict[str, Any] = {"peers": {}}
@@ -95,23 +99,16 @@ class Trainer:
             torch.manual_seed(derive_seed(config.seed, "weights", k))
             model = make_model(spec.arch, len(self.dataset.classes), channels, self.normalize)
             model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-            optimizer = make_optimizer(
+            optimizer = FlatSGD(
                 model,
                 lr=config.lr,
                 momentum=config.momentum,
                 weight_decay=config.weight_decay,
                 nesterov=config.nesterov,
+                ema=config.ema,
             )
-            peers.append(
-                Peer(
-                    f"{k}-{spec.method}",
-                    spec.arch,
-                    model,
-                    spec.objective,
-                    optimizer,
-                    self.precision.grad_scaler(),
-                )
-            )
+            name = f"{k}-{spec.method}"
+            peers.append(Peer(name, spec.arch, model, spec.objective, optimizer))
         # what networks themselves draw (dropout) continues from here and is kept in checkpoints
         torch.manual_seed(derive_seed(config.seed, "networks"))
         return peers
@@ -156,7 +153,7 @@ class Trainer:
             "data_digest": self.dataset.digest,
             "epoch": self.epoch,
             "batch": self.batch,
-            "totals": {name: total.cpu() for name, total in self.totals.items()},
+            "totals": self.engine.totals.cpu(),
             "seconds": self.seconds,
             "best": self.best,
             "last_record": self.last_record,
@@ -164,6 +161,7 @@ class Trainer:
                 "cpu": torch.get_rng_state(),
                 "cuda": torch.cuda.get_rng_state(self.device) if cuda else None,
             },
+            "scaler": self.team.scaler.state_dict(),
             "peers": [peer.state_dict() for peer in self.peers],
         }
 
@@ -177,7 +175,8 @@ class Trainer:
         for peer, peer_state in zip(self.peers, state["peers"], strict=True):
             peer.load_state_dict(peer_state)
         self.epoch, self.batch = state["epoch"], state["batch"]
-        self.totals = {name: total.to(self.device) for name, total in state["totals"].items()}
+        self.engine.totals.copy_(state["totals"])
+        self.team.scaler.load_state_dict(state["scaler"])
         self.seconds, self.best = state["seconds"], state["best"]
         self.last_record = state["last_record"]
         torch.set_rng_state(state["random"]["cpu"])
@@ -215,15 +214,17 @@ class Trainer:
 
     def _mean_metrics(self) -> dict[str, float]:
         """Means over this epoch's images so far; the host waits for the device here."""
-        if not self.totals:
+        if not self.batch:
             return {}
         count = min(self.batch * self.config.batch_size, self.loader.size)
-        values = torch.stack(list(self.totals.values())).cpu().tolist()
-        return {name: value / count for name, value in zip(self.totals, values, strict=True)}
+        totals = self.engine.totals.tolist()
+        names = self.team.loss.names
+        return {name: total / count for name, total in zip(names, totals, strict=True)}
 
     def run(self, run: Path, recorder: Recorder, request: StopRequest) -> None:
         """Train to the last epoch. Raises Stopped after saving when a signal asks for it."""
         recorder.line(f"{run} is finished" if self.done else self.describe(run))
+        self._remark(recorder)
         while not self.done:
             try:
                 self._train_epoch(run, recorder, request)
@@ -232,10 +233,16 @@ class Trainer:
                 self.save(run)
                 raise
             recorder.epoch(record)
-            self.epoch, self.batch, self.totals, self.seconds = self.epoch + 1, 0, {}, 0.0
+            self.epoch, self.batch, self.seconds = self.epoch + 1, 0, 0.0
+            self.engine.totals.zero_()
             self.last_record = record
             self.save(run)
             recorder.report()
+
+    def _remark(self, recorder: Recorder) -> None:
+        """Say what could not be had since the last time."""
+        while self.remarks:
+            recorder.line(self.remarks.pop(0))
 
     def describe(self, run: Path) -> str:
         """What is about to be done, in a line."""
@@ -248,26 +255,18 @@ class Trainer:
         names = ", ".join(f"{peer.name} ({peer.arch})" for peer in self.peers)
         return (
             f"{names}: {self.loader.size} images of {self.dataset.name}, judged on {on}, "
-            f"{len(self.loader)} steps an epoch, {self.precision.name} on {self.device}; "
+            f"{len(self.loader)} steps an epoch, {self.precision.name} on {self.device}, "
+            f"{self.engine.name}; "
             f"{run} from {where}"
         )
 
-    def train_step(self, batch: Batch) -> dict[str, Tensor]:
-        """One collaborative step on a batch, with this step's learning rate and noise."""
-        lr = self.current_lr()
-        for peer in self.peers:
-            set_lr(peer.optimizer, lr)
-            peer.model.train()
-        self.noise_generator.manual_seed(derive_seed(self.config.seed, "attack", self.steps_done))
-        noise = start_noise(self.peers, batch.x, self.threat, self.noise_generator)
-        metrics = collaborative_step(
-            self.peers, self.plan, self.collaboration, self.threat, self.precision, batch, noise
-        )
-        for name, value in metrics.items():
-            total = self.totals.get(name, torch.zeros_like(value))
-            self.totals[name] = total + value * len(batch.y)
+    def train_step(self, inputs: tuple[Tensor]) -> Tensor:
+        """One collaborative step on what the loader gave, with its learning rate and noise."""
+        seed = derive_seed(self.config.seed, "attack", self.steps_done)
+        like = self.loader.like(inputs)
+        values = self.engine.step(inputs, like, seed, self.current_lr())
         self.batch += 1
-        return metrics
+        return values
 
     def current_lr(self) -> float:
         """The rate of the step to come, taken in the middle of its share of the epoch."""
@@ -275,14 +274,15 @@ class Trainer:
 
     def _train_epoch(self, run: Path, recorder: Recorder, request: StopRequest) -> None:
         begin = time.perf_counter() - self.seconds
-        for batch in self.loader.epoch(self.epoch, self.batch):
+        for inputs in self.loader.inputs(self.epoch, self.batch):
             lr = self.current_lr()
-            metrics = self.train_step(batch)
+            values = self.train_step(inputs)
+            self._remark(recorder)
             recorder.advance(self.steps_done, f"epoch {self.epoch + 1}/{self.config.epochs}")
             if self.batch % self.config.log_every == 0:
                 self.check_losses(run)
-                values = {name: value.item() for name, value in metrics.items()}
-                recorder.steps({"step": self.steps_done, "lr": lr, **values})
+                named = dict(zip(self.team.loss.names, values.tolist(), strict=True))
+                recorder.steps({"step": self.steps_done, "lr": lr, **named})
             self.seconds = time.perf_counter() - begin
             if request.signum is not None:
                 raise Stopped(request.signum)
@@ -298,9 +298,10 @@ class Trainer:
         begin = time.perf_counter()
         means = self._mean_metrics()
         peers: dict[str, dict[str, Any]] = {}
-        for peer in self.peers:
+        for k, peer in enumerate(self.peers):
             prefix = f"{peer.name}/"
-            accuracy = self._judge(peer, request)
+            with peer.optimizer.averaged():
+                accuracy = self._judge(k, request)
             peers[peer.name] = {
                 "train": {
                     name.removeprefix(prefix): mean
@@ -333,7 +334,7 @@ class Trainer:
             "peers": peers,
         }
 
-    def _judge(self, peer: Peer, request: StopRequest) -> dict[str, float]:
+    def _judge(self, k: int, request: StopRequest) -> dict[str, float]:
         """Clean and PGD accuracy on the monitored images, if there are any."""
         if self.monitor is None:
             return {}
@@ -343,14 +344,16 @@ class Trainer:
                 raise Stopped(request.signum)
 
         pgd = f"pgd{self.config.val_steps}"
+        network, robust = self.engine.judge(k)
         report = evaluate(
-            peer.model,
+            network,
             self.monitor,
             f"clean,{pgd}",
             replace(self.threat, restarts=1),
             seed=self.config.seed,
             precision=self.precision,
             after_batch=stop_if_asked,
+            robust=robust,
         )
         return {"clean": report.accuracy("clean"), pgd: report.accuracy(pgd)}
 
@@ -378,9 +381,9 @@ class Trainer:
             epoch=self.epoch + 1,
             selected=selected,
         )
-        save_weights(
-            run / "peers" / f"{peer.name}.{which}.safetensors", peer.model.state_dict(), info
-        )
+        path = run / "peers" / f"{peer.name}.{which}.safetensors"
+        with peer.optimizer.averaged():
+            save_weights(path, peer.model.state_dict(), info)
 
     def _peak_memory_mib(self) -> float:
         if self.device.type == "cuda":

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastcat.batch import Batch
-from fastcat.kernels.augment import augment_reference
+from fastcat.kernels.augment import augment
 from fastcat.seeds import derive_seed
 
 from .dataset import Split
@@ -58,27 +58,33 @@ class ResidentLoader:
         """Batches an epoch."""
         return -(-self.size // self.batch_size)
 
-    def epoch(self, epoch: int = 0, first_batch: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch, from `first_batch` on."""
+    def inputs(self, epoch: int = 0, first_batch: int = 0) -> Iterator[tuple[Tensor]]:
+        """For each batch of an epoch what `gather` makes it of, so that a graph can hold that."""
         count = len(self.index)
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "data", epoch))
         order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
         offsets = torch.randint(0, 2 * self.crop_pad + 1, (2, count), generator=generator)
         mirrored = torch.rand(count, generator=generator) < (0.5 if self.flip else 0.0)
-        order, offsets = order.to(self.device), offsets.to(self.device)
-        mirrored = mirrored.to(self.device)
+        draws = torch.stack([order, *offsets, mirrored.long()]).to(self.device)
         for begin in range(first_batch * self.batch_size, self.size, self.batch_size):
-            place = slice(begin, min(begin + self.batch_size, self.size))
-            rows = order[place]
-            x = augment_reference(
-                self.images,
-                rows,
-                offsets[0, place],
-                offsets[1, place],
-                mirrored[place],
-                self.crop_pad,
-            )
-            yield Batch(x, self.labels[rows], self.index[rows])
+            yield (draws[:, begin : min(begin + self.batch_size, self.size)],)
+
+    def like(self, inputs: tuple[Tensor]) -> Tensor:
+        """Images of the shape and layout that `gather` gives, with nothing in them yet."""
+        _, height, width, channels = self.images.shape
+        shape = (inputs[0].shape[1], height, width, channels)
+        return torch.empty(shape, device=self.device).permute(0, 3, 1, 2)
+
+    def gather(self, draws: Tensor) -> Batch:
+        """The batch of draws [4, B]: places among the images, crop offsets y and x, mirror."""
+        rows = draws[0]
+        x = augment(self.images, draws, self.crop_pad)
+        return Batch(x, self.labels[rows], self.index[rows])
+
+    def epoch(self, epoch: int = 0, first_batch: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch, from `first_batch` on."""
+        for inputs in self.inputs(epoch, first_batch):
+            yield self.gather(*inputs)
 
     def __iter__(self) -> Iterator[Batch]:
         return self.epoch()

@@ -10,9 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastcat.attack import Inner, attack, attack_all, check_images, logits_of
+from fastcat.attack import (
+    ATTACK_LOSSES,
+    Inner,
+    at_least_float32,
+    attack,
+    attack_all,
+    check_images,
+)
 from fastcat.errors import InputError
-from fastcat.threat import Start, ThreatModel, draw_noise
+from fastcat.threat import Start, ThreatModel
 from tests.networks import CLASSES, images, seeded, tiny_net
 
 THREAT = ThreatModel(eps=8 / 255, step_size=3 / 255, steps=4)
@@ -51,7 +58,7 @@ def assert_allowed(x_adv: Tensor, x: Tensor, threat: ThreatModel) -> None:
 
 @pytest.mark.parametrize("size", [1, 7], ids=["one-image", "seven-images"])
 @pytest.mark.parametrize("start", ["zero", "uniform", "gaussian"])
-@pytest.mark.parametrize("loss", ["ce", "kl", "margin"])
+@pytest.mark.parametrize("loss", ATTACK_LOSSES)
 def test_every_iterate_lies_in_ball_and_box(loss: str, start: Start, size: int) -> None:
     x, y = images(0, size)
     net = Watched(tiny_net(0).eval())
@@ -65,6 +72,10 @@ def test_every_iterate_lies_in_ball_and_box(loss: str, start: Start, size: int) 
     assert x_adv.shape == x.shape
     assert x_adv.dtype == x.dtype
     assert x_adv.isfinite().all()
+    if (loss, start) == ("kl", "zero"):
+        # the KL is least where the two predictions are equal: no direction leads away
+        assert torch.equal(x_adv, x)
+        return
     # it also uses the ball: steps of 3/255 that keep their sign end on the edge of 8/255
     assert (x_adv - x).abs().max() >= THREAT.eps - ROUNDING
 
@@ -73,7 +84,7 @@ def test_every_iterate_lies_in_ball_and_box(loss: str, start: Start, size: int) 
 def test_zero_gradient_leaves_the_start_where_it_is(start: Start) -> None:
     x, y = images(0, 3)
     x_adv = attack(constant_logits, x, y, THREAT, start=start, generator=seeded())
-    noise = draw_noise(start, x, seeded())
+    noise = THREAT.draw_noise(start, x, seeded())
     scale = {"zero": 0.0, "uniform": THREAT.eps, "gaussian": 0.001}[start]
     torch.testing.assert_close(x_adv, (x + scale * noise).clamp(0, 1), rtol=0, atol=ROUNDING)
     assert_allowed(x_adv, x, THREAT)
@@ -110,11 +121,20 @@ def climbed(loss: str, net: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> T
             [torch.cat([row[:k], row[k + 1 :]]).max() for row, k in zip(z, y, strict=True)]
         )
         return others - z[torch.arange(len(y)), y]
+    if loss == "dlr":
+        largest = z.sort(dim=1, descending=True).values
+        return climbed("margin", net, x, x_adv, y) / (largest[:, 0] - largest[:, 2])
+    if loss == "boosted_ce":
+        p = z.softmax(1)
+        wrong = torch.stack(
+            [torch.cat([row[:k], row[k + 1 :]]).max() for row, k in zip(p, y, strict=True)]
+        )
+        return F.cross_entropy(z, y, reduction="none") - (1.0001 - wrong).log()
     return F.cross_entropy(z, y, reduction="none")
 
 
 @pytest.mark.parametrize("start", ["uniform", "gaussian"])
-@pytest.mark.parametrize("loss", ["ce", "kl", "margin"])
+@pytest.mark.parametrize("loss", ATTACK_LOSSES)
 def test_attack_raises_its_loss_of_every_image(trained: Trained, loss: str, start: Start) -> None:
     net, x, y = trained
     assert (net(x).argmax(1) == y).float().mean() > 0.95
@@ -122,7 +142,7 @@ def test_attack_raises_its_loss_of_every_image(trained: Trained, loss: str, star
     before, after = (climbed(loss, net, x, view, y) for view in (x, x_adv))
     assert (after > before).all()
     # random noise of the same size does almost nothing
-    noisy = (x + THREAT.eps * draw_noise("uniform", x, seeded()).sign()).clamp(0, 1)
+    noisy = (x + THREAT.eps * THREAT.draw_noise("uniform", x, seeded()).sign()).clamp(0, 1)
     gain, noise_gain = (after - before).mean(), (climbed(loss, net, x, noisy, y) - before).mean()
     assert gain > 5 * noise_gain.abs()
     assert (net(x_adv).argmax(1) == y).float().mean() < 0.9
@@ -139,14 +159,17 @@ def test_more_steps_raise_the_loss_further(trained: Trained) -> None:
     assert means[-1] > 1.5 * means[0]
 
 
-@pytest.mark.parametrize("loss", ["ce", "kl", "margin"])
+@pytest.mark.parametrize("loss", ATTACK_LOSSES)
 def test_of_restarts_each_image_keeps_the_worst(trained: Trained, loss: str) -> None:
     """From the very noise of three single attacks; no image is worse off with fewer restarts."""
     net, x, y = trained
     threat = ThreatModel(eps=8 / 255, step_size=4 / 255, steps=1, restarts=3)
     inners = [Inner(loss=loss), Inner(loss=loss, start="gaussian")]
     noise = torch.stack(
-        [torch.stack([draw_noise(i.start, x, seeded(10 * r)) for i in inners]) for r in range(3)]
+        [
+            torch.stack([THREAT.draw_noise(i.start, x, seeded(10 * r)) for i in inners])
+            for r in range(3)
+        ]
     )
     best = attack_all([net, net], inners, x, y, threat, noise)
     singles = [attack_all([net, net], inners, x, y, threat, noise[r : r + 1]) for r in range(3)]
@@ -178,7 +201,7 @@ def test_of_equal_restarts_the_first_is_kept(factor: float) -> None:
     def net(x: Tensor) -> Tensor:
         return factor * constant_logits(x)
 
-    noise = torch.stack([draw_noise("uniform", x, seeded(r)) for r in range(3)])[:, None]
+    noise = torch.stack([THREAT.draw_noise("uniform", x, seeded(r)) for r in range(3)])[:, None]
     restarts, inners = ThreatModel(steps=1, restarts=3), [Inner(start="uniform")]
     best = attack_all([net], inners, x, y, restarts, noise)
     assert torch.equal(best, attack_all([net], inners, x, y, ThreatModel(steps=1), noise[:1]))
@@ -191,7 +214,7 @@ def test_networks_attacked_together_are_attacked_as_alone() -> None:
     inners = [
         Inner(loss="kl", start="gaussian"), Inner(bn="train"), Inner(loss="margin", start="zero")
     ]  # fmt: skip
-    noise = torch.stack([draw_noise(inner.start, x, seeded()) for inner in inners])[None]
+    noise = torch.stack([THREAT.draw_noise(inner.start, x, seeded()) for inner in inners])[None]
     together = attack_all(nets, inners, x, y, THREAT, noise)
     for k in range(3):
         alone = attack_all([nets[k]], [inners[k]], x, y, THREAT, noise[:, k : k + 1])[0]
@@ -231,8 +254,8 @@ def test_bn_decides_the_statistics_whatever_mode_the_network_is_in(loss: str, mo
 def test_half_precision_networks_are_judged_in_float32() -> None:
     x, y = images(0, 5)
     net = tiny_net(0).eval()
-    assert logits_of(lambda x: net(x).bfloat16(), x).dtype == torch.float32
-    assert logits_of(net.double(), x.double()).dtype == torch.float64
+    assert at_least_float32(net(x).bfloat16()).dtype == torch.float32
+    assert at_least_float32(net.double()(x.double())).dtype == torch.float64
     net.float()
     x_adv = attack(lambda x: net(x).half(), x, y, THREAT, generator=seeded())
     assert x_adv.dtype == torch.float32
@@ -242,7 +265,7 @@ def test_half_precision_networks_are_judged_in_float32() -> None:
 def test_scale_of_the_loss_changes_no_sign() -> None:
     x, y = images(0, 5)
     net = tiny_net(0).eval()
-    noise = draw_noise("uniform", x, seeded())[None, None]
+    noise = THREAT.draw_noise("uniform", x, seeded())[None, None]
     views = [attack_all([net], [Inner()], x, y, THREAT, noise, scale) for scale in (1.0, 256.0)]
     assert torch.equal(*views)
 
@@ -310,8 +333,9 @@ def test_an_unknown_loss_is_refused_with_the_nearest() -> None:
     x, y = images(0, 2)
     with pytest.raises(InputError, match=r"unknown attack loss 'margn': did you mean 'margin'\?"):
         attack(tiny_net(0), x, y, THREAT, loss="margn")
-    with pytest.raises(InputError, match="unknown attack loss 'dlr': known are ce, kl, margin"):
-        attack(tiny_net(0), x, y, THREAT, loss="dlr")
+    known = "boosted_ce, ce, dlr, kl, margin"
+    with pytest.raises(InputError, match=f"unknown attack loss 'zzz': known are {known}"):
+        attack(tiny_net(0), x, y, THREAT, loss="zzz")
 
 
 @pytest.mark.parametrize(

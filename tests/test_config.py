@@ -92,8 +92,8 @@ def test_the_command_line_is_frozen() -> None:
         "arch peers collab alpha "
         "data data_dir train_size val_size batch_size crop_pad flip normalize "
         "eps step_size steps restarts val_steps "
-        "epochs lr schedule milestones warmup_epochs momentum nesterov weight_decay "
-        "out seed select_on precision device threads log_every save_every"
+        "epochs lr schedule milestones warmup_epochs momentum nesterov weight_decay ema "
+        "out seed select_on precision device engine threads log_every save_every"
     )
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fastcat.errors import InputError
 from fastcat.models import Normalize, canonical_arch, make_model
+from fastcat.models.wide_resnet import WideResNet
 from tests.networks import images
 
 DEPTHS = {
@@ -109,6 +110,7 @@ def lived(arch: str) -> nn.Module:
         ("resnet34", 21_282_122),
         ("resnet50", 23_520_842),
         ("preactresnet18", 11_172_170),
+        ("wrn-34-10", 46_160_474),
     ],
 )
 def test_parameter_counts_in_the_literature(arch: str, expected: int) -> None:
@@ -136,6 +138,21 @@ def test_parameters_have_the_names_and_order_of_checkpoints(arch: str) -> None:
     assert [name for name, _ in net.named_parameters()] == expected
     buffers = {name.rpartition(".")[2] for name, _ in net.named_buffers()}
     assert buffers == {"running_mean", "running_var", "num_batches_tracked"}
+
+
+def test_wide_resnets_have_the_names_of_checkpoints() -> None:
+    """Those of Zhang et al.; a checkpoint's `sub_block1`, which nothing reads, is left out."""
+    expected = ["conv1.weight"]
+    for group in (1, 2, 3):
+        for i in range(5):
+            prefix = f"block{group}.layer.{i}."
+            for part in ("bn1", "conv1", "bn2", "conv2"):
+                kinds = ("weight", "bias") if part.startswith("bn") else ("weight",)
+                expected += [f"{prefix}{part}.{kind}" for kind in kinds]
+            if i == 0:
+                expected.append(f"{prefix}convShortcut.weight")
+    expected += ["bn1.weight", "bn1.bias", "fc.weight", "fc.bias"]
+    assert [name for name, _ in skeleton("wrn-34-10").named_parameters()] == expected
 
 
 # the function
@@ -195,6 +212,52 @@ def test_preact_resnet_by_formula() -> None:
         x = images(0, 3, side=side)[0].double()
         with torch.no_grad():
             expected = preact_forward(net.state_dict(), x)
+            torch.testing.assert_close(net(x), expected, rtol=1e-9, atol=1e-10)
+
+
+def wide_forward(state: dict[str, Tensor], x: Tensor) -> Tensor:
+    """Pre-activation blocks of two 3x3 convolutions, after Zagoruyko & Komodakis, Table 1."""
+
+    def activated(name: str, x: Tensor) -> Tensor:
+        mean, var, weight, bias = (
+            state[f"{name}.{part}"][:, None, None]
+            for part in ("running_mean", "running_var", "weight", "bias")
+        )
+        return ((x - mean) / (var + 1e-5).sqrt() * weight + bias).clamp(min=0)
+
+    x = F.conv2d(x, state["conv1.weight"], padding=1)
+    for group in (1, 2, 3):
+        for i in range(sum(f"block{group}.layer.{i}.conv1.weight" in state for i in range(9))):
+            prefix, stride = f"block{group}.layer.{i}.", 2 if group > 1 and i == 0 else 1
+            out = activated(f"{prefix}bn1", x)
+            if f"{prefix}convShortcut.weight" in state:
+                x = F.conv2d(out, state[f"{prefix}convShortcut.weight"], stride=stride)
+            out = F.conv2d(out, state[f"{prefix}conv1.weight"], stride=stride, padding=1)
+            out = activated(f"{prefix}bn2", out)
+            x = x + F.conv2d(out, state[f"{prefix}conv2.weight"], padding=1)
+    x = activated("bn1", x).mean((2, 3))
+    return x @ state["fc.weight"].T + state["fc.bias"]
+
+
+@pytest.mark.parametrize(("depth", "widening"), [(10, 2), (16, 1)], ids=["10-2", "16-1"])
+def test_wide_resnet_by_formula(depth: int, widening: int) -> None:
+    """Catches a shortcut before the activation, a stride in the wrong place, a missing block.
+
+    Without widening the first group keeps its width, and so its images: no convolution there.
+    """
+    torch.manual_seed(0)
+    net = WideResNet(depth, widening, 10, 3)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.0)
+            nn.init.normal_(module.bias, 0.0, 0.1)
+            nn.init.normal_(module.running_mean, 0.0, 0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    net = net.double().eval()
+    for side in (8, 20):
+        x = images(0, 3, side=side)[0].double()
+        with torch.no_grad():
+            expected = wide_forward(net.state_dict(), x)
             torch.testing.assert_close(net(x), expected, rtol=1e-9, atol=1e-10)
 
 
@@ -269,6 +332,10 @@ def test_normalize_by_hand() -> None:
         ("preact_resnet18", "preactresnet18"),
         ("PRN18", "preactresnet18"),
         ("prn-18", "preactresnet18"),
+        ("wrn-34-10", "wrn-34-10"),
+        ("WRN-34-10", "wrn-34-10"),
+        ("WideResNet-34-10", "wrn-34-10"),
+        ("wide_resnet_34_10", "wrn-34-10"),
     ],
 )
 def test_spellings(name: str, expected: str) -> None:
@@ -281,7 +348,9 @@ def test_spellings(name: str, expected: str) -> None:
         pytest.param("resnet81", "architecture 'resnet81': did you mean 'resnet18'?", id="typo"),
         pytest.param("PreActResNet19", "did you mean 'preactresnet18'?", id="near-preact"),
         pytest.param(
-            "vit", "known are preactresnet18, resnet18, resnet34, resnet50", id="nothing-near"
+            "vit",
+            "known are preactresnet18, resnet18, resnet34, resnet50, wrn-34-10",
+            id="nothing-near",
         ),
     ],
 )  # fmt: skip

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastcat.attack import Inner, attack, attack_all, attack_mode
-from fastcat.threat import ThreatModel, draw_noise
+from fastcat.attack import Inner, attack, attack_all
+from fastcat.modes import attack_mode
+from fastcat.threat import ThreatModel
 from tests.networks import images, seeded, tiny_net
 
 THREAT = ThreatModel(eps=8 / 255, step_size=3 / 255, steps=4)
@@ -105,7 +106,7 @@ def test_when_one_of_two_networks_fails_both_are_restored() -> None:
         raise RuntimeError("second peer")
 
     hook = nets[1].register_forward_pre_hook(fail)
-    noise = draw_noise("uniform", x, seeded()).expand(1, 2, *x.shape)
+    noise = THREAT.draw_noise("uniform", x, seeded()).expand(1, 2, *x.shape)
     with pytest.raises(RuntimeError, match="second peer"):
         attack_all(nets, [Inner(bn="train"), Inner()], x, y, THREAT, noise)
     hook.remove()
@@ -126,6 +127,6 @@ def test_during_the_attack_the_network_is_in_the_mode_asked_for(bn: str) -> None
 def test_one_network_twice_in_an_attack_is_restored() -> None:
     net, (x, y) = mixed_net(), images(0, 5)
     before = everything(net)
-    noise = draw_noise("uniform", x, seeded()).expand(1, 2, *x.shape)
+    noise = THREAT.draw_noise("uniform", x, seeded()).expand(1, 2, *x.shape)
     attack_all([net, net], [Inner(bn="train"), Inner(bn="train")], x, y, THREAT, noise)
     assert_same(before, everything(net))

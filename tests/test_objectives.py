@@ -87,9 +87,9 @@ def test_terms_and_gradients_equal_the_oracle(name: str) -> None:
             for v in (value, expected[term])
         ]
         for actual, wanted in zip(*grads, strict=True):
-            assert (actual is None) == (wanted is None)
-            if wanted is not None:
-                torch.testing.assert_close(actual, wanted, rtol=1e-11, atol=1e-14)
+            # a cell of the table that a term does not read has a gradient of zeros
+            expected_grad = torch.zeros_like(actual) if wanted is None else wanted
+            torch.testing.assert_close(actual, expected_grad, rtol=1e-11, atol=1e-14)
 
 
 @pytest.mark.parametrize(
@@ -153,8 +153,7 @@ def test_saturated_peers_teach_finitely_in_float32(size: float) -> None:
         for v, view in enumerate(("adv0", "adv1", "clean"))
     }
     cat = make_collaboration("cat", ["adv0", "adv1", "clean"], None)
-    assert cat.guidance is not None
-    guidance = cat.guidance(z)
+    guidance = [taught(z, torch.zeros(4, dtype=torch.int64))["kl"] for taught in cat.guidance]
     for k, view in enumerate(("adv0", "adv1", "clean")):
         others = [z[j, view].double() for j in range(3) if j != k]
         expected = 0.95 * reference.cat_guidance(z[k, view].double(), others)
@@ -187,16 +186,20 @@ def test_published_constants_of_mart_survive_float32() -> None:
 def test_cat_teaches_by_formula_and_teachers_get_no_gradient(
     taught_on: list[str], alpha: float
 ) -> None:
-    """d/dz[k, v_k] = (1 - alpha)/B sum_j (p_k - p_j); every other cell gets nothing at all."""
+    """d/dz[k, v_k] = (1 - alpha)/B sum_j (p_k - p_j); every other cell gets nothing at all.
+
+    Not nothing up to rounding: a teacher that learns a little is another method.
+    """
     peers = range(len(taught_on))
     cat = make_collaboration("cat", taught_on, alpha)
     assert cat.objective_weight == alpha
-    assert cat.guidance is not None
     cells = [(j, view) for j in peers for view in dict.fromkeys(taught_on)]
     assert sorted(cat.reads) == sorted(cells)
     z = {cell: logits(seed) for seed, cell in enumerate(cells)}
-    guidance = cat.guidance(z)
-    assert len(guidance) == len(taught_on)
+    assert len(cat.guidance) == len(taught_on)
+    values = [taught(z, labels()) for taught in cat.guidance]
+    assert all(list(value) == ["kl"] for value in values)
+    guidance = [value["kl"] for value in values]
     for k, view in enumerate(taught_on):
         others = [z[j, view] for j in peers if j != k]
         expected = (1 - alpha) * reference.cat_guidance(z[k, view], others)
@@ -208,7 +211,7 @@ def test_cat_teaches_by_formula_and_teachers_get_no_gradient(
                 wanted = sum(p - other.detach().softmax(1) for other in others)
                 torch.testing.assert_close(grad, (1 - alpha) / B * wanted)
             else:
-                assert grad is None, cell
+                assert grad is None or not grad.any(), cell
 
 
 def test_alpha_of_the_paper_is_the_default() -> None:
@@ -218,13 +221,13 @@ def test_alpha_of_the_paper_is_the_default() -> None:
 @pytest.mark.parametrize("alpha", [None, 0.05, 0.5])
 def test_one_peer_alone_descends_its_plain_loss(alpha: float | None) -> None:
     cat = make_collaboration("cat", ["adv0"], alpha)
-    assert (cat.objective_weight, cat.reads, cat.guidance) == (1.0, (), None)
+    assert (cat.objective_weight, cat.reads, cat.guidance) == (1.0, (), ())
 
 
 def test_none_owes_nothing() -> None:
     side_by_side = make_collaboration("none", ["adv0", "clean"], None)
     assert (side_by_side.objective_weight, side_by_side.reads) == (1.0, ())
-    assert side_by_side.guidance is None
+    assert side_by_side.guidance == ()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from tests.reference import losses as reference
 from tests.test_objectives import labels, rows
 
 OWN_METHODS = """
-from fastcat import losses
+from fastcat.kernels import losses
 from fastcat.attack import Inner
 from fastcat.objectives.objective import Objective
 

@@ -35,23 +35,20 @@ from torch import Tensor, nn
 
 import fastcat.step
 from fastcat.batch import Batch
-from fastcat.collaboration import make_collaboration
-from fastcat.collaboration.collaboration import Collaboration
 from fastcat.models import make_model
 from fastcat.objectives import make_objective
-from fastcat.optim import make_optimizer
 from fastcat.peer import Peer
-from fastcat.plan import Cell, make_plan, own_view
 from fastcat.precision import Precision, make_precision
 from fastcat.step import attack_views, collaborative_step
+from fastcat.team import Team
 from fastcat.threat import ThreatModel
 from tests.networks import CLASSES, images, tiny_net
 from tests.reference.step import StepResult, cat_step, taught_view
+from tests.teams import FP32, team_of
 
 STEPS = 3
 FLOAT64_TOLERANCE = 1e-11
 FLOAT32_TOLERANCE = 5e-5
-FP32 = make_precision("fp32", torch.device("cpu"))
 START = {"at": "uniform", "alp": "uniform", "trades": "gaussian", "mart": "gaussian"}
 
 
@@ -121,27 +118,40 @@ def one_thread() -> Iterator[None]:
 
 @dataclass
 class Ours:
-    """The peers under test with all that `collaborative_step` needs."""
+    """The team under test; frozen: attack the twins of the networks, as a run does."""
 
     case: Case
     nets: Sequence[nn.Module]
     precision: Precision = FP32
-    peers: list[Peer] = field(init=False)
-    collaboration: Collaboration = field(init=False)
-    plan: tuple[Cell, ...] = field(init=False)
+    frozen: bool = True
+    ema: float | None = None
+    team: Team = field(init=False)
 
     def __post_init__(self) -> None:
-        self.peers = []
-        for k, ((name, settings), net) in enumerate(zip(self.case.peers, self.nets, strict=True)):
+        objectives = []
+        for name, settings in self.case.peers:
             settings = {**settings, "bn": self.case.bn} if name == "at" else settings
-            objective = make_objective(name, {key: str(v) for key, v in settings.items()})
-            optimizer = make_optimizer(net, **self.case.sgd)
-            scaler = self.precision.grad_scaler()
-            self.peers.append(Peer(f"{k}-{name}", "tiny", net, objective, optimizer, scaler))
-        objectives = [peer.objective for peer in self.peers]
-        taught_on = [own_view(k, objective) for k, objective in enumerate(objectives)]
-        self.collaboration = make_collaboration(self.case.collab, taught_on, self.case.alpha)
-        self.plan = make_plan(objectives, self.collaboration.reads)
+            texts = {key: str(value) for key, value in settings.items()}
+            objectives.append(make_objective(name, texts))
+        self.team = team_of(
+            objectives,
+            self.nets,
+            [name for name, _ in self.case.peers],
+            collab=self.case.collab,
+            alpha=self.case.alpha,
+            threat=self.case.threat,
+            precision=self.precision,
+            side=16,
+            **self.case.sgd,
+            ema=self.ema,
+        )
+        assert not self.team.remarks
+        for peer in () if self.frozen else self.team.peers:
+            peer.frozen = None
+
+    @property
+    def peers(self) -> Sequence[Peer]:
+        return self.team.peers
 
     def step(
         self, x: Tensor, y: Tensor, noise_RKB: Tensor, given: dict[str, Tensor] | None = None
@@ -155,16 +165,13 @@ class Ours:
             return views
 
         with mock.patch.object(fastcat.step, "attack_views", watched_attack):
-            metrics = collaborative_step(
-                self.peers,
-                self.plan,
-                self.collaboration,
-                self.case.threat,
-                self.precision,
+            values = collaborative_step(
+                self.team,
                 Batch(x, y, torch.arange(len(y))),
                 noise_RKB[:, attacked].to(x.dtype),
             )
-        return views, metrics
+        assert values.shape == (len(self.team.loss.names),)
+        return views, dict(zip(self.team.loss.names, values, strict=True))
 
 
 def oracle_step(
@@ -230,7 +237,7 @@ def assert_step_equals(
         terms["loss"] = result.totals[k]
         expected_metrics |= {f"{peer.name}/{term}": value for term, value in terms.items()}
         hits = result.logits[k, taught_view(k, name)].argmax(1) == y
-        expected_metrics[f"{peer.name}/accuracy"] = hits.float().mean()
+        expected_metrics[f"{peer.name}/accuracy"] = hits.double().mean()
     assert sorted(metrics) == sorted(expected_metrics)
     for key, expected in expected_metrics.items():
         assert not metrics[key].requires_grad
@@ -239,12 +246,17 @@ def assert_step_equals(
     for k, (peer, net) in enumerate(zip(ours.peers, nets, strict=True)):
         actual = dict(peer.model.named_parameters())
         assert result.grads[k].keys() == actual.keys() == result.buffers[k].keys()
+        buffers = peer.optimizer.views(peer.optimizer.momentum_buffer)
+        assert [id(p) for p in peer.optimizer.parameters] == [id(p) for p in actual.values()]
+        momentum = dict(zip(actual, buffers, strict=True))
         for name, expected in result.grads[k].items():
             grad, what = actual[name].grad, f"{name} of {peer.name}"
             assert grad is not None, what
-            assert_close(grad, expected, tolerance, f"gradient of {what}")
-            buffer = peer.optimizer.state[actual[name]]["momentum_buffer"]
-            assert_close(buffer, result.buffers[k][name], tolerance, f"momentum of {what}")
+            # in float16 gradients stay multiplied by the loss scale, momentum does not
+            assert_close(
+                grad / ours.team.scaler.get_scale(), expected, tolerance, f"gradient of {what}"
+            )
+            assert_close(momentum[name], result.buffers[k][name], tolerance, f"momentum of {what}")
         state = peer.model.state_dict()
         assert state.keys() == net.state_dict().keys()
         for name, expected in net.state_dict().items():
@@ -256,10 +268,15 @@ def networks(case: Case, activation: type[nn.Module]) -> list[nn.Module]:
     return [tiny_net(k, activation) for k in range(len(case.peers))]
 
 
-def check_float64(case: Case, nets: Sequence[nn.Module], steps: int, size: int, side: int) -> None:
+def check_float64(
+    case: Case, nets: Sequence[nn.Module], steps: int, size: int, side: int, **ours_as: Any
+) -> None:
     nets = [net.double() for net in nets]
     # as a trainer holds them
-    ours = Ours(case, [copy.deepcopy(net).to(memory_format=torch.channels_last) for net in nets])
+    copies = [copy.deepcopy(net).to(memory_format=torch.channels_last) for net in nets]
+    ours = Ours(case, copies, **ours_as)
+    decay = ours.ema or 0.0
+    averages = [{name: p.detach().clone() for name, p in net.named_parameters()} for net in nets]
     buffers = None
     for step in range(steps):
         x, y, noise = draw(case, step, size, side)
@@ -271,11 +288,34 @@ def check_float64(case: Case, nets: Sequence[nn.Module], steps: int, size: int, 
         for name, view in views.items():
             assert_close(view, result.views[name], FLOAT64_TOLERANCE, f"view {name}")
         assert_step_equals(ours, metrics, nets, result, y, FLOAT64_TOLERANCE)
+        for peer, net, average in zip(ours.peers, nets, averages, strict=True):
+            with peer.optimizer.averaged():
+                judged = {name: p.detach().clone() for name, p in peer.model.named_parameters()}
+            for name, p in net.named_parameters():
+                average[name] = decay * average[name] + (1 - decay) * p.detach()
+                assert_close(judged[name], average[name], FLOAT64_TOLERANCE, f"average of {name}")
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_three_steps_in_float64(case: Case) -> None:
     check_float64(case, networks(case, nn.ReLU), STEPS, size=11, side=8)
+
+
+@pytest.mark.parametrize(
+    "ours_as",
+    [
+        pytest.param({"frozen": False}, id="attacked-as-they-are"),
+        pytest.param({"ema": 0.7}, id="averaged"),
+        pytest.param({"ema": 0.7, "frozen": False}, id="averaged-and-attacked-as-they-are"),
+    ],
+)
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.SiLU])
+def test_twins_and_averages_change_nothing(
+    activation: type[nn.Module], ours_as: dict[str, Any]
+) -> None:
+    """Catches an average that is trained on, and a twin that only half the attack reads."""
+    case = Case(peers=plain("mart", "trades", "alp"), restarts=2)
+    check_float64(case, networks(case, activation), STEPS, size=11, side=8, **ours_as)
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "preactresnet18"])
@@ -334,15 +374,16 @@ def test_three_steps_in_float32(case: Case) -> None:
     ("name", "tolerance"),
     [pytest.param("bf16", 0.1, id="bf16"), pytest.param("fp16", 0.02, id="fp16")],
 )
-def test_one_step_in_half_precision_on_the_same_views(name: str, tolerance: float) -> None:
-    case = Case(peers=plain("trades", "alp"))
+@pytest.mark.parametrize("case", CASES)
+def test_one_step_in_half_precision_on_the_same_views(
+    case: Case, name: str, tolerance: float
+) -> None:
     nets = networks(case, nn.SiLU)
     precision = make_precision(name, torch.device("cpu"))
     ours = Ours(case, [copy.deepcopy(net) for net in nets], precision)
     if name == "fp16":
-        for peer in ours.peers:
-            # the scale that a run finds by itself after some skipped steps
-            peer.scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+        # the scale that a run finds by itself after some skipped steps
+        ours.team.scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
     nets = [net.double() for net in nets]
     x, y, noise = draw(case, 0, 11, 8)
     result = oracle_step(case, nets, x.double(), y, noise, None)

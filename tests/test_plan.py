@@ -9,14 +9,10 @@ from torch import Tensor, nn
 from fastcat.collaboration import make_collaboration
 from fastcat.collaboration.collaboration import Collaboration
 from fastcat.objectives import make_objective
-from fastcat.optim import make_optimizer
-from fastcat.peer import Peer
 from fastcat.plan import Cell, make_plan, own_view, view_name
-from fastcat.precision import make_precision
-from fastcat.step import forward, peer_losses
-from tests.networks import CLASSES, images, tiny_net
-
-FP32 = make_precision("fp32", torch.device("cpu"))
+from fastcat.step import forward
+from tests.networks import CLASSES, images
+from tests.teams import team_of
 
 
 def cells(text: str) -> tuple[Cell, ...]:
@@ -33,16 +29,6 @@ def plan_of(methods: Sequence[str], collab: str) -> tuple[tuple[Cell, ...], Coll
     taught_on = [own_view(k, objective) for k, objective in enumerate(objectives)]
     collaboration = make_collaboration(collab, taught_on, None)
     return make_plan(objectives, collaboration.reads), collaboration
-
-
-def peers_of(methods: Sequence[str]) -> list[Peer]:
-    peers = []
-    for k, name in enumerate(methods):
-        net = tiny_net(k)
-        optimizer = make_optimizer(net, lr=0.1, momentum=0.9, weight_decay=0.0, nesterov=False)
-        scaler = FP32.grad_scaler()
-        peers.append(Peer(f"{k}-{name}", "tiny", net, make_objective(name, {}), optimizer, scaler))
-    return peers
 
 
 CASES = [
@@ -74,41 +60,31 @@ PARAMS = [
 @pytest.mark.parametrize(("methods", "collab", "expected"), PARAMS)
 def test_cells_in_order(methods: list[str], collab: str, expected: tuple[Cell, ...]) -> None:
     plan, _ = plan_of(methods, collab)
-    assert plan == expected
+    assert plan == expected == team_of(methods, collab=collab).plan
     assert len({(cell.peer, cell.view) for cell in plan}) == len(plan)
-
-
-class WatchedTable(dict[tuple[int, str], Tensor]):
-    """A logit table that remembers which cells were read."""
-
-    def __init__(self, table: dict[tuple[int, str], Tensor]) -> None:
-        super().__init__(table)
-        self.read: set[tuple[int, str]] = set()
-
-    def __getitem__(self, cell: tuple[int, str]) -> Tensor:
-        self.read.add(cell)
-        return super().__getitem__(cell)
 
 
 @pytest.mark.parametrize(("methods", "collab", "expected"), PARAMS)
 def test_every_cell_is_read_and_gets_gradient_only_where_planned(
     methods: list[str], collab: str, expected: tuple[Cell, ...]
 ) -> None:
-    plan, collaboration = plan_of(methods, collab)
+    """Catches a cell that is forwarded for nobody, and a teacher that learns."""
+    team = team_of(methods, collab=collab)
     generator = torch.Generator().manual_seed(0)
-    leaves = {
-        (cell.peer, cell.view): torch.randn(7, 5, generator=generator).requires_grad_()
-        for cell in plan
-    }
-    z = WatchedTable(leaves)
-    y = torch.arange(7) % 5
-    losses = peer_losses(peers_of(methods), collaboration, z, y)
-    assert z.read == {(cell.peer, cell.view) for cell in expected}
-    for k, terms in enumerate(losses):
-        grads = torch.autograd.grad(terms["loss"], list(leaves.values()), allow_unused=True)
-        reached = {cell for cell, grad in zip(leaves, grads, strict=True) if grad is not None}
-        # a peer's loss reaches its own row alone, and of it exactly the cells with gradient
-        assert reached == {(c.peer, c.view) for c in expected if c.peer == k and c.grad}
+    table = torch.randn(len(expected), 7, CLASSES, generator=generator)
+    y = torch.arange(7) % CLASSES
+    values, dz = team.loss(table, y, lambda weight: weight)
+    totals = [f"{peer.name}/loss" for peer in team.peers]
+    measured = dict(zip(team.loss.names, values, strict=True))
+    for n, cell in enumerate(expected):
+        # other logits in a cell move the totals of those who read it
+        touched = table.clone()
+        touched[n] += torch.randn(7, CLASSES, generator=generator)
+        others = dict(zip(team.loss.names, team.loss(touched, y, lambda w: w)[0], strict=True))
+        readers = {k for k, name in enumerate(totals) if others[name] != measured[name]}
+        assert readers
+        assert (cell.peer in readers) == cell.grad
+        assert dz[n].any() == cell.grad, cell
 
 
 @pytest.mark.parametrize(("methods", "collab", "expected"), PARAMS)
@@ -116,7 +92,7 @@ def test_forward_fills_the_table_in_the_order_of_the_plan(
     methods: list[str], collab: str, expected: tuple[Cell, ...]
 ) -> None:
     """One train-mode forward a cell and no more: each moves BatchNorm's statistics once."""
-    peers = peers_of(methods)
+    team = team_of(methods, collab=collab)
     views = {"clean": images(0, 6)[0]}
     views |= {f"adv{k}": images(k + 1, 6)[0] for k in range(len(methods))}
     forwarded: list[tuple[int, str]] = []
@@ -129,17 +105,16 @@ def test_forward_fills_the_table_in_the_order_of_the_plan(
 
         net.register_forward_pre_hook(hook)
 
-    for k, peer in enumerate(peers):
+    for k, peer in enumerate(team.peers):
         watch(k, peer.model)
-    plan, _ = plan_of(methods, collab)
-    z = forward(plan, peers, views, FP32)
+    z = forward(team, views)
     assert forwarded == list(z) == [(cell.peer, cell.view) for cell in expected]
     assert torch.is_grad_enabled()
     for cell in expected:
         logits = z[cell.peer, cell.view]
         assert logits.shape == (6, CLASSES)
         assert logits.requires_grad == cell.grad
-    for k, peer in enumerate(peers):
+    for k, peer in enumerate(team.peers):
         rows = [cell for cell in expected if cell.peer == k]
         assert peer.model.state_dict()["bn1.num_batches_tracked"] == len(rows)
 

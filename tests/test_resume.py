@@ -15,7 +15,8 @@ from fastcat.checkpoint import load_last_checkpoint, read_checkpoint
 from tests.run_helpers import SMALL, assert_same_end, run_tiny, tiny_command
 
 EPOCHS = 12
-RUN = [*SMALL, "--peers", "trades,alp,natural", "--epochs", str(EPOCHS), "--save-every", "1"]
+RUN = [*SMALL, "--peers", "trades,alp,natural", "--epochs", str(EPOCHS), "--ema", "0.9"]
+RUN += ["--save-every", "1"]
 
 
 @pytest.fixture(scope="module")

@@ -5,16 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from fastcat.attack import attack
 from fastcat.errors import InputError
-from fastcat.objectives import make_objective
-from fastcat.optim import make_optimizer
-from fastcat.peer import Peer
 from fastcat.step import start_noise
-from fastcat.threat import Start, ThreatModel, draw_noise
+from fastcat.threat import Start, ThreatModel
 from tests.networks import images, seeded, tiny_net
+from tests.teams import team_of
+from tests.test_attack import climbed
 
 THREAT = ThreatModel(eps=8 / 255, step_size=3 / 255, steps=4)
 
@@ -23,7 +21,9 @@ THREAT = ThreatModel(eps=8 / 255, step_size=3 / 255, steps=4)
 def test_ascend_without_direction_moves_nothing(value: float) -> None:
     x, _ = images(0, 3)
     x_adv = torch.stack([(x + 0.01).clamp(0, 1), x])
-    assert torch.equal(THREAT.ascend(x_adv, x, torch.full_like(x_adv, value)), x_adv)
+    before = x_adv.clone()
+    THREAT.ascend(x_adv, x, torch.full_like(x_adv, value))
+    assert torch.equal(x_adv, before)
 
 
 def test_ascend_by_hand() -> None:
@@ -34,8 +34,10 @@ def test_ascend_by_hand() -> None:
     grad = torch.tensor([1e-20, 5.0, -2.0, -1.0, 1.0, 0.0])
     #            free, edge of the ball, free, edge of the box, edge of the box, no direction
     expected = torch.tensor([11, 12, 5, 0, 16, 9]) / 16
-    moved = threat.ascend(x_adv.view(1, 6, 1, 1, 1), x.view(6, 1, 1, 1), grad.view(1, 6, 1, 1, 1))
-    assert torch.equal(moved.flatten(), expected)
+    low = torch.full((1, 6, 1, 1, 1), torch.nan, dtype=torch.bfloat16)
+    threat.ascend(x_adv.view(1, 6, 1, 1, 1), x.view(6, 1, 1, 1), grad.view(1, 6, 1, 1, 1), low)
+    assert torch.equal(x_adv, expected), "in place"
+    assert torch.equal(low.flatten(), expected.bfloat16()), "and as the network reads it"
 
 
 def test_distance_is_the_largest_move_of_each_image() -> None:
@@ -76,7 +78,9 @@ def test_step_is_a_quarter_of_eps_unless_given() -> None:
         pytest.param(
             {"norm": "l_inf"}, "unknown norm 'l_inf': did you mean 'linf'?", id="norm-typo"
         ),
-        pytest.param({"norm": "L2"}, "unknown norm 'L2': known are linf", id="norm-unknown"),
+        pytest.param({"norm": "zzz"}, "unknown norm 'zzz': known are l1, l2, linf", id="norm-zzz"),
+        pytest.param({"norm": "l2", "eps": 0}, "eps is 0, expected more than 0", id="l2-eps-0"),
+        pytest.param({"norm": "l1", "eps": math.inf}, "eps is inf, expected", id="l1-eps-inf"),
     ],
 )
 def test_threat_models_that_mean_nothing_are_refused(settings: dict[str, Any], text: str) -> None:
@@ -105,7 +109,7 @@ def test_the_whole_range_is_a_threat_model() -> None:
 def test_noise_has_the_distribution_of_its_kind(
     kind: Start, std: float, furthest: float, beyond_2: float
 ) -> None:
-    noise = draw_noise(kind, torch.zeros(20, 3, 32, 32), seeded())
+    noise = THREAT.draw_noise(kind, torch.zeros(20, 3, 32, 32), seeded())
     assert noise.mean().item() == pytest.approx(0.0, abs=0.02)
     assert noise.std().item() == pytest.approx(std, abs=0.02)
     assert noise.abs().max() <= furthest
@@ -114,19 +118,70 @@ def test_noise_has_the_distribution_of_its_kind(
 
 def test_each_attacked_peer_gets_noise_of_its_own_kind() -> None:
     x, _ = images(0, 64)
-    peers = []
-    for k, name in enumerate(("natural", "alp", "at", "trades")):
-        net = nn.Linear(1, 1)
-        optimizer = make_optimizer(net, lr=0.1, momentum=0.9, weight_decay=0.0, nesterov=False)
-        scaler = torch.amp.GradScaler("cpu", enabled=False)
-        peers.append(Peer(f"{k}-{name}", "tiny", net, make_objective(name, {}), optimizer, scaler))
-    threat = ThreatModel(restarts=2)
-    noise = start_noise(peers, x, threat, seeded())
+    team = team_of(["natural", "alp", "at", "trades"], threat=ThreatModel(restarts=2))
+    noise = start_noise(team, x, seeded())
     assert noise.shape == (2, 3, *x.shape)
     largest = noise.abs().amax((2, 3, 4, 5))
     assert (largest[:, :2] <= 1).all()
     assert (largest[:, 2] > 3).all()
     flat = noise.flatten(0, 1).flatten(1)
     assert torch.corrcoef(flat).sub(torch.eye(6)).abs().max() < 0.05, "draws are independent"
-    assert torch.equal(start_noise(peers, x, threat, seeded()), noise)
-    assert start_noise(peers[:1], x, threat, seeded()).numel() == 0
+    assert torch.equal(start_noise(team, x, seeded()), noise)
+    assert start_noise(team_of(["natural"]), x, seeded()).numel() == 0
+
+
+# other norms
+
+
+BALLS = [
+    pytest.param(ThreatModel(norm="l2", eps=0.5, step_size=0.15, steps=8), id="l2"),
+    pytest.param(ThreatModel(norm="l1", eps=4.0, step_size=1.0, steps=8), id="l1"),
+]
+
+
+@pytest.mark.parametrize("threat", BALLS)
+def test_uniform_starts_fill_the_ball(threat: ThreatModel) -> None:
+    """In n dimensions a share r^n of the ball lies within r: the radius to the n is uniform.
+
+    Catches a draw from the sphere, or from the cube, or with the other norm's radius.
+    """
+    x = torch.zeros(4000, 1, 2, 2)
+    noise = threat.draw_noise("uniform", x, seeded())
+    order = {"l2": 2, "l1": 1}[threat.norm]
+    radius = noise.flatten(1).norm(order, dim=1)
+    assert radius.max() <= 1 + 1e-6
+    quantiles = torch.quantile(radius**4, torch.tensor([0.1, 0.25, 0.5, 0.75, 0.9]))
+    # five standard deviations of a quantile
+    torch.testing.assert_close(
+        quantiles, torch.tensor([0.1, 0.25, 0.5, 0.75, 0.9]), rtol=0, atol=0.04
+    )
+    assert noise.mean((0, 1)).abs().max() < 0.03, "no direction is preferred"
+
+
+@pytest.mark.parametrize("loss", ["ce", "kl", "margin"])
+@pytest.mark.parametrize("start", ["uniform", "gaussian"])
+@pytest.mark.parametrize("threat", BALLS)
+def test_other_norms_attack_inside_ball_and_box(
+    threat: ThreatModel, start: Start, loss: str
+) -> None:
+    """Catches a projection in another norm, one before the box, and a step downhill."""
+    x, y = images(0, 16)
+    net = tiny_net(0).eval()
+    x_adv = attack(net, x, y, threat, loss=loss, start=start, generator=seeded())
+    assert (threat.distance(x, x_adv) <= threat.eps * (1 + 1e-5)).all()
+    assert x_adv.min() >= 0
+    assert x_adv.max() <= 1
+    # and uses what it may: no image is left far inside the ball
+    assert (threat.distance(x, x_adv) > 0.3 * threat.eps).all()
+    before, after = (climbed(loss, net, x, view, y) for view in (x, x_adv))
+    assert (after > before).all()
+    noise = threat.start(x, "uniform", threat.draw_noise("uniform", x, seeded()))
+    noise_gain = (climbed(loss, net, x, noise, y) - before).mean()
+    assert (after - before).mean() > 5 * noise_gain.abs()
+
+
+@pytest.mark.parametrize("threat", BALLS)
+def test_distance_is_that_of_the_norm(threat: ThreatModel) -> None:
+    x = torch.full((1, 1, 2, 2), 0.25)
+    x_adv = x + torch.tensor([[0.25, -0.25], [0.25, 0.25]])
+    assert threat.distance(x, x_adv).tolist() == [{"l2": 0.5, "l1": 1.0}[threat.norm]]

@@ -13,6 +13,7 @@ import fastcat
 from fastcat.checkpoint import load_weights, read_checkpoint
 from fastcat.cli import main
 from fastcat.config import TrainConfig
+from fastcat.evaluation import evaluate
 from fastcat.trainer import Trainer
 from tests import tiny
 from tests.run_helpers import SMALL, assert_same_end
@@ -59,7 +60,7 @@ def test_a_run_leaves_what_the_readme_lists() -> None:
         for key in ("seconds", "images_per_second", "peak_memory_mib", "judging_seconds"):
             assert epoch[key] > 0
         for peer, entry in epoch["peers"].items():
-            assert list(entry["train"]) == [*terms[peer], "guidance", "loss", "accuracy"]
+            assert set(entry["train"]) == {*terms[peer], "guidance", "loss", "accuracy"}
             assert list(entry["accuracy"]) == ["clean", "pgd2"]
             own = sum(entry["train"][term] for term in terms[peer])
             expected = 0.05 * own + entry["train"]["guidance"]
@@ -75,9 +76,10 @@ def test_epoch_means_weigh_every_image_alike() -> None:
     config = TrainConfig(arch="tiny", data="digits", train_size=70, val_size=20, batch_size=20)
     trainer = Trainer(config)
     sums: dict[str, float] = {}
-    for batch in trainer.loader.epoch(0):
-        for name, value in trainer.train_step(batch).items():
-            sums[name] = sums.get(name, 0.0) + float(value) * len(batch.y)
+    for inputs in trainer.loader.inputs(0):
+        values = trainer.train_step(inputs).tolist()
+        for name, value in zip(trainer.team.loss.names, values, strict=True):
+            sums[name] = sums.get(name, 0.0) + value * inputs[0].shape[1]
     assert trainer._mean_metrics() == pytest.approx({k: v / 70 for k, v in sums.items()}, rel=1e-5)
 
 
@@ -145,7 +147,41 @@ def test_low_precision_trains_close_to_float32(precision: str) -> None:
         )
     state = read_checkpoint(Path(precision, "checkpoints", "last.pt"))
     assert all(t.dtype != torch.float16 for t in state["peers"][0]["model"].values())
-    assert bool(state["peers"][0]["scaler"]) == (precision == "fp16")
+    assert bool(state["scaler"]) == (precision == "fp16")
+
+
+def test_the_average_is_judged_and_kept_and_the_weights_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Catches an average that is trained on, and one that is kept but not judged."""
+    judged: list[torch.Tensor] = []
+
+    def watched(network: Any, loader: Any, *args: Any, **settings: Any) -> Any:
+        judged.append(network(next(iter(loader))[0]).clone())
+        return evaluate(network, loader, *args, **settings)
+
+    monkeypatch.setattr(fastcat.trainer, "evaluate", watched)
+    epochs = small_run("--ema", "0.9", "--peers", "at", "--collab", "none", "--lr", "0.3")
+    monkeypatch.setattr(fastcat.trainer, "evaluate", evaluate)
+    plain = small_run("--peers", "at", "--collab", "none", "--lr", "0.3", out="plain")
+    state = read_checkpoint(Path("run/checkpoints/last.pt"))
+    for epoch, other in zip(epochs, plain, strict=True):
+        assert epoch["peers"]["0-at"]["train"] == other["peers"]["0-at"]["train"]
+    trainer = Trainer(TrainConfig.from_dict(state["config"]))
+    trainer.load_state_dict(state)
+    (peer,) = trainer.peers
+    weights = peer.optimizer.flat.clone()
+    with peer.optimizer.averaged():
+        averaged = {name: value.clone() for name, value in peer.model.state_dict().items()}
+        with torch.no_grad():
+            expected = peer.model.eval()(next(iter(trainer.monitor))[0])
+    torch.testing.assert_close(judged[1], expected, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        unlike = peer.model(next(iter(trainer.monitor))[0])
+    assert not torch.allclose(judged[1], unlike, rtol=0.01, atol=0.01)
+    assert not torch.equal(peer.optimizer.ema, weights)
+    kept, _ = load_weights(Path("run/peers/0-at.last.safetensors"))
+    assert all(torch.equal(value, averaged[name]) for name, value in kept.state_dict().items())
 
 
 def test_peers_learn_on_real_digits() -> None:

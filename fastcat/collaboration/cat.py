@@ -9,30 +9,18 @@ attack is taught on the clean images. One peer alone has no teacher and descends
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
-from fastcat import losses
 from fastcat.collaboration.collaboration import Collaboration
-from fastcat.plan import Table
+from fastcat.terms import Sum, kl
 
 
 def cat(taught_on: Sequence[str], *, alpha: float = 0.05) -> Collaboration:
     peers = range(len(taught_on))
     if len(taught_on) == 1:
         return Collaboration(objective_weight=1.0)
-
-    def guidance(z: Table) -> list[Tensor]:
-        return [
-            (1 - alpha)
-            * torch.stack(
-                [losses.kl(z[j, view].detach(), z[k, view]).mean() for j in peers if j != k]
-            ).sum()
-            for k, view in enumerate(taught_on)
-        ]
-
+    guidance = [
+        sum((kl((j, view), (k, view), constant=True) for j in peers if j != k), Sum())
+        for k, view in enumerate(taught_on)
+    ]
     return Collaboration(
-        objective_weight=alpha,
-        reads=tuple((j, view) for j in peers for view in dict.fromkeys(taught_on)),
-        guidance=guidance,
+        objective_weight=alpha, guidance=tuple((1 - alpha) * taught for taught in guidance)
     )

@@ -1,21 +1,23 @@
-"""A collaboration: the cells of the logit table it reads and the guidance it makes of them."""
+"""A collaboration: what each peer is taught, in terms of the logit table."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from fastcat.plan import Table
+from fastcat.plan import Place
+from fastcat.terms import Sum
 
 
 @dataclass(frozen=True, kw_only=True)
 class Collaboration:
-    """Peer k descends objective_weight * L_k + guidance(z)[k].
+    """Peer k descends objective_weight * L_k + guidance[k].
 
-    reads: cells (peer, view) of the table; guidance: from the table to one weighted scalar a peer,
-    None where peers owe each other nothing.
+    guidance: for each peer a weighted sum over cells (peer, view) of the table, in which the other
+    peers' cells are constant teachers; empty where peers owe each other nothing.
     """
 
     objective_weight: float
-    reads: tuple[tuple[int, str], ...] = ()
-    guidance: Callable[[Table], list[Tensor]] | None = None
+    guidance: tuple[Sum, ...] = ()
+
+    @property
+    def reads(self) -> tuple[Place, ...]:
+        """Every cell that guides anyone, each once."""
+        return tuple(dict.fromkeys(cell for taught in self.guidance for cell in taught.cells))

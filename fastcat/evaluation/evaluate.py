@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastcat.attack import Inner, Network, attack_all, attack_mode, check_images, logits_of
+from fastcat.attack import Inner, Network, attack_all, check_images
 from fastcat.errors import InputError
+from fastcat.frozen import Frozen
+from fastcat.modes import attack_mode
 from fastcat.precision import Precision
 from fastcat.seeds import derive_seed
-from fastcat.threat import ThreatModel, draw_noise
+from fastcat.threat import ThreatModel
 
 ATTACKS = {
     "clean": "no attack",
@@ -98,31 +100,47 @@ class Report:
         }
 
 
+def robust(
+    network: Network,
+    x: Tensor,
+    y: Tensor,
+    attack: EvalAttack,
+    threat: ThreatModel,
+    noise: Tensor,
+) -> Tensor:
+    """Bool [B]: the images still right after one attack from this start noise, in eval mode.
+
+    A function of device tensors of static shape, which asks the host nothing.
+    """
+    if attack.inner is not None:
+        x = attack_all([network], [attack.inner], x, y, threat, noise[None, None])[0]
+    model = network.model if isinstance(network, Frozen) else network
+    with torch.no_grad(), attack_mode(model, "eval"):
+        door = x.to(network.dtype) if isinstance(network, Frozen) else x
+        return network(door).argmax(1) == y
+
+
 def survivors(
-    model: Network,
+    network: Network,
     x: Tensor,
     y: Tensor,
     attack: EvalAttack,
     threat: ThreatModel,
     generator: torch.Generator,
+    robust: Callable[..., Tensor] = robust,
 ) -> Tensor:
-    """Bool [B]: the images that no restart fools. The model is judged in eval mode."""
+    """Bool [B]: the images that no restart fools."""
     alive = torch.ones_like(y, dtype=torch.bool)
     threat = attack.under(threat)
     one_start = replace(threat, restarts=1)
+    start = attack.inner.start if attack.inner is not None else "zero"
     for _ in range(1 if attack.inner is None else threat.restarts):
         # what is fooled stays fooled, so only the others are attacked again
         rows = alive.nonzero().squeeze(1)
         if not len(rows):
             break
-        x_rows, y_rows = x[rows], y[rows]
-        if attack.inner is not None:
-            noise = draw_noise(attack.inner.start, x_rows, generator)
-            x_rows = attack_all(
-                [model], [attack.inner], x_rows, y_rows, one_start, noise[None, None]
-            )[0]
-        with torch.no_grad(), attack_mode(model, "eval"):
-            alive[rows] = logits_of(model, x_rows).argmax(1) == y_rows
+        noise = threat.draw_noise(start, x[rows], generator)
+        alive[rows] = robust(network, x[rows], y[rows], attack, one_start, noise)
     return alive
 
 
@@ -135,13 +153,15 @@ def evaluate(
     seed: int = 0,
     precision: Precision | None = None,
     after_batch: Callable[[int], object] | None = None,
+    robust: Callable[..., Tensor] = robust,
 ) -> Report:
     """Accuracy of `model` under each attack.
 
     model: any nn.Module or callable from images [B, C, H, W] in [0, 1] to logits; left as it was.
     loader: batches whose first two members are images and labels [B], moved to the model's device.
     attacks: names as "clean,fgsm,pgd20,cw20". threat: radius, step size and restarts; steps come
-    from the names. precision None computes as the model is. after_batch gets the images so far.
+    from the names. precision None computes as the model is. after_batch gets the images so far;
+    robust judges a batch.
     Raises InputError for unknown attacks, images outside [0, 1], and a loader without images.
     """
     chosen = parse_attacks(attacks) if isinstance(attacks, str) else tuple(attacks)
@@ -160,7 +180,7 @@ def evaluate(
             with (
                 precision.autocast() if precision else torch.autocast(x.device.type, enabled=False)
             ):
-                alive = survivors(model, x, y, attack, threat, generator)
+                alive = survivors(model, x, y, attack, threat, generator, robust)
             correct[attack.name] += int(alive.sum())
             alive_always &= alive
         worst += int(alive_always.sum())

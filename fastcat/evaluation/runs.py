@@ -18,6 +18,7 @@ from torch import nn
 from fastcat.checkpoint import WeightsInfo, load_weights
 from fastcat.config import EvalConfig, format_pixels
 from fastcat.device import make_device
+from fastcat.environment import environment
 from fastcat.errors import InputError, nearest
 from fastcat.evaluation.evaluate import evaluate, parse_attacks
 from fastcat.files import explained, write_text
@@ -26,7 +27,6 @@ from fastcat.loaders.registry import DATASETS, load_dataset
 from fastcat.loaders.resident import ResidentLoader
 from fastcat.precision import make_precision
 from fastcat.progress import make_console, make_progress, task
-from fastcat.recorder import environment
 from fastcat.report import renew_report
 from fastcat.seeds import derive_seed
 from fastcat.threat import ThreatModel

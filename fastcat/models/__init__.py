@@ -9,11 +9,13 @@ from torch import Tensor, nn
 from fastcat.errors import InputError, nearest
 from fastcat.models.preact_resnet import preactresnet18
 from fastcat.models.resnet import resnet18, resnet34, resnet50
+from fastcat.models.wide_resnet import wrn_34_10
 
 ARCHS: dict[str, Callable[[int, int], nn.Module]] = {
-    make.__name__: make for make in (resnet18, resnet34, resnet50, preactresnet18)
+    make.__name__.replace("_", "-"): make
+    for make in (resnet18, resnet34, resnet50, preactresnet18, wrn_34_10)
 }
-_ALIASES = {"prn18": "preactresnet18"}
+_ALIASES = {"prn18": "preactresnet18", "wideresnet3410": "wrn-34-10", "wrn3410": "wrn-34-10"}
 
 
 def canonical_arch(name: str) -> str:

@@ -8,8 +8,6 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-import yaml
-
 from fastcat.errors import InputError, nearest
 from fastcat.objectives.alp import alp
 from fastcat.objectives.at import at
@@ -63,7 +61,7 @@ def make_objective(name: str, settings: dict[str, str]) -> Objective:
             raise InputError(f"{name} has no setting {key!r}: {usage(name, method)}")
         try:
             values[key] = _read(text, parameters[key].default)
-        except (ValueError, yaml.YAMLError) as error:
+        except ValueError as error:
             kind = type(parameters[key].default).__name__
             raise InputError(f"{name}:{key}={text} is no {kind}: {usage(name, method)}") from error
     for key, parameter in parameters.items():
@@ -76,7 +74,13 @@ def _read(text: str, default: Any) -> Any:
     """`text` as a number or text like the default, or else as YAML has it."""
     if type(default) in (int, float, str):
         return type(default)(text)
-    value = yaml.safe_load(text)
+    # here alone, so that the methods themselves need no package but torch
+    import yaml
+
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(text) from error
     if isinstance(default, bool) and not isinstance(value, bool):
         raise ValueError(text)
     return value

@@ -5,18 +5,16 @@ et al. 2023): two forwards, adversarial first, and the square averaged over imag
 that weight 1 pairs ten classes ten times more softly than a squared distance would.
 """
 
-from torch import Tensor
-
-from fastcat import losses
 from fastcat.attack import Inner
-from fastcat.objectives.objective import Objective, Terms, require
+from fastcat.objectives.objective import Objective, require
+from fastcat.terms import ce, square
 
 
 def alp(*, weight: float = 1.0) -> Objective:
     require(weight >= 0, f"alp:weight={weight:g}", "a weight of at least 0")
 
-    def outer(z: dict[str, Tensor], y: Tensor) -> Terms:
-        ce = 0.5 * (losses.ce(z["adv"], y).mean() + losses.ce(z["clean"], y).mean())
-        return {"ce": ce, "pairing": weight * (z["adv"] - z["clean"]).square().mean()}
-
-    return Objective(views=("adv", "clean"), inner=Inner(loss="ce", start="uniform"), outer=outer)
+    return Objective(
+        views=("adv", "clean"),
+        inner=Inner(loss="ce", start="uniform"),
+        outer=0.5 * (ce("adv") + ce("clean")) + weight * square("clean", "adv"),
+    )

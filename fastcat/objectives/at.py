@@ -5,14 +5,14 @@ statistics (Pang et al. 2021); Madry et al. and Rice et al. attack with those of
 bn="train", here without moving the running ones.
 """
 
-from fastcat import losses
 from fastcat.attack import Inner
 from fastcat.objectives.objective import Objective
+from fastcat.terms import ce
 
 
 def at(*, bn: str = "eval") -> Objective:
     return Objective(
         views=("adv",),
         inner=Inner(loss="ce", start="uniform", bn=bn),  # type: ignore[arg-type]
-        outer=lambda z, y: {"ce": losses.ce(z["adv"], y).mean()},
+        outer=ce("adv"),
     )

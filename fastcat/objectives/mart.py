@@ -6,22 +6,16 @@ adds 1e-12 inside the KL's logarithm, where log-probabilities need no guard. bet
 the value for ResNet-18; WideResNet-34-10 was trained with 6.
 """
 
-from torch import Tensor
-
-from fastcat import losses
 from fastcat.attack import Inner
-from fastcat.objectives.objective import Objective, Terms, require
+from fastcat.objectives.objective import Objective, require
+from fastcat.terms import boosted_ce, mart_kl
 
 
 def mart(*, beta: float = 5.0) -> Objective:
     require(beta >= 0, f"mart:beta={beta:g}", "a weight of at least 0")
 
-    def outer(z: dict[str, Tensor], y: Tensor) -> Terms:
-        p_y = z["clean"].softmax(1).gather(1, y[:, None]).squeeze(1)
-        kl = losses.kl(z["clean"], z["adv"])
-        return {
-            "bce": losses.boosted_ce(z["adv"], y).mean(),
-            "kl": beta * ((1.0000001 - p_y) * kl).mean(),
-        }
-
-    return Objective(views=("clean", "adv"), inner=Inner(loss="ce", start="gaussian"), outer=outer)
+    return Objective(
+        views=("clean", "adv"),
+        inner=Inner(loss="ce", start="gaussian"),
+        outer=boosted_ce("adv") + beta * mart_kl("clean", "adv"),
+    )

@@ -5,20 +5,16 @@ get gradient. The public code forwards the clean images a second time, which giv
 and gradient but moves the running statistics of BatchNorm once more; here they are forwarded once.
 """
 
-from torch import Tensor
-
-from fastcat import losses
 from fastcat.attack import Inner
-from fastcat.objectives.objective import Objective, Terms, require
+from fastcat.objectives.objective import Objective, require
+from fastcat.terms import ce, kl
 
 
 def trades(*, beta: float = 6.0) -> Objective:
     require(beta >= 0, f"trades:beta={beta:g}", "a weight of at least 0")
 
-    def outer(z: dict[str, Tensor], y: Tensor) -> Terms:
-        return {
-            "ce": losses.ce(z["clean"], y).mean(),
-            "kl": beta * losses.kl(z["clean"], z["adv"]).mean(),
-        }
-
-    return Objective(views=("clean", "adv"), inner=Inner(loss="kl", start="gaussian"), outer=outer)
+    return Objective(
+        views=("clean", "adv"),
+        inner=Inner(loss="kl", start="gaussian"),
+        outer=ce("clean") + beta * kl("clean", "adv"),
+    )

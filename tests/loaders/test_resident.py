@@ -6,7 +6,7 @@ import torch
 from torchvision.transforms import functional as transforms
 
 from fastcat.errors import InputError
-from fastcat.kernels.augment import augment_reference
+from fastcat.kernels.augment import augment
 from fastcat.loaders.dataset import Split, channel_statistics
 from fastcat.loaders.resident import ResidentLoader
 from fastcat.loaders.split import split_indices
@@ -70,13 +70,36 @@ def test_augmentation_is_pad_crop_then_flip_as_torchvision_does_it() -> None:
     index = torch.randint(0, 23, (40,), generator=generator)
     dy, dx = torch.randint(0, 2 * pad + 1, (2, 40), generator=generator)
     flip = torch.rand(40, generator=generator) < 0.5
-    batch = augment_reference(images, index, dy, dx, flip, pad)
+    draws = torch.stack([index, dy, dx, flip.long()])
+    batch = augment(images, draws, pad)
+    assert batch.is_contiguous(memory_format=torch.channels_last)
     for b in range(40):
         x = images[index[b]].permute(2, 0, 1).float() / 255
         x = transforms.pad(x, [pad, pad])
         x = transforms.crop(x, int(dy[b]), int(dx[b]), 6, 9)
         x = transforms.hflip(x) if flip[b] else x
         assert torch.equal(batch[b], x)
+
+
+def test_inputs_say_all_that_gather_needs() -> None:
+    """A captured graph sees nothing but these: the same inputs are the same batch, at any time.
+
+    Catches a draw that is made in `gather`, and images for the noise of another shape or layout.
+    """
+    settings = {"shuffle": True, "crop_pad": 2, "flip": True, "seed": 1}
+    loader = make(random_split(), **settings)
+    kept = [inputs[0].clone() for inputs in loader.inputs(5)]
+    assert [draws.shape for draws in kept] == [(4, 4)] * 5 + [(4, 3)]
+    assert all(draws.dtype == torch.int64 for draws in kept)
+    torch.manual_seed(1)
+    for batch, draws in zip(make(random_split(), **settings).epoch(5), kept, strict=True):
+        again = loader.gather(draws)
+        assert all(map(torch.equal, batch, again))
+        like = loader.like((draws,))
+        assert (like.shape, like.stride()) == (batch.x.shape, batch.x.stride())
+        assert (like.dtype, like.device) == (batch.x.dtype, batch.x.device)
+    for resumed, draws in zip(loader.inputs(5, first_batch=4), kept[4:], strict=True):
+        assert torch.equal(resumed[0], draws)
 
 
 def test_crops_and_flips_are_drawn_evenly() -> None:

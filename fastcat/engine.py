@@ -1,0 +1,233 @@
+"""How a step is run: as it stands (eager), with networks compiled by Inductor, as one CUDA graph.
+
+An engine changes what the computer does, never what is computed. Where one fails, the next slower
+takes over and a line says why.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastcat.attack import Network
+from fastcat.batch import Batch
+from fastcat.errors import InputError, nearest
+from fastcat.evaluation.evaluate import EvalAttack, robust
+from fastcat.step import collaborative_step, start_noise
+from fastcat.team import Team
+from fastcat.threat import ThreatModel
+
+ENGINES = {
+    "eager": "operation by operation",
+    "compile": "the networks and their frozen twins compiled by Inductor; a minute to start",
+    "graph": "the whole step as one CUDA graph; needs a GPU",
+    "compile+graph": "both",
+}
+
+
+def choose_engine(name: str, device: torch.device) -> str:
+    """The engine called `name`; "auto" is graph on a GPU and eager on a CPU, where compiling
+    gave a ResNet-18 nothing (docs/performance.md). Raises InputError for what cannot be had.
+    """
+    if name == "auto":
+        return "graph" if device.type == "cuda" else "eager"
+    if name not in ENGINES:
+        raise InputError(f"unknown engine {name!r}: {nearest(name, [*ENGINES, 'auto'])}")
+    if "graph" in name and device.type != "cuda":
+        raise InputError(f"engine {name!r} needs a GPU: type --engine eager or --engine compile")
+    return name
+
+
+class CudaGraph:
+    """A function of device tensors, captured once; calls copy their tensors in and replay it."""
+
+    def __init__(
+        self,
+        function: Callable[..., Tensor],
+        inputs: Sequence[Tensor],
+        stream: torch.cuda.Stream | None,
+    ) -> None:
+        """The function must have run before on such tensors, on this stream, in this thread."""
+        self.inputs = [tensor.clone() for tensor in inputs]
+        self.graph = torch.cuda.CUDAGraph()
+        random_state = torch.cuda.get_rng_state()
+        # weights that autocast cast before would be gone at a replay, those cast within after it
+        torch.clear_autocast_cache()
+        # thread_local: a loader's threads may use the device meanwhile
+        with torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"):
+            self.output = function(*self.inputs)
+        torch.clear_autocast_cache()
+        torch.cuda.set_rng_state(random_state)
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """The output, which the next call overwrites."""
+        for static, given in zip(self.inputs, inputs, strict=True):
+            static.copy_(given)
+        self.graph.replay()
+        return self.output
+
+
+class Engine:
+    """Runs steps of one batch size; others run eagerly.
+
+    gather: from a loader's inputs to the Batch, on the device. totals: the values of
+    `team.loss.names`, summed over the images since it was last zeroed. say: gets a line for each
+    thing that could not be had.
+    """
+
+    def __init__(
+        self,
+        team: Team,
+        gather: Callable[..., Batch],
+        name: str,
+        say: Callable[[str], object] = print,
+    ) -> None:
+        self.team = team
+        self.gather = gather
+        self.name = name
+        self.say = say
+        self.device = team.loss.report.device
+        self.totals = torch.zeros_like(team.loss.report[:, 0])
+        self.batch_size: int | None = None
+        self.said: set[str] = set()
+        self.graph: CudaGraph | None = None
+        self.judges: dict[Any, CudaGraph] = {}
+        self.generator = torch.Generator(self.device)
+        # graphs are captured on a stream of their own, and what they need is rehearsed there
+        self.stream: torch.cuda.Stream | None = None
+        if self.device.type == "cuda":
+            self.stream = torch.cuda.Stream(self.device)
+            # shapes never change, so each convolution's fastest algorithm is worth a search
+            torch.backends.cudnn.benchmark = True
+            torch.backends.cudnn.benchmark_limit = 0
+
+    def step(self, inputs: Sequence[Tensor], like: Tensor, seed: int, lr: float) -> Tensor:
+        """A collaborative step; the values of `team.loss.names`, until the next step.
+
+        inputs: of `gather`; like: any images of the batch's shape and layout, for the start noise
+        that `seed` determines.
+        """
+        for peer in self.team.peers:
+            peer.optimizer.set_lr(lr)
+            peer.model.train()
+        noise = start_noise(self.team, like, self.generator.manual_seed(seed))
+        if self.batch_size is None:
+            self.batch_size = len(like)
+            self._prepare(*inputs, noise)
+        if len(like) != self.batch_size:
+            if self.name != "eager":
+                self._say_once(f"batches of other than {self.batch_size} images run eagerly")
+            # another shape is not worth another compilation
+            with torch.compiler.set_stance("force_eager"):
+                return self._run(*inputs, noise)
+        return (self.graph or self._run)(*inputs, noise)
+
+    def _run(self, *inputs_and_noise: Tensor) -> Tensor:
+        *inputs, noise = inputs_and_noise
+        batch = self.gather(*inputs)
+        values = collaborative_step(self.team, batch, noise)
+        self.totals += values * len(batch.y)
+        return values
+
+    def _prepare(self, *inputs: Tensor) -> None:
+        """Compile and capture, as the name says and as it can be had."""
+        if "compile" in self.name:
+            for peer in self.team.peers:
+                peer.forward = torch.compile(peer.model, dynamic=False)
+                if peer.frozen is not None:
+                    peer.frozen.compile()
+            try:
+                self._rehearse(inputs, 1)
+            except Exception as error:  # whatever a compiler can come up with
+                self._give_up("compile", error)
+                for peer in self.team.peers:
+                    peer.forward = peer.model
+                    if peer.frozen is not None:
+                        peer.frozen.uncompile()
+        if "graph" in self.name:
+            try:
+                self._rehearse(inputs, 3)
+                self.graph = CudaGraph(self._run, inputs, self.stream)
+            except RuntimeError as error:
+                self._give_up("graph", error)
+
+    def _give_up(self, what: str, error: Exception) -> None:
+        self.name = "+".join(part for part in self.name.split("+") if part != what) or "eager"
+        self.say(f"no {what} engine, going on with {self.name}: {_reason(error)}")
+
+    def _say_once(self, line: str) -> None:
+        if line not in self.said:
+            self.said.add(line)
+            self.say(line)
+
+    def _rehearse(self, inputs: Sequence[Tensor], steps: int) -> None:
+        """Run some steps, for compilers and allocators, and undo all that they changed."""
+        state = [self.totals]
+        for peer in self.team.peers:
+            state += [peer.optimizer.flat, *peer.optimizer.tensors().values()]
+            state += peer.model.buffers()
+        before = [tensor.clone() for tensor in state]
+        scaler = self.team.scaler.state_dict()
+        devices = [self.device] if self.stream is not None else []
+        try:
+            with torch.random.fork_rng(devices), self._on_stream():
+                for _ in range(steps):
+                    self._run(*inputs)
+        finally:
+            with torch.no_grad():
+                for tensor, old in zip(state, before, strict=True):
+                    tensor.copy_(old)
+            self.team.scaler.load_state_dict(scaler)
+            # a failure leaves optimizers that count as stepped, and must not step again
+            getattr(self.team.scaler, "_per_optimizer_states", {}).clear()
+
+    @contextmanager
+    def _on_stream(self) -> Iterator[None]:
+        """On the stream of captures, where there is one; the host waits for it in the end."""
+        if self.stream is None:
+            yield
+            return
+        self.stream.wait_stream(torch.cuda.current_stream())
+        try:
+            with torch.cuda.stream(self.stream):
+                yield
+        finally:
+            torch.cuda.synchronize()
+
+    def judge(self, k: int) -> tuple[Network, Callable[..., Tensor]]:
+        """Peer k as it is judged in training, and what judges it in place of `robust`."""
+        network = self.team.attacked(k)
+        if "graph" not in self.name:
+            return network, robust
+
+        def replayed(
+            network: Network,
+            x: Tensor,
+            y: Tensor,
+            attack: EvalAttack,
+            threat: ThreatModel,
+            noise: Tensor,
+        ) -> Tensor:
+            key = (k, attack, threat, x.shape)
+
+            def judged(x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
+                return robust(network, x, y, attack, threat, noise)
+
+            if key not in self.judges:
+                try:
+                    with self._on_stream():
+                        judged(x, y, noise)
+                    self.judges[key] = CudaGraph(judged, [x, y, noise], self.stream)
+                except RuntimeError as error:
+                    self._say_once(f"judging runs eagerly: {_reason(error)}")
+                    return judged(x, y, noise)
+            return self.judges[key](x, y, noise)
+
+        return network, replayed
+
+
+def _reason(error: Exception) -> str:
+    """An error in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,31 @@
+"""The mode in which a network is attacked and judged; afterwards it is as it was."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+
+@contextmanager
+def attack_mode(network: Callable, bn: str) -> Iterator[None]:
+    """`network` in eval mode, or in train mode with frozen statistics; restored on leaving."""
+    if not isinstance(network, nn.Module):
+        yield
+        return
+    before = [(module, module.training) for module in network.modules()]
+    tracking = [
+        module
+        for module, _ in before
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
+    ]
+    try:
+        network.train(bn == "train")
+        for norm in tracking:
+            # read in train mode alone: statistics of the batch, the running ones left alone
+            norm.track_running_stats = bn != "train"
+        yield
+    finally:
+        for norm in tracking:
+            norm.track_running_stats = True
+        for module, training in before:
+            module.training = training

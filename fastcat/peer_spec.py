@@ -1,0 +1,49 @@
+"""Peers as they are typed: "trades:beta=6,mart@preactresnet18"."""
+
+from dataclasses import dataclass
+
+from fastcat.errors import InputError
+from fastcat.models import canonical_arch
+from fastcat.objectives import make_objective
+from fastcat.objectives.objective import Objective
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerSpec:
+    """One entry of --peers: its text, the method with its settings, and the architecture."""
+
+    method: str
+    objective: Objective
+    arch: str
+
+
+def parse_peers(text: str, default_arch: str) -> tuple[PeerSpec, ...]:
+    """ "trades:beta=6,mart@preactresnet18" -> a PeerSpec for each peer.
+
+    Grammar: METHOD[:KEY=VALUE]...[@ARCH], separated by commas; METHOD may be the user's own as
+    package.module:function. Raises InputError for what it cannot read.
+    """
+    peers = []
+    for entry in text.split(","):
+        spec, _, arch = entry.strip().partition("@")
+        method, *parts = spec.split(":")
+        if parts and "=" not in parts[0]:
+            method = f"{method}:{parts.pop(0)}"
+        if not method:
+            raise InputError(
+                f"peers {text!r}: expected methods like trades,alp or trades:beta=6,at"
+            )
+        settings = {}
+        for part in parts:
+            key, equals, value = part.partition("=")
+            if not equals or not key or not value:
+                raise InputError(f"peer {entry.strip()!r}: expected settings like trades:beta=6")
+            settings[key] = value
+        peers.append(
+            PeerSpec(
+                method=method.rpartition(":")[2],
+                objective=make_objective(method, settings),
+                arch=canonical_arch(arch or default_arch),
+            )
+        )
+    return tuple(peers)

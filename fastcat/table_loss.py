@@ -1,0 +1,106 @@
+"""What all peers descend, as one function of the logit table.
+
+Other peers' logits are constants in a peer's loss, so the losses part, and one gradient of the
+table serves them all. Terms of `fastcat.terms` are computed by one kernel, an objective of another
+kind (a method of one's own) by autograd on its row of the table.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fastcat.collaboration.collaboration import Collaboration
+from fastcat.kernels.multi_peer_loss import multi_peer_loss
+from fastcat.objectives.objective import Objective
+from fastcat.plan import Cell, Place, own_view, view_name
+from fastcat.terms import Sum, Term, term_rows
+
+
+class TableLoss:
+    """names: of the values, "peer/term": each term as its objective weighted it, the guidance, the
+    total loss, and the accuracy on the view on which the peer is tested.
+    """
+
+    def __init__(
+        self,
+        plan: Sequence[Cell],
+        peer_names: Sequence[str],
+        objectives: Sequence[Objective],
+        collaboration: Collaboration,
+        classes: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        places = [cell.place for cell in plan]
+        self.objective_weight = alpha = collaboration.objective_weight
+        terms: list[Term] = []
+        # what is measured, in this order: terms, accuracies, terms of functions of one's own;
+        # each counts, times a factor, towards some values
+        counts_towards: list[dict[str, float]] = []
+        own_counts: list[dict[str, float]] = []
+        self.own: list[tuple[Callable, dict[str, int]]] = []
+        for k, (peer, objective) in enumerate(zip(peer_names, objectives, strict=True)):
+            cells = {view: (k, view_name(k, view)) for view in objective.views}
+            if isinstance(objective.outer, Sum):
+                for term in objective.outer.terms:
+                    terms.append(_placed(term, cells, alpha))
+                    names = {f"{peer}/{term.name}": term.weight}
+                    counts_towards.append(names | {f"{peer}/loss": alpha * term.weight})
+            else:
+                self.own.append((objective.outer, {v: places.index(c) for v, c in cells.items()}))
+                sample = {view: torch.zeros(2, classes, device=device) for view in cells}
+                for name in objective.outer(
+                    sample, torch.zeros(2, dtype=torch.int64, device=device)
+                ):
+                    own_counts.append({f"{peer}/{name}": 1.0, f"{peer}/loss": alpha})
+            for term in collaboration.guidance[k].terms if collaboration.guidance else ():
+                terms.append(term)
+                names = {f"{peer}/guidance": term.weight, f"{peer}/loss": term.weight}
+                counts_towards.append(names)
+        counts_towards += [{f"{peer}/accuracy": 1.0} for peer in peer_names] + own_counts
+        self.names = list(dict.fromkeys(name for names in counts_towards for name in names))
+        self.report = torch.tensor(
+            [[names.get(name, 0.0) for names in counts_towards] for name in self.names],
+            dtype=dtype,
+            device=device,
+        )
+        self.rows = term_rows(terms, places).to(device)
+        self.weights = torch.tensor([term.weight for term in terms], dtype=dtype, device=device)
+        tested = [places.index((k, own_view(k, o))) for k, o in enumerate(objectives)]
+        self.tested = torch.tensor(tested, device=device)
+
+    def __call__(
+        self, z: Tensor, y: Tensor, scale: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Values [names] and the gradient like z of all total losses together, under `scale`.
+
+        z: logits [N, B, C], a slab for each cell of the plan; y: labels [B].
+        """
+        upstream = scale(self.weights / len(y))[:, None].expand(-1, len(y))
+        if len(self.rows):
+            losses, dz = multi_peer_loss(z, y, self.rows, upstream)
+        else:  # methods of one's own alone
+            losses, dz = upstream, torch.zeros_like(z)
+        hits = z.index_select(0, self.tested).argmax(2) == y
+        measured = [losses.mean(1), hits.to(losses.dtype).mean(1)]
+        for outer, cells in self.own:
+            row = {v: z[n].detach().to(losses.dtype).requires_grad_() for v, n in cells.items()}
+            with torch.enable_grad():
+                own_terms = torch.stack(list(outer(row, y).values()))
+                total = scale(self.objective_weight * own_terms.sum())
+            # a view may be forwarded for BatchNorm's sake alone
+            grads = torch.autograd.grad(total, list(row.values()), materialize_grads=True)
+            for n, grad in zip(cells.values(), grads, strict=True):
+                dz[n] += grad
+            measured.append(own_terms.detach())
+        # what a value does not count may be infinite, and 0 times that is NaN
+        counted = torch.where(self.report == 0, 0, self.report * torch.cat(measured))
+        return counted.sum(1), dz
+
+
+def _placed(term: Term, cells: dict[str, Place], weight: float) -> Term:
+    """An objective's term in the table's places."""
+    teacher = None if term.teacher is None else cells[term.teacher]
+    return replace(term, student=cells[term.student], teacher=teacher, weight=weight * term.weight)

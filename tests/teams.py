@@ -1,0 +1,58 @@
+"""Teams of small peers, put together as the trainer does."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastcat.objectives import make_objective
+from fastcat.objectives.objective import Objective
+from fastcat.optim import FlatSGD
+from fastcat.peer import Peer
+from fastcat.precision import Precision, make_precision
+from fastcat.team import Team, make_team
+from fastcat.threat import ThreatModel
+from tests.networks import CLASSES, images, tiny_net
+
+FP32 = make_precision("fp32", torch.device("cpu"))
+SGD: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-3, "nesterov": False}
+
+
+def peer_of(name: str, objective: Objective, net: nn.Module, **sgd: Any) -> Peer:
+    """sgd: what differs from SGD."""
+    return Peer(name, "tiny", net, objective, FlatSGD(net, **{**SGD, **sgd}))
+
+
+def team_of(
+    methods: Sequence[Objective | str],
+    nets: Sequence[nn.Module] | None = None,
+    names: Sequence[str] | None = None,
+    *,
+    collab: str = "cat",
+    alpha: float | None = None,
+    threat: ThreatModel | None = None,
+    precision: Precision = FP32,
+    classes: int = CLASSES,
+    side: int = 8,
+    **sgd: Any,
+) -> Team:
+    """A team of `tiny_net`s, unless there are others, for images [B, 3, side, side].
+
+    names: those of the methods by default, "own" for what has none.
+    """
+    nets = nets or [tiny_net(k) for k in range(len(methods))]
+    names = names or [method if isinstance(method, str) else "own" for method in methods]
+    peers = []
+    for k, (name, method, net) in enumerate(zip(names, methods, nets, strict=True)):
+        objective = make_objective(method, {}) if isinstance(method, str) else method
+        peers.append(peer_of(f"{k}-{name}", objective, net, **sgd))
+    return make_team(
+        peers,
+        collab=collab,
+        alpha=alpha,
+        threat=threat or ThreatModel(steps=2),
+        precision=precision,
+        classes=classes,
+        example=images(99, 2, side)[0].to(memory_format=torch.channels_last),
+    )

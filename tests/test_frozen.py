@@ -1,0 +1,432 @@
+"""The frozen twin of a network: the same function of the images, and nothing else.
+
+In float64 twin and model differ by rounding alone, measured up to 3e-15 of the largest number in
+18 layers; the tolerance is 1e-12.
+"""
+
+import copy
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastcat.attack import Inner, attack_all
+from fastcat.batch import Batch
+from fastcat.frozen import CannotFreeze, Frozen
+from fastcat.models import Normalize, make_model
+from fastcat.models.wide_resnet import WideResNet
+from fastcat.modes import attack_mode
+from fastcat.objectives import make_objective
+from fastcat.precision import make_precision
+from fastcat.step import attack_views, collaborative_step, start_noise
+from fastcat.threat import ThreatModel
+from tests.networks import CLASSES, images, seeded, tiny_net
+from tests.teams import team_of
+
+TOLERANCE = 1e-12
+
+
+def conv(planes: int, out: int, size: int = 3, **settings: Any) -> nn.Conv2d:
+    return nn.Conv2d(planes, out, size, padding=size // 2, **{"bias": False, **settings})
+
+
+class Network(nn.Module):
+    """8 planes in a body of one's own, between a convolution and a head."""
+
+    def __init__(self, **parts: nn.Module) -> None:
+        super().__init__()
+        self.stem = conv(3, 8)
+        for name, part in parts.items():
+            self.add_module(name, part)
+        self.head = nn.Linear(8, CLASSES)
+
+    def body(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(self.stem(x)).mean((2, 3)))
+
+
+def network(body: Callable[[Any, Tensor], Tensor], **parts: nn.Module) -> nn.Module:
+    return type("Own", (Network,), {"body": body})(**parts)
+
+
+class Doubled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+def chain(*parts: nn.Module) -> nn.Module:
+    return network(lambda self, x: self.chain(x), chain=nn.Sequential(*parts))
+
+
+def inplace_residual(self: Any, x: Tensor) -> Tensor:
+    out = self.bn(self.conv(x))
+    out += x
+    return self.act(out)
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "resnet18": lambda: make_model("resnet18", CLASSES, 3),
+    "resnet50": lambda: make_model("resnet50", CLASSES, 3),
+    "preactresnet18": lambda: make_model("preactresnet18", CLASSES, 3),
+    "wrn-10-2": lambda: WideResNet(10, 2, CLASSES, 3),
+    "normalised": lambda: nn.Sequential(Normalize((0.5, 0.4, 0.3), (0.2, 0.2, 0.1)), tiny_net(0)),
+    "smooth": lambda: tiny_net(0, nn.SiLU),
+    "leaky": lambda: tiny_net(0, lambda: nn.LeakyReLU(0.3)),
+    "biases": lambda: chain(conv(8, 8, bias=True), nn.BatchNorm2d(8), nn.ReLU()),
+    "biases alone": lambda: chain(conv(8, 8, bias=True), nn.ReLU(), conv(8, 8, bias=True)),
+    "in place": lambda: chain(
+        conv(8, 8), nn.BatchNorm2d(8), nn.ReLU(inplace=True), conv(8, 8), nn.ReLU(inplace=True)
+    ),
+    "residual in place": lambda: network(
+        inplace_residual, conv=conv(8, 8), bn=nn.BatchNorm2d(8), act=nn.ReLU(inplace=True)
+    ),
+    "dropout": lambda: chain(conv(8, 8), nn.Dropout2d(0.5), nn.BatchNorm2d(8), nn.Dropout(0.5)),
+    "functional dropout": lambda: network(
+        lambda self, x: F.dropout(self.conv(x), 0.5, self.training), conv=conv(8, 8)
+    ),
+    "grouped and dilated": lambda: chain(
+        conv(8, 8, groups=4), nn.BatchNorm2d(8), nn.ReLU(), conv(8, 8, dilation=2), nn.ReLU()
+    ),
+    "strided": lambda: chain(conv(8, 8, stride=2), nn.BatchNorm2d(8), conv(8, 8, 1, stride=2)),
+    "padded by text": lambda: chain(
+        nn.Conv2d(8, 8, 3, padding="same", bias=False), nn.BatchNorm2d(8), nn.ReLU()
+    ),
+    "padded by reflection": lambda: chain(
+        conv(8, 8, padding_mode="reflect"), nn.BatchNorm2d(8), nn.ReLU()
+    ),
+    "normalised first": lambda: chain(nn.BatchNorm2d(8), nn.ReLU(), conv(8, 8), nn.ReLU()),
+    "normalised twice": lambda: chain(conv(8, 8), nn.BatchNorm2d(8), nn.BatchNorm2d(8)),
+    "two convolutions in a sum": lambda: network(
+        lambda self, x: F.relu(self.bn(self.a(x)) + self.b(x)),
+        a=conv(8, 8), b=conv(8, 8, 1), bn=nn.BatchNorm2d(8),
+    ),
+    "two normalised in a sum": lambda: network(
+        lambda self, x: torch.add(self.bn(self.a(x)), self.bm(self.b(x))).relu(),
+        a=conv(8, 8), b=conv(8, 8, 1), bn=nn.BatchNorm2d(8), bm=nn.BatchNorm2d(8),
+    ),
+    "a sum of three": lambda: network(
+        lambda self, x: F.relu(self.a(x) + self.b(x) + x), a=conv(8, 8), b=conv(8, 8)
+    ),
+    "a sum with itself": lambda: network(
+        lambda self, x: (lambda z: F.relu(z + z))(self.bn(self.a(x))),
+        a=conv(8, 8), bn=nn.BatchNorm2d(8),
+    ),
+    "a sum with a weight": lambda: network(
+        lambda self, x: torch.add(x, self.a(x), alpha=3), a=conv(8, 8)
+    ),
+    "a sum with a number": lambda: network(lambda self, x: F.relu(self.a(x) + 0.5), a=conv(8, 8)),
+    "a sum of other shapes": lambda: network(
+        lambda self, x: self.a(x) + x.mean((2, 3), keepdim=True), a=conv(8, 8)
+    ),
+    "a sum that grows": lambda: network(
+        lambda self, x: self.a(x.mean((2, 3), keepdim=True)) + x, a=conv(8, 8, 1)
+    ),
+    "output used twice": lambda: network(
+        lambda self, x: (lambda z: self.bn(z).relu() * z.sigmoid())(self.a(x)),
+        a=conv(8, 8), bn=nn.BatchNorm2d(8),
+    ),
+    "normalised output used twice": lambda: network(
+        lambda self, x: (lambda z: F.relu(z) + 0.1 * z)(self.bn(self.a(x))),
+        a=conv(8, 8), bn=nn.BatchNorm2d(8),
+    ),
+    "convolution used twice": lambda: network(
+        lambda self, x: self.bn(self.a(F.relu(self.a(x)))), a=conv(8, 8), bn=nn.BatchNorm2d(8)
+    ),
+    "both used twice": lambda: network(
+        lambda self, x: self.bn(self.a(self.bn(self.a(x)).relu())),
+        a=conv(8, 8), bn=nn.BatchNorm2d(8),
+    ),
+    "without affine": lambda: chain(conv(8, 8), nn.BatchNorm2d(8, affine=False), nn.ReLU()),
+    "without affine, first": lambda: chain(nn.BatchNorm2d(8, affine=False), nn.ReLU(), conv(8, 8)),
+    "without statistics": lambda: chain(
+        conv(8, 8), nn.BatchNorm2d(8, track_running_stats=False), nn.ReLU()
+    ),
+    "other norms": lambda: chain(conv(8, 8), nn.GroupNorm(2, 8), nn.ReLU(), nn.InstanceNorm2d(8)),
+    "its own eps": lambda: chain(conv(8, 8), nn.BatchNorm2d(8, eps=0.5), nn.ReLU()),
+    "transposed": lambda: chain(
+        nn.ConvTranspose2d(8, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2)
+    ),
+    "an activation called relu": lambda: network(
+        lambda self, x: self.relu(self.bn(self.a(x))),
+        a=conv(8, 8), bn=nn.BatchNorm2d(8), relu=nn.LeakyReLU(0.01),
+    ),
+    "a module called add": lambda: network(
+        lambda self, x: self.add(self.a(x)), a=conv(8, 8), add=Doubled()
+    ),
+    "arguments by name": lambda: network(
+        lambda self, x: self.bn(input=self.a(input=x)), a=conv(8, 8), bn=nn.BatchNorm2d(8)
+    ),
+    "parametrised": lambda: chain(
+        nn.utils.parametrizations.weight_norm(conv(8, 8)), nn.BatchNorm2d(8), nn.ReLU()
+    ),
+    "weights by a hook": lambda: chain(
+        nn.utils.spectral_norm(conv(8, 8)), nn.BatchNorm2d(8), nn.ReLU()
+    ),
+}  # fmt: skip
+
+
+def randomised(net: nn.Module) -> nn.Module:
+    """In float64 and train mode, no BatchNorm statistic or scale at 0 or 1."""
+    torch.manual_seed(1)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor, low, high in (
+                (module.weight, 0.5, 1.5), (module.bias, -0.3, 0.3),
+                (module.running_mean, -0.3, 0.3), (module.running_var, 0.5, 2.0),
+            ):  # fmt: skip
+                if tensor is not None:
+                    nn.init.uniform_(tensor, low, high)
+    return net.double().train()
+
+
+def images64(seed: int = 0, size: int = 3) -> Tensor:
+    return images(seed, size, 16)[0].double().to(memory_format=torch.channels_last)
+
+
+def outcome(net: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits, and the gradient in x of a sum that tells the classes apart."""
+    x = x.detach().requires_grad_()
+    z = net(x)
+    weights = torch.linspace(-1, 2, z.numel(), dtype=torch.float64).reshape(z.shape)
+    return z.detach(), torch.autograd.grad((z * weights.to(z.dtype)).sum(), x)[0]
+
+
+def assert_same_function(model: nn.Module, twin: Frozen, x: Tensor, tolerance: float) -> None:
+    with attack_mode(model, "eval"):
+        pairs = zip(outcome(twin, x.to(twin.dtype)), outcome(model, x), strict=True)
+        for ours, expected in pairs:
+            error = (ours.double() - expected).abs().max().item()
+            assert error <= tolerance * expected.abs().max().item(), f"off by {error:.3g}"
+
+
+def everything(net: nn.Module) -> dict[str, Any]:
+    found: dict[str, Any] = {name: value.clone() for name, value in net.state_dict().items()}
+    for name, module in net.named_modules():
+        found[f"{name} training"] = module.training
+        found[f"{name} tracks"] = getattr(module, "track_running_stats", None)
+        found[f"{name} children"] = [child for child, _ in module.named_children()]
+    return found
+
+
+def assert_same(before: dict[str, Any], after: dict[str, Any]) -> None:
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        equal = value == after[name]
+        assert equal.all() if isinstance(value, Tensor) else equal, name
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_twin_equals_model(name: str) -> None:
+    """Before and after the weights and statistics change, and without a trace in the model.
+
+    Where something cannot be folded, it is left as it is.
+
+    Catches a fold with the wrong sign, scale, eps or order, one that reads yesterday's weights, and
+    one that takes a node for something else than it is.
+    """
+    model = randomised(NETWORKS[name]())
+    before = everything(model)
+    twin = Frozen(model, torch.float64, images64(5, 2))
+    assert_same(before, everything(model))
+    assert_same_function(model, twin, images64(), TOLERANCE)
+    assert_same(before, everything(model))
+    assert all(p.grad is None for p in model.parameters())
+
+    # a training step: other weights, other statistics
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    with torch.random.fork_rng():
+        model(images64(1)).square().mean().backward()
+    grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    optimizer.step()
+    before = everything(model)
+    twin.refold()
+    assert_same(before, everything(model))
+    assert_same_function(model, twin, images64(2, 5), TOLERANCE)
+    assert_same(before, everything(model))
+    for name, grad in grads.items():
+        assert torch.equal(model.get_parameter(name).grad, grad), "the twin gave it a gradient"
+
+
+def test_what_can_be_folded_is_folded() -> None:
+    """A twin that copies the model is right, too, and slow: no BatchNorm may be left over."""
+    folded = ["resnet18", "preactresnet18", "wrn-10-2", "two convolutions in a sum", "dropout"]
+    for name in folded:
+        twin = Frozen(randomised(NETWORKS[name]()), torch.float64, images64())
+        left = {str(node.target) for node in twin._network.graph.nodes if node.op == "call_module"}
+        modules = [twin._network.get_submodule(target) for target in left]
+        assert not [m for m in modules if isinstance(m, nn.BatchNorm2d | nn.Conv2d | nn.Dropout)]
+    convolutions = sum(isinstance(m, nn.Conv2d) for m in twin.model.modules())
+    assert convolutions == sum(
+        node.name.startswith("conv_block") for node in twin._network.graph.nodes
+    )
+
+
+def test_the_twin_is_yesterdays_until_it_is_refolded() -> None:
+    """Weights stand still during an attack; a twin that reads them live casts them each time."""
+    model = randomised(tiny_net(0))
+    twin = Frozen(model, torch.float64, images64())
+    before = twin(images64())
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1.1)
+    assert torch.equal(twin(images64()), before)
+    twin.refold()
+    assert not torch.allclose(twin(images64()), before, rtol=0.01)
+
+
+def test_the_twin_is_in_eval_mode_whatever_mode_the_model_is_in() -> None:
+    """Catches a dropout that still draws, and a BatchNorm that takes the batch's statistics."""
+    for name in ("dropout", "functional dropout", "normalised"):
+        model = randomised(NETWORKS[name]())
+        model.train()
+        twin = Frozen(model, torch.float64, images64())
+        x, state, before = images64(), torch.get_rng_state(), everything(model)
+        in_train_mode = twin(x)
+        model.eval()
+        assert torch.equal(twin(x), in_train_mode)
+        model.train()
+        assert torch.equal(torch.get_rng_state(), state)
+        assert_same(before, everything(model))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "wrn-10-2", "without statistics", "other norms"])
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.05), ("fp16", 0.01)])
+def test_half_precision_twins_are_close_to_autocast(
+    name: str, precision: str, tolerance: float
+) -> None:
+    """Both round to 8 or 11 bits at every layer; neither may be further from float64.
+
+    Catches a fold in half precision, where scale and weight are rounded before they are multiplied.
+    """
+    exact = randomised(NETWORKS[name]())
+    model = copy.deepcopy(exact).float()
+    arithmetic = make_precision(precision, torch.device("cpu"))
+    x = images64()
+    with attack_mode(exact, "eval"):
+        expected = exact(x).detach()
+    twin = Frozen(model, arithmetic.dtype, x[:2].float())
+    with arithmetic.autocast(), attack_mode(model, "eval"), torch.no_grad():
+        ours = twin(x.to(arithmetic.dtype))
+        theirs = model(x.float())
+    assert ours.dtype == arithmetic.dtype
+    size = expected.norm()
+    assert (ours.double() - theirs.double()).norm() <= tolerance * size
+    error, allowed = (ours.double() - expected).norm(), (theirs.double() - expected).norm()
+    assert error <= 2 * allowed + 1e-3 * size
+
+
+def test_attacks_on_a_low_precision_twin_read_a_copy_of_the_view() -> None:
+    """Step by step, in the twin's type; the view itself stays in float32, finer than bf16.
+
+    Catches a copy that is not brought up to date, and images that are rounded to bf16.
+    """
+    model = tiny_net(0)
+    x, y = images(0, 5)
+    twin = Frozen(model, torch.bfloat16, x[:2])
+    threat = ThreatModel(eps=8 / 255, step_size=3 / 255, steps=4)
+    seen: list[Tensor] = []
+
+    def watched(x: Tensor) -> Tensor:
+        seen.append(x.detach().clone())
+        return twin._network(x)
+
+    twin.forward = watched
+    noise = threat.draw_noise("uniform", x, seeded())[None, None]
+    (x_adv,) = attack_all([twin], [Inner()], x, y, threat, noise)
+    assert [view.dtype for view in seen] == [torch.bfloat16] * 4
+    assert not any(torch.equal(a, b) for a, b in pairwise(seen))
+    assert torch.equal(seen[0], threat.start(x, "uniform", noise[0, 0]).bfloat16())
+    assert x_adv.dtype == torch.float32
+    assert (x_adv.bfloat16().float() != x_adv).any()
+    assert (x_adv - x).abs().max() <= threat.eps + 2**-23
+    # as the model itself under autocast, but where rounding decides the sign of a small gradient
+    with torch.autocast("cpu", torch.bfloat16):
+        (by_model,) = attack_all([model], [Inner()], x, y, threat, noise)
+    assert ((x_adv - by_model).abs() < 1e-6).float().mean() > 0.8
+
+
+class Branching(nn.Module):
+    """What it computes depends on the numbers that it is shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = tiny_net(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x) * (2.0 if x.mean() > 0.4 else 1.0)
+
+
+class Drawing(nn.Module):
+    """It draws in eval mode, too, so that no two forwards are alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = tiny_net(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(F.dropout(x, 0.5))
+
+
+@pytest.mark.parametrize("make", [Branching, Drawing])
+def test_networks_without_a_twin_are_refused(make: type[nn.Module]) -> None:
+    model = make().double()
+    before = everything(model)
+    with pytest.raises(CannotFreeze) as caught:
+        Frozen(model, torch.float64, images64())
+    assert len(str(caught.value).splitlines()) == 1
+    assert_same(before, everything(model))
+
+
+def test_a_team_goes_on_without_a_twin_and_says_so() -> None:
+    """With the very numbers of a team whose peers are all attacked as they are.
+
+    Catches a team that stops, one that keeps silent, and one that freezes the wrong peer.
+    """
+    teams = [team_of(["trades", "alp"], [Branching(), tiny_net(1)]) for _ in range(2)]
+    for team in teams:
+        (remark,) = team.remarks
+        assert remark.startswith("0-trades (tiny) is attacked as it is, more slowly: it cannot be")
+        assert team.peers[0].frozen is None
+        assert team.attacked(0) is team.peers[0].model
+        assert team.attacked(1) is team.peers[1].frozen is not None
+    teams[1].peers[1].frozen = None
+    for step in range(3):
+        x, y = images(step, 6)
+        results = []
+        for team in teams:
+            noise = start_noise(team, x, seeded(step))
+            results.append(collaborative_step(team, Batch(x, y, y), noise))
+        torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
+
+
+def test_peers_attacked_on_the_batchs_statistics_are_attacked_as_they_are() -> None:
+    """A twin knows the running statistics only."""
+    team = team_of([make_objective("at", {"bn": "train"}), "at", "natural"])
+    assert not team.remarks
+    assert team.attacked(0) is team.peers[0].model
+    assert team.attacked(1) is team.peers[1].frozen
+    x, y = images(0, 6)
+    views = attack_views(team, Batch(x, y, y), start_noise(team, x, seeded()))
+    assert views.keys() == {"clean", "adv0", "adv1"}
+
+
+def test_each_attack_is_on_the_weights_of_its_step() -> None:
+    """Catches a twin that is folded once and for all."""
+    team = team_of(["at"], lr=0.5)
+    (peer,) = team.peers
+    x, y = images(0, 6)
+    former = x
+    for _ in range(3):
+        noise = start_noise(team, x, seeded())
+        view = attack_views(team, Batch(x, y, y), noise)["adv0"]
+        alone = attack_all([peer.model], [peer.objective.inner], x, y, team.threat, noise)[0]
+        assert ((view - alone).abs() < 1e-6).float().mean() > 0.99
+        assert (view - former).abs().max() > 1e-3
+        former = view.clone()
+        collaborative_step(team, Batch(x, y, y), noise)

@@ -1,0 +1,215 @@
+"""All losses of the table at once against autograd through each objective and guidance alone."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastcat.attack import Inner
+from fastcat.collaboration import make_collaboration
+from fastcat.collaboration.collaboration import Collaboration
+from fastcat.kernels import losses
+from fastcat.objectives import make_objective
+from fastcat.objectives.objective import Objective
+from fastcat.plan import Cell, make_plan, own_view, view_name
+from fastcat.table_loss import TableLoss
+from fastcat.terms import Sum, ce
+
+B, C = 9, 6
+CPU = torch.device("cpu")
+
+OWN = Objective(
+    views=("clean", "adv"),
+    inner=Inner(),
+    outer=lambda z, y: {
+        "bent": (z["clean"] * z["adv"]).square().mean().sqrt(),
+        "ce": 0.5 * losses.ce(z["adv"], y).mean() ** 2,
+    },
+)
+# forwards clean images, say for BatchNorm's statistics, and reads none of their logits
+BLIND = Objective(
+    views=("clean", "adv"),
+    inner=Inner(),
+    outer=lambda z, y: {"margin": losses.margin(z["adv"], y).mean()},
+)
+TWICE = Objective(
+    views=("adv",), inner=Inner(), outer=ce("adv") + 2.0 * ce("adv") + ce("adv").named("more")
+)
+
+TEAMS: dict[str, Sequence[str | Objective]] = {
+    **{name: [name] for name in ("natural", "at", "trades", "alp", "mart")},
+    "own": [OWN],
+    "blind": [BLIND],
+    "twice": [TWICE],
+    "trades+alp": ["trades", "alp"],
+    "natural+trades": ["natural", "trades"],
+    "natural+natural": ["natural", "natural"],
+    "mart+mart": ["mart", "mart"],
+    "own+trades": [OWN, "trades"],
+    "own+own": [OWN, OWN],
+    "at+blind": ["at", BLIND],
+    "trades+alp+mart": ["trades", "alp", "mart"],
+    "natural+own+trades+natural": ["natural", OWN, "trades", "natural"],
+}
+PARAMS = [
+    pytest.param(methods, collab, id=f"{name}-{collab}")
+    for name, methods in TEAMS.items()
+    for collab in ("cat", "none")
+]
+
+
+class Losses:
+    """The losses of a team, and the same written with autograd, term by term."""
+
+    def __init__(self, methods: Sequence[str | Objective], collab: str, dtype: torch.dtype) -> None:
+        self.objectives = [make_objective(m, {}) if isinstance(m, str) else m for m in methods]
+        self.names = [f"{k}-peer" for k in range(len(methods))]
+        taught_on = [own_view(k, objective) for k, objective in enumerate(self.objectives)]
+        alpha = 0.3 if collab == "cat" else None
+        self.collaboration: Collaboration = make_collaboration(collab, taught_on, alpha)
+        self.plan: tuple[Cell, ...] = make_plan(self.objectives, self.collaboration.reads)
+        self.loss = TableLoss(
+            self.plan, self.names, self.objectives, self.collaboration, C, CPU, dtype
+        )
+
+    def measured(
+        self, table: Tensor, y: Tensor, scale: Callable[[Tensor], Tensor] = lambda w: w
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        values, dz = self.loss(table, y, scale)
+        return dict(zip(self.loss.names, values, strict=True)), dz
+
+    def expected(self, table: Tensor, y: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        leaves = [row.clone().requires_grad_() for row in table]
+        z = {cell.place: leaf for cell, leaf in zip(self.plan, leaves, strict=True)}
+        values: dict[str, Tensor] = {}
+        for k, (peer, objective) in enumerate(zip(self.names, self.objectives, strict=True)):
+            row = {view: z[k, view_name(k, view)] for view in objective.views}
+            terms = objective.outer(row, y)
+            values |= {f"{peer}/{name}": term for name, term in terms.items()}
+            total = self.collaboration.objective_weight * sum(terms.values())
+            if self.collaboration.guidance:
+                guidance = sum(self.collaboration.guidance[k](z, y).values())
+                values[f"{peer}/guidance"] = guidance
+                total = total + guidance
+            values[f"{peer}/loss"] = total
+            hits = z[k, own_view(k, objective)].argmax(1) == y
+            values[f"{peer}/accuracy"] = hits.to(table.dtype).mean()
+        everything = sum(values[f"{peer}/loss"] for peer in self.names)
+        grads = torch.autograd.grad(everything, leaves, materialize_grads=True)
+        return {name: value.detach() for name, value in values.items()}, torch.stack(grads)
+
+
+def table_of(team: Losses, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    table = 2 * torch.randn(len(team.plan), B, C, generator=generator, dtype=torch.float64)
+    return table.to(dtype), torch.randint(C, (B,), generator=generator)
+
+
+@pytest.mark.parametrize(("methods", "collab"), PARAMS)
+def test_values_and_gradients_equal_autograd(
+    methods: Sequence[str | Objective], collab: str
+) -> None:
+    """Catches a term in the wrong cell, a weight left out, alpha on the guidance, a missing 1/B."""
+    team = Losses(methods, collab, torch.float64)
+    table, y = table_of(team)
+    values, dz = team.measured(table, y)
+    expected, grads = team.expected(table, y)
+    assert values.keys() == expected.keys()
+    assert len(set(team.loss.names)) == len(team.loss.names)
+    for name, value in expected.items():
+        torch.testing.assert_close(values[name], value, rtol=1e-12, atol=1e-14)
+        assert not values[name].requires_grad
+    torch.testing.assert_close(dz, grads, rtol=1e-11, atol=1e-15)
+    for cell, grad in zip(team.plan, dz, strict=True):
+        assert cell.grad or not grad.any(), f"a teacher learns: {cell}"
+
+
+@pytest.mark.parametrize("factor", [64.0, 1 / 8])
+@pytest.mark.parametrize(("methods", "collab"), PARAMS)
+def test_the_scale_is_on_the_gradient_alone(
+    methods: Sequence[str | Objective], collab: str, factor: float
+) -> None:
+    """A power of two, so equal to the bit. Catches a scale twice, on one part, or in the record."""
+    team = Losses(methods, collab, torch.float64)
+    table, y = table_of(team)
+    values, dz = team.measured(table, y)
+    scaled_values, scaled_dz = team.measured(table, y, lambda weight: factor * weight)
+    assert all(torch.equal(scaled_values[name], value) for name, value in values.items())
+    assert torch.equal(scaled_dz, factor * dz)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("methods", "collab"), PARAMS)
+def test_logits_in_half_precision_are_judged_in_float32(
+    methods: Sequence[str | Objective], collab: str, dtype: torch.dtype
+) -> None:
+    """Of the same rounded logits. Catches a loss or an average in half precision."""
+    team = Losses(methods, collab, torch.float32)
+    table, y = table_of(team, dtype)
+    values, dz = team.measured(table, y)
+    expected, grads = team.expected(table.double(), y)
+    assert dz.dtype == dtype
+    for name, value in expected.items():
+        assert values[name].dtype == torch.float32
+        torch.testing.assert_close(values[name].double(), value, rtol=1e-5, atol=1e-6)
+    # half a step of the type for each sum in the gradient
+    torch.testing.assert_close(
+        dz.double(), grads, rtol=2 * torch.finfo(dtype).eps, atol=torch.finfo(dtype).eps / 50
+    )
+
+
+def test_accuracy_is_that_on_the_view_on_which_the_peer_is_tested() -> None:
+    """The adversarial one, where there is one; every cell has another accuracy here."""
+    team = Losses(["alp", "natural", "trades"], "cat", torch.float64)
+    _, y = table_of(team)
+    table = torch.zeros(len(team.plan), B, C, dtype=torch.float64)
+    for n in range(len(team.plan)):
+        right = torch.arange(B) < n
+        table[n].scatter_(1, torch.where(right, y, (y + 1) % C)[:, None], 5.0)
+    values, _ = team.measured(table, y)
+    places = [cell.place for cell in team.plan]
+    for k, view in enumerate(("adv0", "clean", "adv2")):
+        n = places.index((k, view))
+        assert values[f"{k}-peer/accuracy"].item() == pytest.approx(n / B)
+
+
+def test_a_value_that_is_not_finite_spoils_no_other() -> None:
+    """The run says which term of which peer failed. Catches 0 times infinity in a sum."""
+    team = Losses(["at", "trades", OWN], "none", torch.float64)
+    table, y = table_of(team)
+    finite, _ = team.measured(table, y)
+    table[[cell.place for cell in team.plan].index((1, "clean"))] = torch.nan
+    values, dz = team.measured(table, y)
+    for name, value in values.items():
+        if name in ("1-peer/ce", "1-peer/kl", "1-peer/loss"):
+            assert value.isnan()
+        else:
+            assert torch.equal(value, finite[name]), name
+    assert [bool(grad.isfinite().all()) for grad in dz] == [c.peer != 1 for c in team.plan]
+
+
+def test_the_outer_of_a_method_under_no_grad() -> None:
+    """Steps may run under no_grad; a method of one's own is differentiated all the same."""
+    team = Losses([OWN, "trades"], "cat", torch.float64)
+    table, y = table_of(team)
+    _, dz = team.measured(table, y)
+    with torch.no_grad():
+        assert torch.equal(team.measured(table, y)[1], dz)
+    assert not table.requires_grad
+
+
+def test_sums_are_sums() -> None:
+    """Catches a factor that is lost on the way from `2.0 * (a + b)` to the terms."""
+    generator = torch.Generator().manual_seed(0)
+    z = {"adv": torch.randn(B, C, generator=generator, dtype=torch.float64)}
+    y = torch.randint(C, (B,), generator=generator)
+    one = ce("adv")
+    value = one(z, y)["ce"]
+    torch.testing.assert_close(value, losses.ce(z["adv"], y).mean())
+    torch.testing.assert_close((3.0 * (one + 2.0 * one))(z, y), {"ce": 9 * value})
+    torch.testing.assert_close(
+        (one + 0.5 * one.named("half"))(z, y), {"ce": value, "half": 0.5 * value}
+    )
+    assert (one + one).cells == ("adv",)
+    assert Sum().cells == ()
