@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint gpu clean
 
 $(VENV)/.installed: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -29,6 +29,10 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# all that only a GPU can show; needs torch, triton, numpy and pytest in $(PYTHON), no .venv
+gpu:
+	$(PYTHON) -m benchmarks.gpu --out benchmarks/results/gpu.json
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,333 @@
+"""Everything that only a GPU can show, in one run and one JSON file: `make gpu`.
+
+The GPU tests, the races of `fastcat bench`, and the questions of benchmarks/NOTES.md: what the
+convolutions reach alone, what each idea gains by itself, whether a graph equals eager. Needs torch,
+triton, numpy and pytest. What does not fit into the time is left out and named; a part that fails
+costs only itself. `--device cpu --batch-size 4` rehearses all that does not need a GPU.
+"""
+
+import argparse
+import copy
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastcat.attack import Inner, attack_all
+from fastcat.benchmarks.layers import step_floor
+from fastcat.benchmarks.throughput import (
+    BenchConfig,
+    Ours,
+    arithmetic,
+    bench,
+    images,
+    make_contestant,
+    make_network,
+    milliseconds,
+)
+from fastcat.engine import CudaGraph
+from fastcat.environment import environment
+from fastcat.files import write_text
+from fastcat.frozen import Frozen, cudnn_fuses
+from fastcat.peer_spec import parse_peers
+from fastcat.precision import make_precision
+from fastcat.threat import ThreatModel
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Report:
+    """Runs one part after the other while there is time and keeps what they return."""
+
+    def __init__(self, path: Path, seconds: float) -> None:
+        self.path = path
+        self.deadline = time.monotonic() + seconds
+        self.record: dict[str, Any] = {"environment": environment(), "parts": {}}
+
+    def part(self, name: str, function: Callable[..., Any], *args: Any) -> None:
+        begin = time.monotonic()
+        if begin > self.deadline:
+            result: Any = {"left_out": "no time"}
+        else:
+            try:
+                result = function(*args)
+            except Exception as error:  # the other parts are worth having
+                traceback.print_exc()
+                result = {"failed": f"{type(error).__name__}: {error}"}
+        seconds = round(time.monotonic() - begin, 1)
+        print(f"== {name}: {seconds} s {json.dumps(result)[:2000]}", flush=True)
+        self.record["parts"][name] = {"seconds": seconds, "result": result}
+        write_text(self.path, json.dumps(self.record, indent=2) + "\n")
+
+
+def tests() -> dict[str, Any]:
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "--maxfail=20", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*command, "tests/gpu"], cwd=ROOT, capture_output=True, text=True, timeout=240
+    )
+    print(done.stdout[-6000:], done.stderr[-2000:])
+    lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return {"exit": done.returncode, "failures": lines, "summary": done.stdout.splitlines()[-1:]}
+
+
+def race(**settings: Any) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        return bench(BenchConfig(out=Path(folder) / "bench.json", **settings))
+
+
+def attack_iteration(arch: str, batch: int, device: torch.device) -> dict[str, float]:
+    """Milliseconds of one PGD step of one network, as the model and as each kind of twin; on a GPU
+    inside a graph, so that launches cost nothing.
+    """
+    precision = make_precision("bf16", device)
+    model = make_network(0, arch).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x, y = images(batch, device)
+    x = x.contiguous(memory_format=torch.channels_last)
+    threat = ThreatModel(steps=1)
+    noise = threat.draw_noise("uniform", x, None)[None, None]
+    compiled = Frozen(model, torch.bfloat16, x[:2])
+    compiled.compile()
+    networks: dict[str, Any] = {
+        "model under autocast": model,
+        "twin": Frozen(model, torch.bfloat16, x[:2], fuse=False),
+        "twin, cuDNN epilogues": Frozen(model, torch.bfloat16, x[:2], fuse=True),
+        "twin, Inductor": compiled,
+    }
+    found = {}
+    for name, network in networks.items():
+
+        def iterate(x: Tensor, y: Tensor, noise: Tensor, network: Any = network) -> Tensor:
+            with precision.autocast():
+                return attack_all([network], [Inner()], x, y, threat, noise)
+
+        found[name] = milliseconds(graphed(iterate, x, y, noise), 10, device)
+    return found
+
+
+def graphed(function: Callable[..., Tensor], *inputs: Tensor) -> Callable[[], object]:
+    """The function on these tensors as a CUDA graph, or as it is on a CPU."""
+    if not inputs[0].is_cuda:
+        return lambda: function(*inputs)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            function(*inputs)
+    torch.cuda.synchronize()
+    graph = CudaGraph(function, inputs, stream)
+    return graph.graph.replay
+
+
+def lanes(arch: str, batch: int, device: torch.device) -> dict[str, float]:
+    """Milliseconds of a step with each peer on its own stream, and with all on one."""
+    specs = list(parse_peers("trades,alp", arch))
+    name = "bf16/graph" if device.type == "cuda" else "bf16/eager"
+    found = {}
+    for side_by_side in (True, False):
+        with arithmetic(name, device):
+            contestant = make_contestant(name, specs, batch, device, lanes=side_by_side)
+            contestant.train()
+            contestant.train()
+            times = [milliseconds(contestant.train, 5, device) for _ in range(5)]
+        found["a stream each" if side_by_side else "one stream"] = sorted(times)[2]
+    return found
+
+
+def grouped_convolution(batch: int, device: torch.device) -> dict[str, float]:
+    """Two peers' 256-channel convolutions one after the other, on two streams, and as groups=2."""
+    x, w = (
+        torch.randn(shape, device=device, dtype=torch.bfloat16).contiguous(
+            memory_format=torch.channels_last
+        )
+        for shape in ((batch, 512, 8, 8), (512, 256, 3, 3))
+    )
+    halves = [
+        part.contiguous(memory_format=torch.channels_last)
+        for part in (*x.chunk(2, 1), *w.chunk(2, 0))
+    ]
+    cuda = device.type == "cuda"
+    streams = [torch.cuda.Stream() for _ in range(2)] if cuda else [None, None]
+
+    def on(stream: Any) -> AbstractContextManager:
+        return torch.cuda.stream(stream) if cuda else nullcontext()
+
+    def apart(x1: Tensor, x2: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
+        F.conv2d(x1, w1, None, 1, 1)
+        return F.conv2d(x2, w2, None, 1, 1)
+
+    def side_by_side(x1: Tensor, x2: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
+        for stream, operands in zip(streams, ((x1, w1), (x2, w2)), strict=True):
+            if stream is not None:
+                stream.wait_stream(torch.cuda.current_stream())
+            with on(stream):
+                out = F.conv2d(*operands, None, 1, 1)
+        for stream in streams:
+            if stream is not None:
+                torch.cuda.current_stream().wait_stream(stream)
+        return out
+
+    def grouped(x: Tensor, w: Tensor) -> Tensor:
+        return F.conv2d(x, w, None, 1, 1, 1, 2)
+
+    return {
+        "one after the other": milliseconds(graphed(apart, *halves), 20, device),
+        "on two streams": milliseconds(graphed(side_by_side, *halves), 20, device),
+        "groups=2": milliseconds(graphed(grouped, x, w), 20, device),
+    }
+
+
+def fused_epilogue(batch: int, device: torch.device) -> dict[str, Any]:
+    """Whether cuDNN fuses convolution, bias, residual and ReLU, and what that gains."""
+    dtypes = (torch.float32, torch.bfloat16, torch.float16)
+    found: dict[str, Any] = {str(dtype): cudnn_fuses(dtype) for dtype in dtypes}
+    for channels, side in ((64, 32), (256, 8)):
+        x, residual, w = (
+            torch.randn(shape, device=device, dtype=torch.bfloat16).contiguous(
+                memory_format=torch.channels_last
+            )
+            for shape in (
+                (batch, channels, side, side),
+                (batch, channels, side, side),
+                (channels, channels, 3, 3),
+            )
+        )
+        b = torch.zeros(channels, device=device, dtype=torch.bfloat16)
+        geometry = ([1, 1], [1, 1], [1, 1], 1)
+
+        def plain(x: Tensor, residual: Tensor, w: Tensor, b: Tensor) -> Tensor:
+            return (F.conv2d(x, w, b, 1, 1) + residual).relu_()
+
+        def fused(x: Tensor, residual: Tensor, w: Tensor, b: Tensor, g: Any = geometry) -> Tensor:
+            return torch.cudnn_convolution_add_relu(x, w, residual, 1.0, b, *g)
+
+        for name, function in (("plain", plain), ("fused", fused)):
+            ms = milliseconds(graphed(function, x, residual, w, b), 20, device)
+            found[f"{channels} channels, {name}, ms"] = ms
+    return found
+
+
+def graph_equals_eager(arch: str, batch: int, device: torch.device, steps: int = 20) -> dict:
+    """Largest relative difference of the weights after some steps with the same noise."""
+    deterministic = torch.backends.cudnn.deterministic
+    specs = list(parse_peers("trades,alp", arch))
+    found = {}
+    try:
+        for precision in ("fp32", "bf16"):
+            ends = []
+            for engine in ("eager", "graph"):
+                name = f"{precision}/{engine}"
+                with arithmetic(name, device):
+                    contestant = make_contestant(name, specs, batch, device)
+                    assert isinstance(contestant, Ours)
+                    # a search could choose other algorithms for the other engine
+                    torch.backends.cudnn.benchmark = False
+                    torch.backends.cudnn.deterministic = True
+                    for _ in range(steps):
+                        contestant.train()
+                    ends.append([peer.optimizer.flat.clone() for peer in contestant.team.peers])
+            found[precision] = max(
+                ((a - b).norm() / b.norm()).item() for a, b in zip(*ends, strict=True)
+            )
+    finally:
+        torch.backends.cudnn.deterministic = deterministic
+    return found
+
+
+def floors(record: dict[str, Any]) -> dict[str, float]:
+    """Seconds an epoch of K = 2 TRADES + ALP would take, were it convolutions alone."""
+    found = {}
+    for arch, batch in {(row["arch"], row["batch_size"]) for row in record["layers"]}:
+        rows = [r for r in record["layers"] if (r["arch"], r["batch_size"]) == (arch, batch)]
+        for precision in {row["precision"] for row in rows}:
+            ms = step_floor([r for r in rows if r["precision"] == precision], 27, 24, 4)
+            found[f"{arch}, batch {batch}, {precision}, s/epoch"] = 50 * ms / batch
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gpu.json"))
+    parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--arch", default="resnet18")
+    parser.add_argument("--wide-arch", default="wrn-34-10")
+    parser.add_argument("--batch-size", type=int, default=128)
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    cuda, batch, arch = device.type == "cuda", options.batch_size, options.arch
+    if cuda and not torch.cuda.is_available():
+        sys.exit("there is no GPU that PyTorch can use: `--device cpu --batch-size 4` rehearses")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    report = Report(options.out, 60 * options.minutes)
+    settings: dict[str, Any] = {"arch": arch, "device": options.device}
+    if not cuda:
+        settings |= {"repetitions": 1, "steps": 1}
+    graphs = "bf16/graph,bf16/compile+graph" if cuda else "bf16/eager"
+
+    if cuda:
+        report.part("tests", tests)
+    report.part(
+        "race", lambda: race(
+            batch_size=str(batch),
+            contestants=f"plain,mixed,fp32/eager,bf16/eager,{graphs}", **settings,
+        ),
+    )  # fmt: skip
+    report.part("attack iteration, ms", attack_iteration, arch, batch, device)
+    for size in (1, 2, 4):
+        report.part(f"lanes, batch {batch * size}", lanes, arch, batch * size, device)
+    report.part("grouped convolution, ms", grouped_convolution, batch, device)
+    if cuda:
+        report.part("fused epilogue", fused_epilogue, batch, device)
+        report.part("graph equals eager", graph_equals_eager, arch, batch, device)
+    report.part(
+        "layers", lambda: race(
+            batch_size=f"{batch},{4 * batch}", what="layers",
+            contestants="bf16/eager", **settings,
+        ),
+    )  # fmt: skip
+    layers = report.record["parts"]["layers"]["result"]
+    if "layers" in layers:
+        report.part("floor of the convolutions", floors, layers)
+    report.part(
+        "evaluation", lambda: race(
+            batch_size=str(8 * batch), what="eval",
+            contestants="plain,mixed,bf16/" + ("graph" if cuda else "eager"), **settings,
+        ),
+    )  # fmt: skip
+    report.part(
+        "larger batches", lambda: race(
+            batch_size=f"{2 * batch},{4 * batch},{8 * batch}",
+            contestants="mixed,bf16/" + ("graph" if cuda else "eager"), **settings,
+        ),
+    )  # fmt: skip
+    report.part(
+        "one and three peers", lambda: race(
+            batch_size=str(batch), peers="trades;trades,alp,at",
+            contestants="plain,mixed,bf16/" + ("graph" if cuda else "eager"), **settings,
+        ),
+    )  # fmt: skip
+    wide = copy.copy(settings) | {"arch": options.wide_arch, "repetitions": 5 if cuda else 1}
+    report.part(
+        "wide network", lambda: race(
+            batch_size=str(batch), **(wide | {"steps": 1}),
+            contestants="plain,mixed,bf16/" + ("graph" if cuda else "eager"),
+        ),
+    )  # fmt: skip
+    print(f"written to {options.out}")
+    failed = [name for name, part in report.record["parts"].items() if "failed" in part["result"]]
+    tested = report.record["parts"].get("tests", {}).get("result", {}).get("exit", 0)
+    sys.exit(f"failed: {', '.join(failed) or 'tests'}" if failed or tested else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""The counted work of a step: multiplications and additions, in forwards of one image.
+
+With S attack steps a step costs
+
+  U = 2 S (attacked peers) + (TRADES peers) + 3 (forwards with gradient) + (forwards without)
+
+an attack step being a forward and a backward to the images, the TRADES target one forward, a
+training backward the gradients of activations and of weights. The images of a training forward need
+no gradient, so the first layer costs 2 there and not 3.
+"""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from fastcat.batch import Batch
+from fastcat.benchmarks.reference.plain import PlainLoop
+from fastcat.benchmarks.throughput import flop_per_image
+from fastcat.models import make_model
+from fastcat.models.wide_resnet import WideResNet
+from fastcat.step import collaborative_step, start_noise
+from fastcat.team import Team
+from fastcat.threat import ThreatModel
+from tests.networks import CLASSES, images, seeded
+from tests.teams import team_of
+
+BATCH = 2
+
+
+def forward_flop(model: nn.Module, side: int) -> tuple[float, float]:
+    """Of one image through the network, and through its first layer."""
+    x = images(0, 1, side)[0]
+    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    counts = []
+    for module in (model, first):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            module(x)
+        counts.append(float(counter.get_total_flops()))
+    return counts[0], counts[1]
+
+
+def step_flop(team: Team, side: int) -> float:
+    """Of one image through a collaborative step."""
+    x, y = images(0, BATCH, side)
+    noise = start_noise(team, x, seeded())
+    return flop_per_image(lambda: collaborative_step(team, Batch(x, y, y), noise), BATCH)
+
+
+def formula(team: Team, forward: float, first: float) -> float:
+    """U of the header, from the plan, less what the first layer saves."""
+    inners = [peer.objective.inner for peer in team.peers]
+    attacked = [inner for inner in inners if inner is not None]
+    graded = sum(cell.grad for cell in team.plan)
+    units = 2 * team.threat.steps * len(attacked) * team.threat.restarts
+    units += sum(inner.loss == "kl" for inner in attacked)
+    if team.threat.restarts > 1:
+        units += team.threat.restarts * len(attacked)  # each start's end is judged
+    units += 3 * graded + (len(team.plan) - graded)
+    return units * forward - graded * first
+
+
+@pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "as-they-are"])
+@pytest.mark.parametrize(
+    ("methods", "units"),
+    [
+        pytest.param("natural", 3, id="natural"),
+        pytest.param("at", 2 * 4 + 3, id="at"),
+        pytest.param("trades", 2 * 4 + 1 + 6, id="trades"),
+        pytest.param("mart", 2 * 4 + 6, id="mart"),
+        pytest.param("natural trades", 2 * 4 + 1 + 9 + 1, id="natural+trades"),
+        pytest.param("trades alp", 4 * 4 + 1 + 12 + 2, id="trades+alp"),
+        pytest.param("trades alp mart", 6 * 4 + 1 + 18 + 6, id="trades+alp+mart"),
+        pytest.param("trades trades at", 6 * 4 + 2 + 15 + 6, id="trades+trades+at"),
+    ],
+)
+def test_work_by_formula(methods: str, units: int, frozen: bool) -> None:
+    """To the last operation, with four attack steps.
+
+    Catches a target that is computed anew in each attack step, gradients of weights in an attack,
+    a graph behind a teacher, a forward of what nobody reads.
+    """
+    torch.manual_seed(0)
+    names = methods.split()
+    nets = [WideResNet(10, 1, CLASSES, 3) for _ in names]
+    team = team_of(names, nets, threat=ThreatModel(steps=4), side=16)
+    assert not team.remarks
+    for peer in () if frozen else team.peers:
+        peer.frozen = None
+    forward, first = forward_flop(nets[0], 16)
+    graded = sum(cell.grad for cell in team.plan)
+    expected = formula(team, forward, first)
+    assert expected == pytest.approx(units * forward - graded * first)
+    assert step_flop(team, 16) == pytest.approx(expected, rel=1e-9)
+
+
+def test_work_of_restarts() -> None:
+    """Every start pays its steps and one look at where it ended; targets are computed once."""
+    torch.manual_seed(0)
+    nets = [WideResNet(10, 1, CLASSES, 3) for _ in range(2)]
+    team = team_of(["trades", "at"], nets, threat=ThreatModel(steps=2, restarts=3), side=16)
+    assert step_flop(team, 16) == pytest.approx(formula(team, *forward_flop(nets[0], 16)), rel=1e-9)
+
+
+def test_a_pair_of_resnets_costs_55_forwards_where_the_published_loop_costs_75() -> None:
+    """The pair of the paper with PGD-10 on images of 32 x 32."""
+    torch.manual_seed(0)
+    models = [make_model("resnet18", 10, 3) for _ in range(2)]
+    forward, first = forward_flop(models[0], 32)
+    reference = PlainLoop([make_model("resnet18", 10, 3) for _ in range(2)], ["trades", "alp"])
+    team = team_of(["trades", "alp"], models, threat=ThreatModel(steps=10), classes=10, side=32)
+    x, y = images(0, BATCH, 32)
+    ours = step_flop(team, 32) / forward
+    theirs = flop_per_image(lambda: reference.step(x, y), BATCH) / forward
+    assert ours <= 55
+    assert ours == pytest.approx(55 - 4 * first / forward, rel=1e-9)
+    assert theirs == pytest.approx(75, rel=0.01)
+    assert theirs / ours > 75 / 55 - 0.01
