@@ -1,11 +1,12 @@
-"""The packages: fastcat, with the top-level folders kernels, loaders and benchmarks linked into it."""
+"""The packages: fastcat, with the folders kernels, loaders and benchmarks linked into it."""
 
 import sys
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
-for link in (Path(__file__).parent / "fastcat" / name for name in ("kernels", "loaders", "benchmarks")):
+for name in ("kernels", "loaders", "benchmarks"):
+    link = Path(__file__).parent / "fastcat" / name
     if not link.is_dir():
         sys.exit(
             f"{link} is not a link to a folder: this checkout was made without symbolic links; "

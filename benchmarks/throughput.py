@@ -178,7 +178,7 @@ class Ours:
         )
         for remark in self.team.remarks:
             say(remark)
-        self.engine = Engine(self.team, self.loader.gather, engine, say)
+        self.engine = Engine(self.team, self.loader.gather, batch, engine, say)
         self.like = self.loader.like(self.inputs)
         self.done = 0
 

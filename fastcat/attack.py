@@ -52,6 +52,11 @@ class Inner:
             name = getattr(self, field)
             if name not in names:
                 raise InputError(f"unknown attack {field} {name!r}: {nearest(name, names)}")
+        if (self.loss, self.start) == ("kl", "zero"):
+            raise InputError(
+                "the KL from the clean prediction has no gradient at the image itself: "
+                "start at gaussian or uniform noise"
+            )
 
 
 def at_least_float32(z: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ class CudaGraph:
 
 
 class Engine:
-    """Runs steps of one batch size; others run eagerly.
+    """Runs steps of `batch_size` images; others run eagerly.
 
     gather: from a loader's inputs to the Batch, on the device. totals: the values of
     `team.loss.names`, summed over the images since it was last zeroed. say: gets a line for each
@@ -81,6 +81,7 @@ class Engine:
         self,
         team: Team,
         gather: Callable[..., Batch],
+        batch_size: int,
         name: str,
         say: Callable[[str], object] = print,
     ) -> None:
@@ -90,7 +91,8 @@ class Engine:
         self.say = say
         self.device = team.loss.report.device
         self.totals = torch.zeros_like(team.loss.report[:, 0])
-        self.batch_size: int | None = None
+        self.batch_size = batch_size
+        self.prepared = False
         self.said: set[str] = set()
         self.graph: CudaGraph | None = None
         self.judges: dict[Any, CudaGraph] = {}
@@ -113,8 +115,8 @@ class Engine:
             peer.optimizer.set_lr(lr)
             peer.model.train()
         noise = start_noise(self.team, like, self.generator.manual_seed(seed))
-        if self.batch_size is None:
-            self.batch_size = len(like)
+        if not self.prepared and len(like) == self.batch_size:
+            self.prepared = True
             self._prepare(*inputs, noise)
         if len(like) != self.batch_size:
             if self.name != "eager":

@@ -140,12 +140,16 @@ class FlatSGD(torch.optim.Optimizer):
     @torch.no_grad()
     def gather(self) -> None:
         """Collect the parameters' gradients; belongs between backward and `step`."""
-        found = [
-            (view, parameter.grad)
-            for view, parameter in zip(self.grad_views, self.parameters, strict=True)
-            if parameter.grad is not None
-        ]
-        torch._foreach_copy_([view for view, _ in found], [grad for _, grad in found])
+        views, grads, unused = [], [], []
+        for view, parameter in zip(self.grad_views, self.parameters, strict=True):
+            if parameter.grad is None:
+                unused.append(view)
+            else:
+                views.append(view)
+                grads.append(parameter.grad)
+        torch._foreach_copy_(views, grads)
+        if unused:
+            torch._foreach_zero_(unused)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]

@@ -36,31 +36,34 @@ class TableLoss:
         places = [cell.place for cell in plan]
         self.objective_weight = alpha = collaboration.objective_weight
         terms: list[Term] = []
-        # what is measured, in this order: terms, accuracies, terms of functions of one's own;
-        # each counts, times a factor, towards some values
-        counts_towards: list[dict[str, float]] = []
-        own_counts: list[dict[str, float]] = []
         self.own: list[tuple[Callable, dict[str, int]]] = []
+        self.names: list[str] = []
+        # what is measured: terms, accuracies, terms of functions of one's own; each counts, times
+        # a factor, towards some values
+        by_term: list[dict[str, float]] = []
+        by_own: list[dict[str, float]] = []
         for k, (peer, objective) in enumerate(zip(peer_names, objectives, strict=True)):
+            total = f"{peer}/loss"
             cells = {view: (k, view_name(k, view)) for view in objective.views}
             if isinstance(objective.outer, Sum):
                 for term in objective.outer.terms:
                     terms.append(_placed(term, cells, alpha))
-                    names = {f"{peer}/{term.name}": term.weight}
-                    counts_towards.append(names | {f"{peer}/loss": alpha * term.weight})
+                    by_term.append({f"{peer}/{term.name}": term.weight, total: alpha * term.weight})
+                reported = [term.name for term in objective.outer.terms]
             else:
                 self.own.append((objective.outer, {v: places.index(c) for v, c in cells.items()}))
                 sample = {view: torch.zeros(2, classes, device=device) for view in cells}
-                for name in objective.outer(
-                    sample, torch.zeros(2, dtype=torch.int64, device=device)
-                ):
-                    own_counts.append({f"{peer}/{name}": 1.0, f"{peer}/loss": alpha})
-            for term in collaboration.guidance[k].terms if collaboration.guidance else ():
-                terms.append(term)
-                names = {f"{peer}/guidance": term.weight, f"{peer}/loss": term.weight}
-                counts_towards.append(names)
-        counts_towards += [{f"{peer}/accuracy": 1.0} for peer in peer_names] + own_counts
-        self.names = list(dict.fromkeys(name for names in counts_towards for name in names))
+                labels = torch.zeros(2, dtype=torch.int64, device=device)
+                reported = list(objective.outer(sample, labels))
+                by_own += [{f"{peer}/{name}": 1.0, total: alpha} for name in reported]
+            if collaboration.guidance:
+                for term in collaboration.guidance[k].terms:
+                    terms.append(term)
+                    by_term.append({f"{peer}/guidance": term.weight, total: term.weight})
+                reported.append("guidance")
+            names = dict.fromkeys([*reported, "loss", "accuracy"])
+            self.names += [f"{peer}/{name}" for name in names]
+        counts_towards = [*by_term, *({f"{peer}/accuracy": 1.0} for peer in peer_names), *by_own]
         self.report = torch.tensor(
             [[names.get(name, 0.0) for names in counts_towards] for name in self.names],
             dtype=dtype,

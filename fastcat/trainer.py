@@ -86,7 +86,9 @@ class Trainer:
             example=self.loader.gather(*next(self.loader.inputs())).x[:2],
         )
         self.remarks = list(self.team.remarks)
-        self.engine = Engine(self.team, self.loader.gather, engine, self.remarks.append)
+        self.engine = Engine(
+            self.team, self.loader.gather, config.batch_size, engine, self.remarks.append
+        )
         self.epoch = self.batch = 0
         self.seconds = 0.0
         self.best: dict[str, dict[str, Any]] = {}

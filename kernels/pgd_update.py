@@ -269,7 +269,7 @@ def pgd_update_fused(
     views, images = x_adv.shape[:2]
     size = x_adv[0, 0].numel()
     channels, strides = _strides(x_adv, x_adv if low is None else low, x.expand_as(x_adv), grad)
-    block = 1024 if norm == "linf" else min(4096, triton.next_power_of_2(size))
+    block = 1024 if norm == "linf" else min(2048, triton.next_power_of_2(size))
     blocks = triton.cdiv(size, block) if norm == "linf" else 1
     _pgd_update_kernel[(views * images, blocks)](
         x_adv,

@@ -89,7 +89,7 @@ class Run:
             example=example,
         )
         self.said: list[str] = []
-        self.engine = Engine(self.team, Batch, engine, self.said.append)
+        self.engine = Engine(self.team, Batch, BATCH, engine, self.said.append)
         torch.backends.cudnn.benchmark = False
 
     def step(self, x: Tensor, y: Tensor, noise: Tensor | None = None, seed: int = 0) -> Tensor:
