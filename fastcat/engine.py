@@ -21,7 +21,7 @@ from fastcat.threat import ThreatModel
 
 ENGINES = {
     "eager": "operation by operation",
-    "compile": "the networks and their frozen twins compiled by Inductor; a minute to start",
+    "compile": "frozen twins, on a GPU also the networks, compiled by Inductor; slow to start",
     "graph": "the whole step as one CUDA graph; needs a GPU",
     "compile+graph": "both",
 }
@@ -137,7 +137,9 @@ class Engine:
         """Compile and capture, as the name says and as it can be had."""
         if "compile" in self.name:
             for peer in self.team.peers:
-                peer.forward = torch.compile(peer.model, dynamic=False)
+                if self.device.type == "cuda":
+                    # on a CPU it is no faster, but takes most of a minute to compile
+                    peer.forward = torch.compile(peer.model, dynamic=False)
                 if peer.frozen is not None:
                     peer.frozen.compile()
             try:

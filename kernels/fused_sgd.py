@@ -12,6 +12,7 @@ found_inf is not 0 nothing changes, as with torch.amp.GradScaler.
 # mypy: allow-untyped-defs
 # (Triton's arguments have no Python types)
 
+import torch
 from torch import Tensor
 
 from ._op import Op, tl, triton
@@ -72,9 +73,11 @@ def fused_sgd_reference(
     grad = grad.to(param.dtype)
     if grad_scale is not None:
         grad = grad / grad_scale
-    grad = grad + weight_decay * param
-    momentum_buffer.mul_(momentum).add_(grad)
-    param.sub_(lr * (grad + momentum * momentum_buffer if nesterov else momentum_buffer))
+    # as few passes over memory as torch allows: on a CPU this is what runs
+    grad = torch.add(grad, param, alpha=weight_decay)
+    torch.add(grad, momentum_buffer, alpha=momentum, out=momentum_buffer)
+    direction = grad.add_(momentum_buffer, alpha=momentum) if nesterov else momentum_buffer
+    param.addcmul_(direction, lr, value=-1)
     if ema is not None:
         ema.mul_(ema_decay).add_((1 - ema_decay) * param)
     if low is not None:
