@@ -1,0 +1,185 @@
+"""`fastcat bench`: what it measures, writes, compares and refuses."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fastcat.benchmarks import throughput
+from fastcat.benchmarks.layers import measure_layers, shapes_of, step_floor
+from fastcat.benchmarks.throughput import BenchConfig, bench, contestants_for, table
+from fastcat.cli import main
+from fastcat.errors import InputError
+from tests import tiny
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Settings of a race that takes seconds."""
+    tiny.register()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(throughput, "matmul_tflops", lambda *_: 0.5)
+    monkeypatch.setattr(throughput, "copy_tb_per_s", lambda *_: 0.01)
+    return {"arch": "tiny", "batch_size": "4", "device": "cpu", "repetitions": 2, "threads": 1}
+
+
+def test_a_race_writes_what_it_measured(small: dict[str, Any], tmp_path: Path) -> None:
+    record = bench(
+        BenchConfig(
+            **small,
+            contestants="plain,mixed,fp32/eager,bf16/eager",
+            what="train,eval,layers",
+            out=tmp_path / "bench.json",
+        )
+    )
+    assert json.loads((tmp_path / "bench.json").read_text()) == json.loads(json.dumps(record))
+    assert record["environment"]["packages"]["torch"] == torch.__version__.partition("+")[0]
+    assert [(r["what"], r["contestant"]) for r in record["results"]] == [
+        (what, name)
+        for what in ("train", "eval")
+        for name in ("plain", "mixed", "fp32/eager", "bf16/eager")
+    ]
+    for result in record["results"]:
+        assert 0 < result["ms_low"] <= result["ms"] <= result["ms_high"]
+        assert result["images_per_second"] == pytest.approx(4000 / result["ms"])
+        assert result["seconds_per_epoch"] == pytest.approx(12500 * result["ms"] / 1000)
+        tflops = result["gflop_per_image"] * 4e9 / (result["ms"] / 1000) / 1e12
+        assert result["tflops"] == pytest.approx(tflops)
+        assert result["share_of_matmul"] == pytest.approx(tflops / 0.5)
+    plain, mixed, ours, _ = record["results"][:4]
+    assert plain["speedup"] == 1
+    assert ours["speedup"] == pytest.approx(plain["ms"] / ours["ms"])
+    assert mixed["gflop_per_image"] == plain["gflop_per_image"]
+    assert ours["gflop_per_image"] < 0.75 * plain["gflop_per_image"]
+    assert {row["pass"] for row in record["layers"]} == {
+        "forward", "backward_input", "backward_weight"
+    }  # fmt: skip
+
+
+def test_comparison_with_an_earlier_file(
+    small: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = bench(BenchConfig(**small, contestants="fp32/eager", out=tmp_path / "first.json"))
+    first["results"][0]["ms"] *= 2
+    (tmp_path / "first.json").write_text(json.dumps(first))
+    capsys.readouterr()
+    bench(
+        BenchConfig(
+            **small,
+            contestants="fp32/eager,bf16/eager",
+            out=tmp_path / "second.json",
+            compare=tmp_path / "first.json",
+        )
+    )
+    printed = capsys.readouterr().out
+    before = first["results"][0]["ms"]
+    assert f"train tiny trades,alp 4 fp32/eager: {before:.1f} -> " in printed
+    assert f"train tiny trades,alp 4 bf16/eager: not in {tmp_path / 'first.json'}" in printed
+
+
+def test_a_file_is_never_overwritten_and_gets_a_name_of_its_own(
+    small: dict[str, Any], tmp_path: Path
+) -> None:
+    bench(BenchConfig(**small, contestants="fp32/eager"))
+    (written,) = tmp_path.glob("bench-*.json")
+    with pytest.raises(InputError, match="exists already"):
+        BenchConfig(**small, out=written)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ("--contestants fast", "unknown contestant 'fast'"),
+        ("--contestants bf16/fast", "unknown engine 'fast'"),
+        ("--contestants bf16/graph --device cpu", "needs a GPU"),
+        ("--batch-size 32,x", "expected numbers like 128,256"),
+        ("--batch-size 0", "expected numbers like 128,256"),
+        ("--what loaders", "expected some of train,eval,layers"),
+        ("--peers tradez", "unknown method"),
+        ("--arch resnet19", "unknown architecture"),
+        ("--repetitions 0", "repetitions is 0"),
+        ("--compare nowhere.json", "it is no file of `fastcat bench`"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    arguments: str, text: str, capsys: pytest.CaptureFixture[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert main(["bench", *arguments.split()]) == 2
+    error = capsys.readouterr().err
+    assert text in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_contestants_are_each_listed_once() -> None:
+    assert contestants_for("plain,bf16/eager,bf16/auto", CPU) == ["plain", "bf16/eager"]
+    assert contestants_for("auto", CPU)[:2] == ["plain", "mixed"]
+
+
+def test_what_was_not_measured_is_a_dash() -> None:
+    columns = (("name", "{name}"), ("MiB", "{mib:.0f}"))
+    assert table([{"name": "a", "mib": None}, {"name": "b", "mib": 12.3}], columns).split() == [
+        "name", "MiB", "a", "-", "b", "12",
+    ]  # fmt: skip
+
+
+def test_layers_of_a_network_are_counted_and_timed() -> None:
+    shapes = shapes_of("resnet18", 32)
+    assert sum(shapes.values()) == 20
+    assert shapes[64, 64, 3, 1, 1, 32] == 4
+    assert shapes[256, 512, 1, 2, 0, 8] == 1
+    tiny.register()
+    rows = measure_layers("tiny", "fp32", 2, CPU, lambda function: (function(), 2.0)[1])
+    assert all(row["ms"] == 2.0 for row in rows)
+    (first, *_) = rows
+    assert first["tflops"] == pytest.approx(2 * 2 * 8 * 32 * 32 * 3 * 9 / 2e-3 / 1e12)
+    convolutions = sum(row["count"] for row in rows if row["pass"] == "forward")
+    assert step_floor(rows, 3, 0, 0) == 3 * convolutions * 2.0
+
+
+def test_the_roofline_is_drawn(small: dict[str, Any], tmp_path: Path) -> None:
+    bench(
+        BenchConfig(
+            **small,
+            contestants="plain,bf16/eager",
+            what="train,layers",
+            out=tmp_path / "bench.json",
+        )
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.roofline",
+        str(tmp_path / "bench.json"),
+        "roof.svg",
+    ]
+    subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT), "PATH": ""}, check=True)
+    picture = (tmp_path / "roof.svg").read_text()
+    assert picture.count("<svg") == 1
+    assert len(picture) > 10000
+
+
+def test_the_gpu_check_needs_torch_triton_and_numpy_alone() -> None:
+    """It must run where nothing of a run's other packages is installed."""
+    others = [
+        "tyro",
+        "rich",
+        "yaml",
+        "safetensors",
+        "torchvision",
+        "PIL",
+        "sklearn",
+        "hypothesis",
+        "matplotlib",
+    ]
+    code = f"import sys; sys.modules.update(dict.fromkeys({others}))\nimport benchmarks.gpu"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
