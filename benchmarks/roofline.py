@@ -1,9 +1,10 @@
 """The roofline picture of a benchmark's JSON: python -m benchmarks.roofline bench.json roof.svg
 
 Every convolution by its FLOPs a byte, under the copy's and the matrix product's rates; the whole
-steps of the contestants as horizontal lines. Needs matplotlib (pip install matplotlib).
+steps of the contestants as gray lines. Needs matplotlib (pip install matplotlib).
 """
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -23,24 +24,23 @@ def plot(record: dict[str, Any], path: Path) -> None:
     for axes, precision in zip(axes_row[0], precisions, strict=True):
         rows = [row for row in layers if row["precision"] == precision]
         roof, copy = record["matmul_tflops"][precision], record["copy_tb_per_s"]
-        intensity = [row["flop_per_byte"] for row in rows]
-        left, right = min(intensity) / 2, max(*intensity, roof / copy) * 2
-        axes.plot([left, roof / copy, right], [left * copy, roof, roof], color="black", lw=1)
-        axes.annotate("copy", (left, left * copy), fontsize=8)
-        axes.annotate("matrix product", (right, roof), ha="right", va="bottom", fontsize=8)
+        intensity = [roof / copy, *(row["flop_per_byte"] for row in rows)]
+        left, right = min(intensity) / 2, max(intensity) * 2
+        corners = [left * copy, roof, roof]
+        label = "copy, matrix product"
+        axes.plot([left, roof / copy, right], corners, color="black", lw=1, label=label)
         for name, marker in MARKERS.items():
             chosen = [row for row in rows if row["pass"] == name]
             axes.scatter(
                 [row["flop_per_byte"] for row in chosen], [row["tflops"] for row in chosen],
                 marker=marker, label=name.replace("_", " "), s=24,
             )  # fmt: skip
-        for result in record["results"]:
-            if result["what"] == "train" and result["arithmetic"] == precision:
-                axes.axhline(result["tflops"], ls=":", lw=1, color="gray")
-                axes.annotate(
-                    f"step, {result['contestant']}", (right, result["tflops"]),
-                    ha="right", va="bottom", fontsize=8, color="gray",
-                )  # fmt: skip
+        steps = [
+            r for r in record["results"] if r["what"] == "train" and r["arithmetic"] == precision
+        ]
+        for result, style in zip(steps, itertools.cycle(["--", "-.", ":"]), strict=False):
+            label = f"step, {result['contestant']}"
+            axes.axhline(result["tflops"], ls=style, lw=1, color="gray", label=label)
         axes.set(
             xscale="log", yscale="log", xlabel="FLOP / byte", ylabel="TFLOP/s", title=precision
         )

@@ -1,9 +1,9 @@
 """`fastcat bench`: the plain loops of the papers' code and ours, alternately, in one process.
 
 Each contestant gets batches of random images of the same size. After a warm-up they take turns, of
-which the first step is not timed; medians with the spread go to the screen and, with versions and hardware,
-into a JSON file. FLOPs are counted in an eager step, and set beside the rate of a plain matrix
-product measured in the same run.
+which the first step is not timed; medians with the spread go to the screen and, with versions and
+hardware, into a JSON file. FLOPs are counted in an eager step, and set beside the rate of a plain
+matrix product measured in the same run.
 """
 
 import gc

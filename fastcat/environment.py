@@ -3,6 +3,7 @@
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,13 +11,15 @@ import torch
 
 def environment() -> dict[str, Any]:
     """Versions and hardware, for environment.json and `fastcat doctor`."""
+    program = Path(sys.argv[0])
+    name = program.parent.name if program.stem == "__main__" else program.name
     packages = ("fastcat-at", "torch", "torchvision", "triton", "numpy", "safetensors", "ffcv")
     gpus = [
         {"name": properties.name, "memory_gib": round(properties.total_memory / 2**30, 1)}
         for properties in map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
     ]
     return {
-        "command": " ".join(sys.argv),
+        "command": " ".join([name, *sys.argv[1:]]),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu_threads": torch.get_num_threads(),
