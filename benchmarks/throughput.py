@@ -11,6 +11,7 @@ import importlib.util
 import itertools
 import json
 import math
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -115,13 +116,16 @@ class Plain:
         specs: list[PeerSpec],
         batch: int,
         device: torch.device,
-        workers: int = 2,
+        workers: int | None = None,
     ) -> None:
         models = [make_network(k, spec.arch).to(device) for k, spec in enumerate(specs)]
         self.loop = loop(models, [spec.method for spec in specs])
         self.device = device
         self.x, self.y = images(batch, device)
         self.batches: Iterator[Sequence[Tensor]] = itertools.repeat((self.x, self.y))
+        if workers is None:
+            # as published where there are cores for it
+            workers = min(4, os.cpu_count() or 1)
         if workers and importlib.util.find_spec("torchvision") is not None:
             pixels, labels = photographs()
             loader = plain_loader(pixels, labels.tolist(), batch, workers)

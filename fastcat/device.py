@@ -17,4 +17,7 @@ def make_device(name: str) -> torch.device:
         raise InputError(f"device {name!r} is not supported: expected cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(f"there is no GPU {name!r}: type --device cpu, or see `fastcat doctor`")
+    if device.type == "cuda" and device.index is not None:
+        # streams and random states are asked of the current device
+        torch.cuda.set_device(device)
     return device

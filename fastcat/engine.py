@@ -55,11 +55,17 @@ class CudaGraph:
         random_state = torch.cuda.get_rng_state()
         # weights that autocast cast before would be gone at a replay, those cast within after it
         torch.clear_autocast_cache()
-        # thread_local: a loader's threads may use the device meanwhile
-        with torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"):
-            self.output = function(*self.inputs)
-        torch.clear_autocast_cache()
-        torch.cuda.set_rng_state(random_state)
+        try:
+            # some versions of torch stay on the capture's stream when it fails;
+            # thread_local: a loader's threads may use the device meanwhile
+            with (
+                torch.cuda.stream(torch.cuda.current_stream()),
+                torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"),
+            ):
+                self.output = function(*self.inputs)
+        finally:
+            torch.clear_autocast_cache()
+            torch.cuda.set_rng_state(random_state)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """The output, which the next call overwrites."""
@@ -74,7 +80,8 @@ class Engine:
 
     gather: from a loader's inputs to the Batch, on the device. totals: the values of
     `team.loss.names`, summed over the images since it was last zeroed. say: gets a line for each
-    thing that could not be had.
+    thing that could not be had. compile_training: whether "compile" is for the training passes
+    too; None: on a GPU, since on a CPU they are no faster and take most of a minute to compile.
     """
 
     def __init__(
@@ -84,6 +91,7 @@ class Engine:
         batch_size: int,
         name: str,
         say: Callable[[str], object] = print,
+        compile_training: bool | None = None,
     ) -> None:
         self.team = team
         self.gather = gather
@@ -95,6 +103,8 @@ class Engine:
         self.prepared = False
         self.said: set[str] = set()
         self.graph: CudaGraph | None = None
+        on_gpu = self.device.type == "cuda"
+        self.compile_training = on_gpu if compile_training is None else compile_training
         self.judges: dict[Any, CudaGraph] = {}
         self.generator = torch.Generator(self.device)
         # graphs are captured on a stream of their own, and what they need is rehearsed there
@@ -103,7 +113,6 @@ class Engine:
             self.stream = torch.cuda.Stream(self.device)
             # shapes never change, so each convolution's fastest algorithm is worth a search
             torch.backends.cudnn.benchmark = True
-            torch.backends.cudnn.benchmark_limit = 0
 
     def step(self, inputs: Sequence[Tensor], like: Tensor, seed: int, lr: float) -> Tensor:
         """A collaborative step; the values of `team.loss.names`, until the next step.
@@ -137,8 +146,7 @@ class Engine:
         """Compile and capture, as the name says and as it can be had."""
         if "compile" in self.name:
             for peer in self.team.peers:
-                if self.device.type == "cuda":
-                    # on a CPU it is no faster, but takes most of a minute to compile
+                if self.compile_training:
                     peer.forward = torch.compile(peer.model, dynamic=False)
                 if peer.frozen is not None:
                     peer.frozen.compile()
@@ -155,6 +163,7 @@ class Engine:
                 self._rehearse(inputs, 3)
                 self.graph = CudaGraph(self._run, inputs, self.stream)
             except RuntimeError as error:
+                self._forget_steps()
                 self._give_up("graph", error)
 
     def _give_up(self, what: str, error: Exception) -> None:
@@ -184,8 +193,11 @@ class Engine:
                 for tensor, old in zip(state, before, strict=True):
                     tensor.copy_(old)
             self.team.scaler.load_state_dict(scaler)
-            # a failure leaves optimizers that count as stepped, and must not step again
-            getattr(self.team.scaler, "_per_optimizer_states", {}).clear()
+            self._forget_steps()
+
+    def _forget_steps(self) -> None:
+        """After a failure: optimizers that count as stepped for the scaler could not step again."""
+        getattr(self.team.scaler, "_per_optimizer_states", {}).clear()
 
     @contextmanager
     def _on_stream(self) -> Iterator[None]:

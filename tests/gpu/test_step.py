@@ -17,7 +17,7 @@ from fastcat.batch import Batch
 from fastcat.engine import Engine
 from fastcat.evaluation import parse_attacks
 from fastcat.evaluation.evaluate import robust
-from fastcat.frozen import Frozen, cudnn_fuses
+from fastcat.frozen import Frozen
 from fastcat.kernels.augment import augment
 from fastcat.models import make_model
 from fastcat.objectives import make_objective
@@ -45,7 +45,8 @@ TEAMS = [
     pytest.param(("at", "alp", "trades"), "cat", id="at+alp+trades"),
 ]
 ENGINES = ["eager", "graph", "compile", "compile+graph"]
-# of the losses and of the weights after three free steps, where the attack's signs amplify rounding
+# of the losses and of the weights after three free steps, where the attack's signs amplify
+# rounding; fp32 as measured on a CPU, tf32 wider by its shorter numbers
 TOLERANCES = {"fp32": (0.01, 0.05), "tf32": (0.03, 0.1)}
 # of a step on the oracle's views, as on a CPU
 HALF_TOLERANCES = {"bf16": 0.1, "fp16": 0.02}
@@ -58,6 +59,8 @@ def exact_convolutions() -> Iterator[None]:
     cudnn.deterministic = True
     yield
     cudnn.deterministic, cudnn.benchmark = before
+    # variants of one network would soon exceed what dynamo compiles of one function
+    torch._dynamo.reset()
 
 
 class Run:
@@ -158,6 +161,8 @@ def test_three_steps_follow_the_oracle(
     methods: tuple[str, ...], collab: str, engine: str, precision: str
 ) -> None:
     """A graph that replays a stale input, a lane that races, a rate baked in: all leave it."""
+    if "compile" in engine and len(methods) != 2:
+        pytest.skip("needs a GPU for minutes: compiled for one team alone")
     nets = nets_of(len(methods))
     run = Run(nets, methods, engine, precision, collab)
     nets = [net.double() for net in nets]
@@ -302,21 +307,6 @@ def test_a_ragged_batch_runs_eagerly_and_counts() -> None:
     assert run.said == [f"batches of other than {BATCH} images run eagerly"]
 
 
-def test_what_cannot_be_captured_runs_eagerly_and_says_so() -> None:
-    run = Run(nets_of(1), ("at",), "graph")
-
-    def asks(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        args[0].sum().item()
-
-    run.team.peers[0].model.conv1.register_forward_pre_hook(asks)
-    x, y = images(0, BATCH, SIDE)
-    assert run.step(x, y).isfinite().all()
-    assert run.engine.graph is None
-    assert run.engine.name == "eager"
-    assert len(run.said) == 1
-    assert run.said[0].startswith("no graph engine, going on with eager: ")
-
-
 def test_an_overflow_in_fp16_skips_the_step_and_halves_the_scale() -> None:
     run = Run(nets_of(1), ("at",), "graph", "fp16")
     x, y = images(0, BATCH, SIDE)
@@ -363,12 +353,6 @@ def test_the_twin_equals_the_model(
         assert (ours - expected).norm() <= tolerance * expected.norm()
 
 
-def test_cudnn_fuses_in_half_precision() -> None:
-    """Not a matter of right or wrong, but of the speed that docs/performance.md promises."""
-    if not cudnn_fuses(torch.bfloat16):
-        pytest.xfail("this cuDNN does not fuse bf16 epilogues; the twin runs without")
-
-
 def test_judging_by_graph_equals_judging_eagerly() -> None:
     run = Run(nets_of(1), ("at",), "graph")
     x, y = (t.to(DEVICE) for t in images(0, BATCH, SIDE))
@@ -394,3 +378,19 @@ def test_the_gpu_augments_like_the_cpu() -> None:
     draws = torch.stack([torch.randint(n, (16,), generator=generator) for n in (20, 5, 5, 2)])
     ours = augment(pixels.to(DEVICE), draws.to(DEVICE), 2)
     torch.testing.assert_close(ours.cpu(), augment(pixels, draws, 2), rtol=0, atol=2**-23)
+
+
+# last: in some versions of torch a failed capture spoils the captures after it
+def test_what_cannot_be_captured_runs_eagerly_and_says_so() -> None:
+    run = Run(nets_of(1), ("at",), "graph")
+
+    def asks(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        args[0].sum().item()
+
+    run.team.peers[0].model.conv1.register_forward_pre_hook(asks)
+    x, y = images(0, BATCH, SIDE)
+    assert run.step(x, y).isfinite().all()
+    assert run.engine.graph is None
+    assert run.engine.name == "eager"
+    assert len(run.said) == 1
+    assert run.said[0].startswith("no graph engine, going on with eager: ")
