@@ -109,7 +109,7 @@ class Engine:
         self.generator = torch.Generator(self.device)
         # graphs are captured on a stream of their own, and what they need is rehearsed there
         self.stream: torch.cuda.Stream | None = None
-        if self.device.type == "cuda":
+        if on_gpu:
             self.stream = torch.cuda.Stream(self.device)
             # shapes never change, so each convolution's fastest algorithm is worth a search
             torch.backends.cudnn.benchmark = True
@@ -122,7 +122,6 @@ class Engine:
         """
         for peer in self.team.peers:
             peer.optimizer.set_lr(lr)
-            peer.model.train()
         noise = start_noise(self.team, like, self.generator.manual_seed(seed))
         if not self.prepared and len(like) == self.batch_size:
             self.prepared = True
@@ -137,6 +136,8 @@ class Engine:
 
     def _run(self, *inputs_and_noise: Tensor) -> Tensor:
         *inputs, noise = inputs_and_noise
+        for peer in self.team.peers:
+            peer.model.train()
         batch = self.gather(*inputs)
         values = collaborative_step(self.team, batch, noise)
         self.totals += values * len(batch.y)

@@ -53,14 +53,12 @@ class Frozen:
                 raise CannotFreeze(f"it cannot be traced: {reason}") from error
             if not agrees:
                 raise CannotFreeze("its traced form computes something else")
-        for name, folded in self._maps.items():
-            folded.to(dtype)
-            self._network.register_buffer(f"{name}_weight", folded.weight, persistent=False)
-            self._network.register_buffer(f"{name}_bias", folded.bias, persistent=False)
-        self.forward: Any = self._network
-        with attack_mode(model, "eval"):
+            for name, folded in self._maps.items():
+                folded.to(dtype)
+                self._network.register_buffer(f"{name}_weight", folded.weight, persistent=False)
+                self._network.register_buffer(f"{name}_bias", folded.bias, persistent=False)
             self.fused = fuse and example.is_cuda and self._can_fuse(example.to(dtype))
-        self._fuse(self.fused)
+        self.uncompile()
 
     def _fuse(self, fuse: bool) -> None:
         for node in self._network.graph.nodes:
@@ -84,10 +82,10 @@ class Frozen:
             for ours, expected in zip(fused, plain, strict=True)
         )
 
-    def compile(self, **options: Any) -> None:
-        """Let Inductor make the kernels instead of cuDNN's fused ones."""
+    def compile(self) -> None:
+        """Let Inductor make the kernels, instead of cuDNN's fused ones."""
         self._fuse(False)
-        self.forward = torch.compile(self._network, dynamic=False, **options)
+        self.forward: Any = torch.compile(self._network, dynamic=False)
 
     def uncompile(self) -> None:
         self._fuse(self.fused)
@@ -319,13 +317,12 @@ def _outcome(network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _agree(model: nn.Module, twin: nn.Module, example: Tensor) -> bool:
     """Whether both give the same logits and gradients, up to rounding."""
-    outcomes = []
     backends: list[Any] = [torch.backends.cudnn, torch.backends.cuda.matmul]
     before = [backend.allow_tf32 for backend in backends]
     try:
         for backend in backends:
             backend.allow_tf32 = False
-        outcomes += [_outcome(network, example) for network in (model, twin)]
+        outcomes = [_outcome(network, example) for network in (model, twin)]
     finally:
         for backend, allowed in zip(backends, before, strict=True):
             backend.allow_tf32 = allowed

@@ -38,8 +38,7 @@ class Op:
 
     reference: plain torch, without casts. fused: the Triton launcher of the same signature, which
     computes in float32. fake: the outputs' shapes, from the same arguments; None for an op that
-    only writes into `mutates`, the names of the arguments it changes. kernels: what to compile
-    ahead of time besides what the tests' cases launch.
+    only writes into `mutates`, the names of the arguments it changes.
     """
 
     name: str
@@ -47,7 +46,6 @@ class Op:
     fused: Callable[..., Any]
     fake: Callable[..., Any] | None = None
     mutates: Sequence[str] = ()
-    kernels: Sequence["AheadOfTime"] = ()
     torch_op: Any = field(init=False)
 
     def __post_init__(self) -> None:
@@ -76,16 +74,6 @@ class Op:
         return (self.torch_op if learns or torch.compiler.is_compiling() else self._run)(*args)
 
 
-@dataclass(frozen=True)
-class AheadOfTime:
-    """A Triton kernel as launched: Triton types of its arguments by name, constants, warps."""
-
-    kernel: Any
-    signature: dict[str, str]
-    constants: dict[str, Any]
-    num_warps: int = 4
-
-
 def all_ops() -> Iterator[Op]:
     """Every op in this folder, from the module whose reference it is."""
     package = __name__.rpartition(".")[0]
@@ -96,7 +84,7 @@ def all_ops() -> Iterator[Op]:
                 yield value
 
 
-def block_sizes(rows: int, columns: int, elements: int = 1024) -> tuple[int, int]:
+def block_sizes(rows: int, columns: int, elements: int) -> tuple[int, int]:
     """A tile of whole rows: the columns rounded up to a power of two, about `elements` in all."""
     block_columns = 1 << max(columns - 1, 0).bit_length()
     return max(1, min(elements // block_columns, 1 << max(rows - 1, 0).bit_length())), block_columns

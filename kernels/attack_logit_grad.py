@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from . import _gradients
-from ._op import AheadOfTime, Op, tl, triton
+from ._op import Op, tl, triton
 from ._tile_losses import (
     BOOSTED_CE,
     CE,
@@ -138,18 +138,9 @@ def attack_logit_grad_fused(
     return dz
 
 
-def _ahead_of_time(C: int, dtype: str) -> AheadOfTime:
-    pointers = {"z_ptr": f"*{dtype}", "y_ptr": "*i64", "clean_ptr": "*fp32", "dz_ptr": f"*{dtype}"}
-    scalars = {"kinds": "i64", "scale": "fp32", "B": "i32", "C": "i32"}
-    constants = tile(128, C)
-    num_warps = constants.pop("num_warps")
-    return AheadOfTime(_attack_logit_grad_kernel, pointers | scalars, constants, num_warps)
-
-
 OP = Op(
     name="attack_logit_grad",
     reference=attack_logit_grad_reference,
     fused=attack_logit_grad_fused,
     fake=lambda z, y, clean, kinds, scale: z.new_empty(z.shape),
-    kernels=[_ahead_of_time(C, dtype) for C in (100, 1000) for dtype in ("fp32", "bf16")],
 )

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from . import _gradients, losses
-from ._op import AheadOfTime, Op, tl, triton
+from ._op import Op, tl, triton
 from ._tile_losses import (
     BOOSTED_CE,
     CE,
@@ -179,20 +179,10 @@ def _backward(ctx: Any, d_values: Tensor | None, d_dz: Tensor | None) -> tuple[T
     return dz, None, None, None
 
 
-def _ahead_of_time(C: int, dtype: str) -> AheadOfTime:
-    pointers = {"z_ptr": f"*{dtype}", "y_ptr": "*i64", "terms_ptr": "*i32"}
-    pointers |= {"upstream_ptr": "*fp32", "losses_ptr": "*fp32", "dz_ptr": f"*{dtype}"}
-    scalars = dict.fromkeys(("upstream_stride_t", "upstream_stride_b", "B", "C"), "i32")
-    constants = {"T": 12, **tile(128, C)}
-    num_warps = constants.pop("num_warps")
-    return AheadOfTime(_multi_peer_loss_kernel, pointers | scalars, constants, num_warps)
-
-
 OP = Op(
     name="multi_peer_loss",
     reference=multi_peer_loss_reference,
     fused=multi_peer_loss_fused,
     fake=_outputs,
-    kernels=[_ahead_of_time(C, dtype) for C in (100, 1000) for dtype in ("fp32", "bf16")],
 )
 OP.torch_op.register_autograd(_backward, setup_context=_save)

@@ -17,10 +17,8 @@ import torch
 triton = pytest.importorskip("triton", reason="no Triton for this system")
 
 from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
-from fastcat.kernels._op import AheadOfTime, all_ops  # noqa: E402
 from tests.kernels.cases import Case, cases  # noqa: E402
 
 # A100, H100 and H200, B200
@@ -31,7 +29,6 @@ TYPICAL = {
     for name, case in cases(torch.float32, torch.bfloat16, torch.float16).items()
     if case.typical
 }
-LISTED = {f"{op.name}-{i}": kernel for op in all_ops() for i, kernel in enumerate(op.kernels)}
 
 
 def compile_launches(
@@ -81,23 +78,6 @@ def test_launches_compile_without_spills(
     assert kernels
     for kernel in kernels:
         check(kernel, tmp_path)
-
-
-@pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize("listed", LISTED.values(), ids=LISTED.keys())
-def test_listed_kernels_compile_without_spills(
-    listed: AheadOfTime, capability: int, tmp_path: Path
-) -> None:
-    signature = {**listed.signature, **dict.fromkeys(listed.constants, "constexpr")}
-    # torch's memory is aligned
-    pointers = {
-        (listed.kernel.arg_names.index(name),): [["tt.divisibility", 16]]
-        for name, kind in listed.signature.items()
-        if kind.startswith("*")
-    }
-    source = ASTSource(listed.kernel, signature, listed.constants, pointers)
-    target = GPUTarget("cuda", capability, 32)
-    check(triton.compile(source, target, {"num_warps": listed.num_warps}), tmp_path)
 
 
 def test_a_spill_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
