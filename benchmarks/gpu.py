@@ -7,7 +7,6 @@ costs only itself. `--device cpu --batch-size 4` rehearses all that does not nee
 """
 
 import argparse
-import copy
 import json
 import subprocess
 import sys
@@ -21,26 +20,24 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from fastcat.attack import Inner, attack_all
-from fastcat.benchmarks.layers import step_floor
-from fastcat.benchmarks.throughput import (
-    BenchConfig,
+from fastcat.attack import Inner, Network, attack_all
+from fastcat.benchmarks.contestants import (
     Ours,
-    arithmetic,
-    bench,
     images,
     make_contestant,
     make_network,
-    milliseconds,
+    set_arithmetic,
 )
+from fastcat.benchmarks.layers import step_floor
+from fastcat.benchmarks.measure import milliseconds
+from fastcat.benchmarks.throughput import BenchConfig, bench
 from fastcat.engine import CudaGraph
 from fastcat.environment import environment
 from fastcat.files import write_text
 from fastcat.frozen import Frozen
 from fastcat.peer_spec import parse_peers
-from fastcat.precision import make_precision
 from fastcat.threat import ThreatModel
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,13 +51,13 @@ class Report:
         self.deadline = time.monotonic() + seconds
         self.record: dict[str, Any] = {"environment": environment(), "parts": {}}
 
-    def part(self, name: str, function: Callable[..., Any], *args: Any) -> None:
+    def part(self, name: str, function: Callable[..., Any], *args: Any, **settings: Any) -> None:
         begin = time.monotonic()
         if begin > self.deadline:
             result: Any = {"left_out": "no time"}
         else:
             try:
-                result = function(*args)
+                result = function(*args, **settings)
             except Exception as error:  # the other parts are worth having
                 traceback.print_exc()
                 result = {"failed": f"{type(error).__name__}: {error}"}
@@ -91,33 +88,42 @@ def race(**settings: Any) -> dict[str, Any]:
         return bench(BenchConfig(out=Path(folder) / "bench.json", **settings))
 
 
-def attack_iteration(arch: str, batch: int, device: torch.device) -> dict[str, float]:
-    """Milliseconds of one PGD step of one network, as the model and as each kind of twin; on a GPU
-    inside a graph, so that launches cost nothing.
+def fastest(device: torch.device) -> str:
+    """The contestant that matters on a GPU; on a CPU, what rehearses it."""
+    return "bf16/graph" if device.type == "cuda" else "bf16/eager"
+
+
+def compiled_twin(model: nn.Module, example: Tensor) -> Frozen:
+    twin = Frozen(model, torch.bfloat16, example)
+    twin.compile()
+    return twin
+
+
+ATTACKED: dict[str, Callable[[nn.Module, Tensor], Network]] = {
+    "model under autocast": lambda model, example: model,
+    "twin": lambda model, example: Frozen(model, torch.bfloat16, example, fuse=False),
+    "twin, cuDNN epilogues": lambda model, example: Frozen(model, torch.bfloat16, example),
+    "twin, Inductor": compiled_twin,
+}
+
+
+def attack_iteration(kind: str, arch: str, batch: int, device: torch.device) -> dict[str, float]:
+    """One PGD step of one network, as the model or as a kind of twin; on a GPU inside a graph, so
+    that launches cost nothing.
     """
-    precision = make_precision("bf16", device)
+    set_arithmetic(fastest(device), device)
     model = make_network(0, arch).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     x, y = images(batch, device)
     x = x.contiguous(memory_format=torch.channels_last)
     threat = ThreatModel(steps=1)
     noise = threat.draw_noise("uniform", x, None)[None, None]
-    compiled = Frozen(model, torch.bfloat16, x[:2])
-    compiled.compile()
-    networks: dict[str, Any] = {
-        "model under autocast": model,
-        "twin": Frozen(model, torch.bfloat16, x[:2], fuse=False),
-        "twin, cuDNN epilogues": Frozen(model, torch.bfloat16, x[:2], fuse=True),
-        "twin, Inductor": compiled,
-    }
-    found = {}
-    for name, network in networks.items():
+    network = ATTACKED[kind](model, x[:2])
 
-        def iterate(x: Tensor, y: Tensor, noise: Tensor, network: Any = network) -> Tensor:
-            with precision.autocast():
-                return attack_all([network], [Inner()], x, y, threat, noise)
+    def iterate(x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16):
+            return attack_all([network], [Inner()], x, y, threat, noise)
 
-        found[name] = milliseconds(graphed(iterate, x, y, noise), 10, device)
-    return found
+    return {"ms": milliseconds(graphed(iterate, x, y, noise), 10, device)}
 
 
 def graphed(function: Callable[..., Tensor], *inputs: Tensor) -> Callable[[], object]:
@@ -138,14 +144,12 @@ def graphed(function: Callable[..., Tensor], *inputs: Tensor) -> Callable[[], ob
 def lanes(arch: str, batch: int, device: torch.device) -> dict[str, float]:
     """Milliseconds of a step with each peer on its own stream, and with all on one."""
     specs = list(parse_peers("trades,alp", arch))
-    name = "bf16/graph" if device.type == "cuda" else "bf16/eager"
     found = {}
     for side_by_side in (True, False):
-        with arithmetic(name, device):
-            contestant = make_contestant(name, specs, batch, device, lanes=side_by_side)
-            contestant.train()
-            contestant.train()
-            times = [milliseconds(contestant.train, 5, device) for _ in range(5)]
+        contestant = make_contestant(fastest(device), specs, batch, device, lanes=side_by_side)
+        contestant.train()
+        contestant.train()
+        times = [milliseconds(contestant.train, 5, device) for _ in range(5)]
         found["a stream each" if side_by_side else "one stream"] = sorted(times)[2]
     return found
 
@@ -234,16 +238,14 @@ def graph_equals_eager(arch: str, batch: int, device: torch.device, steps: int =
         for precision in ("fp32", "bf16"):
             ends = []
             for engine in ("eager", "graph"):
-                name = f"{precision}/{engine}"
-                with arithmetic(name, device):
-                    contestant = make_contestant(name, specs, batch, device)
-                    assert isinstance(contestant, Ours)
-                    # a search could choose other algorithms for the other engine
-                    torch.backends.cudnn.benchmark = False
-                    torch.backends.cudnn.deterministic = True
-                    for _ in range(steps):
-                        contestant.train()
-                    ends.append([peer.optimizer.flat.clone() for peer in contestant.team.peers])
+                contestant = make_contestant(f"{precision}/{engine}", specs, batch, device)
+                assert isinstance(contestant, Ours)
+                # a search could choose other algorithms for the other engine
+                torch.backends.cudnn.benchmark = False
+                torch.backends.cudnn.deterministic = True
+                for _ in range(steps):
+                    contestant.train()
+                ends.append([peer.optimizer.flat.clone() for peer in contestant.team.peers])
             found[precision] = max(
                 ((a - b).norm() / b.norm()).item() for a, b in zip(*ends, strict=True)
             )
@@ -281,62 +283,48 @@ def main() -> None:
     settings: dict[str, Any] = {"arch": arch, "device": options.device}
     if not cuda:
         settings |= {"repetitions": 1, "steps": 1}
-    graphs = "bf16/graph" if cuda else "bf16/eager"
 
     report.part(
-        "race", lambda: race(
-            batch_size=str(batch),
-            contestants=f"plain,mixed,fp32/eager,bf16/eager,{graphs}", **settings,
-        ),
+        "race", race, batch_size=str(batch),
+        contestants=f"plain,mixed,fp32/eager,bf16/eager,{fastest(device)}", **settings,
     )  # fmt: skip
     if cuda:
         report.part("graph equals eager", graph_equals_eager, arch, batch, device)
         report.part("tests", tests)
-    report.part("attack iteration, ms", attack_iteration, arch, batch, device)
+    for kind in ATTACKED:
+        report.part(f"attack iteration, {kind}", attack_iteration, kind, arch, batch, device)
     for size in (1, 2, 4):
         report.part(f"lanes, batch {batch * size}", lanes, arch, batch * size, device)
     report.part("grouped convolution, ms", grouped_convolution, batch, device)
     if cuda:
         report.part("fused epilogue", fused_epilogue, batch, device)
     report.part(
-        "layers", lambda: race(
-            batch_size=f"{batch},{4 * batch}", what="layers",
-            contestants="bf16/eager", **settings,
-        ),
+        "layers", race, batch_size=f"{batch},{4 * batch}", what="layers",
+        contestants="bf16/eager", **settings,
     )  # fmt: skip
     layers = report.record["parts"]["layers"]["result"]
     if "layers" in layers:
         report.part("floor of the convolutions", floors, layers)
     report.part(
-        "evaluation", lambda: race(
-            batch_size=str(8 * batch), what="eval",
-            contestants="plain,mixed,bf16/" + ("graph" if cuda else "eager"), **settings,
-        ),
+        "evaluation", race, batch_size=str(8 * batch), what="eval",
+        contestants=f"plain,mixed,{fastest(device)}", **settings,
     )  # fmt: skip
     report.part(
-        "larger batches", lambda: race(
-            batch_size=f"{2 * batch},{4 * batch},{8 * batch}",
-            contestants="mixed,bf16/" + ("graph" if cuda else "eager"), **settings,
-        ),
+        "larger batches", race, batch_size=f"{2 * batch},{4 * batch},{8 * batch}",
+        contestants=f"mixed,{fastest(device)}", **settings,
     )  # fmt: skip
     report.part(
-        "one and three peers", lambda: race(
-            batch_size=str(batch), peers="trades;trades,alp,at",
-            contestants="plain,mixed,bf16/" + ("graph" if cuda else "eager"), **settings,
-        ),
+        "one and three peers", race, batch_size=str(batch), peers="trades;trades,alp,at",
+        contestants=f"plain,mixed,{fastest(device)}", **settings,
     )  # fmt: skip
-    wide = copy.copy(settings) | {"arch": options.wide_arch, "repetitions": 5 if cuda else 1}
     report.part(
-        "wide network", lambda: race(
-            batch_size=str(batch), **(wide | {"steps": 1}),
-            contestants="plain,mixed,bf16/" + ("graph" if cuda else "eager"),
-        ),
+        "wide network", race, batch_size=str(batch), contestants=f"plain,mixed,{fastest(device)}",
+        **settings | {"arch": options.wide_arch, "steps": 1},
     )  # fmt: skip
     if cuda:
         report.part(
-            "compiled", lambda: race(
-                batch_size=str(batch), contestants="bf16/graph,bf16/compile+graph", **settings
-            ),
+            "compiled", race, batch_size=str(batch),
+            contestants="bf16/graph,bf16/compile+graph", **settings,
         )  # fmt: skip
     print(f"written to {options.out}")
     failed = [name for name, part in report.record["parts"].items() if "failed" in part["result"]]

@@ -1,8 +1,10 @@
 """Rules for all tests: FASTCAT_TEST_STRICT=1 turns a skip into a failure unless it wants a GPU."""
 
 import os
+from collections.abc import Iterator
 
 import pytest
+import torch
 
 
 @pytest.hookimpl(wrapper=True)
@@ -14,3 +16,12 @@ def pytest_runtest_makereport(item, call):
             report.outcome = "failed"
             report.longrepr = f"{item.nodeid}: skipped where nothing may be missing: {reason}"
     return report
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Small tensors are slower on several threads, and sums depend on their number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -21,19 +21,14 @@ from fastcat.step import collaborative_step, start_noise
 from fastcat.team import Team
 from fastcat.trainer import Trainer
 from tests import tiny
+from tests.comparison import assert_same
 from tests.networks import images, seeded, tiny_net
 from tests.teams import team_of
 from tests.test_parity import CASES, Case, Ours, assert_close, networks
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -73,15 +68,6 @@ def state_of(team: Team) -> dict[str, Any]:
         found |= {f"{peer.name} {key}": v.clone() for key, v in peer.model.state_dict().items()}
         found |= {f"{peer.name} {key}": v.clone() for key, v in peer.optimizer.tensors().items()}
     return found
-
-
-def assert_same(before: dict[str, Any], after: dict[str, Any]) -> None:
-    assert before.keys() == after.keys()
-    for name, value in before.items():
-        same = (
-            torch.equal(value, after[name]) if isinstance(value, Tensor) else value == after[name]
-        )
-        assert same, name
 
 
 # eager
@@ -229,6 +215,24 @@ def test_a_run_resumed_at_a_ragged_batch_is_compiled(
     trainer.train_step(next(trainer.loader.inputs(1)))
     assert trainer.engine.batch_size == 20
     assert trainer.engine.prepared
+
+
+def test_on_a_cpu_the_twins_alone_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a minute of compiling training passes, which are then no faster."""
+    compiled: list[nn.Module] = []
+
+    def compile(network: nn.Module, **_: Any) -> Callable[[Tensor], Tensor]:
+        compiled.append(network)
+        return network.forward
+
+    monkeypatch.setattr(torch, "compile", compile)
+    engine = Engine(team_of(["trades", "alp"]), gather, BATCH, "compile")
+    run(engine, 0)
+    assert engine.name == "compile"
+    twins = [peer.frozen for peer in engine.team.peers]
+    assert compiled == [twin._network for twin in twins]
+    assert all(twin.forward is not twin._network for twin in twins)
+    assert all(peer.forward is peer.model for peer in engine.team.peers)
 
 
 # what is rehearsed is undone

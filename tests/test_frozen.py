@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fastcat.attack import Inner, attack_all
 from fastcat.batch import Batch
@@ -24,6 +24,7 @@ from fastcat.objectives import make_objective
 from fastcat.precision import make_precision
 from fastcat.step import attack_views, collaborative_step, start_noise
 from fastcat.threat import ThreatModel
+from tests.comparison import assert_same
 from tests.networks import CLASSES, images, seeded, tiny_net
 from tests.teams import team_of
 
@@ -214,13 +215,6 @@ def everything(net: nn.Module) -> dict[str, Any]:
     return found
 
 
-def assert_same(before: dict[str, Any], after: dict[str, Any]) -> None:
-    assert before.keys() == after.keys()
-    for name, value in before.items():
-        equal = value == after[name]
-        assert equal.all() if isinstance(value, Tensor) else equal, name
-
-
 @pytest.mark.parametrize("name", NETWORKS)
 def test_twin_equals_model(name: str) -> None:
     """Before and after the weights and statistics change, and without a trace in the model.
@@ -381,6 +375,34 @@ def test_networks_without_a_twin_are_refused(make: type[nn.Module]) -> None:
         Frozen(model, torch.float64, images64())
     assert len(str(caught.value).splitlines()) == 1
     assert_same(before, everything(model))
+
+
+class Drifting(nn.Module):
+    """While it is traced, something else becomes of its logits."""
+
+    def __init__(self, traced: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.net = tiny_net(0)
+        self.traced = traced
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.net(x)
+        return self.traced(z) if isinstance(x, fx.Proxy) else z
+
+
+@pytest.mark.parametrize(
+    "traced",
+    [
+        pytest.param(lambda z: 1.01 * z, id="logits-and-gradients"),
+        pytest.param(lambda z: z + 0.01 * z.detach(), id="logits-by-1-percent"),
+        pytest.param(lambda z: 0.97 * z + 0.03 * z.detach(), id="gradients-by-3-percent"),
+    ],
+)
+def test_a_twin_that_is_slightly_off_is_refused(traced: Callable[[Any], Any]) -> None:
+    """Catches a comparison that leaves out one of both, or has the patience of half precision."""
+    assert Frozen(Drifting(lambda z: z).double(), torch.float64, images64())
+    with pytest.raises(CannotFreeze, match="its traced form computes something else"):
+        Frozen(Drifting(traced).double(), torch.float64, images64())
 
 
 def test_a_team_goes_on_without_a_twin_and_says_so() -> None:

@@ -320,6 +320,32 @@ def test_a_gradient_that_is_not_finite_changes_nothing(bad: float) -> None:
     assert_equal_weights(net, twin, 1e-5)
 
 
+def test_a_gradient_of_a_step_before_holds_up_no_other() -> None:
+    """Infinite in a layer that takes no part in the next step, which is taken all the same.
+
+    Catches a scaler that still sees it there.
+    """
+    torch.manual_seed(0)
+    net = HalfUsed()
+    optimizer = FlatSGD(net, lr=0.1, **SETTINGS)
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+    moved = []
+    for step in range(2):
+        before = optimizer.flat.clone()
+        x, y = images(step, 6)
+        optimizer.zero_grad()
+        scaler.scale(nn.functional.cross_entropy(net(x), y)).backward()
+        if step == 0:
+            net.layers[1].weight.grad[0, 0] = inf
+        optimizer.gather()
+        scaler.step(optimizer)
+        scaler.update()
+        moved.append(not torch.equal(optimizer.flat, before))
+    assert net.layers[1].weight.grad is None
+    assert moved == [False, True]
+    assert scaler.get_scale() == 32.0
+
+
 def test_the_average_by_hand() -> None:
     """ema <- d ema + (1 - d) w after each step, from the first weights on."""
     net = tiny_net(0).double()

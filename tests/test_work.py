@@ -15,8 +15,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastcat.batch import Batch
+from fastcat.benchmarks.measure import flop_per_image
 from fastcat.benchmarks.reference.plain import PlainLoop
-from fastcat.benchmarks.throughput import flop_per_image
 from fastcat.models import make_model
 from fastcat.models.wide_resnet import WideResNet
 from fastcat.step import collaborative_step, start_noise

@@ -9,7 +9,7 @@ the second clean forward of TRADES alone, which move running statistics and noth
 import ast
 import copy
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +30,13 @@ from tests.reference.attack import pgd
 from tests.reference.losses import OBJECTIVES
 from tests.reference.step import cat_step
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ATTACK: dict[str, Any] = {"eps": 8 / 255, "step_size": 3 / 255, "steps": 3}
 SGD: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-3}
 ALPHA = 0.3
 TOLERANCE = 1e-11
 MART_TOLERANCE = 1e-8
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Watched:

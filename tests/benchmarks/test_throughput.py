@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,13 @@ import pytest
 import torch
 
 from fastcat.benchmarks import throughput
+from fastcat.benchmarks.contestants import Ours, Plain, contestants_for, make_contestant
 from fastcat.benchmarks.layers import measure_layers, shapes_of, step_floor
-from fastcat.benchmarks.throughput import BenchConfig, bench, contestants_for, table
+from fastcat.benchmarks.throughput import BenchConfig, bench, race, table
 from fastcat.cli import main
 from fastcat.errors import InputError
+from fastcat.loaders.augmentation import Augmentation
+from fastcat.peer_spec import parse_peers
 from tests import tiny
 
 CPU = torch.device("cpu")
@@ -63,6 +67,48 @@ def test_a_race_writes_what_it_measured(small: dict[str, Any], tmp_path: Path) -
     }  # fmt: skip
 
 
+def test_the_first_step_of_a_turn_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a time that pays for the caches and the memory that the other contestant took."""
+    log: list[str] = []
+
+    class Runner:
+        def __init__(self, name: str, *_: Any, **__: Any) -> None:
+            self.name = name
+
+        def train(self) -> None:
+            log.append(self.name)
+
+    def timed(step: Callable[[], object], steps: int, device: torch.device) -> float:
+        log.append("begin")
+        for _ in range(steps):
+            step()
+        log.append("end")
+        return 1.0
+
+    monkeypatch.setattr(throughput, "make_contestant", Runner)
+    monkeypatch.setattr(throughput, "flop_per_image", lambda *_: 1.0)
+    monkeypatch.setattr(throughput, "milliseconds", timed)
+    config = BenchConfig(repetitions=2, steps=3)
+    race(["plain", "mixed"], "resnet18", "at", 4, "train", config, CPU, {"fp32": 1, "bf16": 1})
+    turns = [[name, "begin", name, name, name, "end"] for name in ("plain", "mixed")] * 2
+    assert log[-24:] == [entry for turn in turns for entry in turn]
+
+
+def test_all_contestants_have_the_same_images() -> None:
+    """To the bit. Catches a rounding on the way from pixels to numbers, or back."""
+    tiny.register()
+    specs = list(parse_peers("at", "tiny"))
+    plain = make_contestant("plain", specs, 64, CPU, workers=0)
+    ours = make_contestant("fp32/eager", specs, 64, CPU)
+    assert isinstance(plain, Plain)
+    assert isinstance(ours, Ours)
+    unchanged = Augmentation().draw(torch.arange(64), 32, 32, seed=0, epoch=0)
+    batch = ours.loader.gather(unchanged)
+    assert torch.equal(batch.x, plain.x)
+    assert torch.equal(batch.y, plain.y)
+    assert plain.x.is_contiguous()
+
+
 def test_comparison_with_an_earlier_file(
     small: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -101,7 +147,8 @@ def test_a_file_is_never_overwritten_and_gets_a_name_of_its_own(
         ("--contestants bf16/graph --device cpu", "needs a GPU"),
         ("--batch-size 32,x", "expected numbers like 128,256"),
         ("--batch-size 0", "expected numbers like 128,256"),
-        ("--what loaders", "expected some of train,eval,layers"),
+        ("--batch-size 32,60000", "expected at most 50000"),
+        ("--what speed", "expected some of train,eval,layers,loaders"),
         ("--peers tradez", "unknown method"),
         ("--arch resnet19", "unknown architecture"),
         ("--repetitions 0", "repetitions is 0"),

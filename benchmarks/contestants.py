@@ -1,0 +1,210 @@
+"""Who races in `fastcat bench`: the plain loops of the papers' code, and ours.
+
+All train on the same random images, with torch's global switches as each finds them in a program of
+its own.
+"""
+
+import importlib.util
+import itertools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastcat.benchmarks.reference.loader import plain_loader
+from fastcat.benchmarks.reference.mixed import MixedLoop, half_dtype
+from fastcat.benchmarks.reference.plain import PlainLoop
+from fastcat.engine import Engine, choose_engine
+from fastcat.errors import InputError
+from fastcat.evaluation import parse_attacks
+from fastcat.evaluation.evaluate import survivors
+from fastcat.loaders.augmentation import Augmentation
+from fastcat.loaders.dataset import Split
+from fastcat.loaders.loader import Epochs
+from fastcat.loaders.resident import ResidentLoader
+from fastcat.models import make_model
+from fastcat.optim import FlatSGD
+from fastcat.peer import Peer
+from fastcat.peer_spec import PeerSpec
+from fastcat.precision import DTYPES, Precision, make_precision
+from fastcat.seeds import derive_seed
+from fastcat.team import make_team
+from fastcat.threat import ThreatModel
+
+CLASSES, SIDE, CHANNELS = 10, 32, 3
+# as many as CIFAR-10 has
+PHOTOGRAPHS = 50000
+EVALUATION_STEPS = 20
+
+
+class Plain:
+    """One of the reference loops, fed by worker processes as published, where torchvision is there,
+    else from a batch on the device.
+    """
+
+    def __init__(
+        self,
+        loop: type[PlainLoop],
+        specs: list[PeerSpec],
+        batch: int,
+        device: torch.device,
+        workers: int | None = None,
+    ) -> None:
+        models = [make_network(k, spec.arch).to(device) for k, spec in enumerate(specs)]
+        self.loop = loop(models, [spec.method for spec in specs])
+        self.device = device
+        self.x, self.y = images(batch, device)
+        self.batches: Iterator[Sequence[Tensor]] = itertools.repeat((self.x, self.y))
+        if workers is None:
+            # as published where there are cores for it
+            workers = min(4, os.cpu_count() or 1)
+        if workers and importlib.util.find_spec("torchvision") is not None:
+            pixels, labels = photographs()
+            loader = plain_loader(pixels, labels.tolist(), batch, workers)
+            self.batches = itertools.chain.from_iterable(itertools.repeat(loader))
+
+    def train(self) -> None:
+        x, y = next(self.batches)
+        self.loop.step(x.to(self.device), y.to(self.device))
+
+    def eval(self) -> None:
+        self.loop.evaluate(self.x, self.y, EVALUATION_STEPS)
+
+
+class Ours:
+    """A team on a fixed set of resident images."""
+
+    def __init__(
+        self,
+        precision: Precision,
+        engine: str,
+        specs: list[PeerSpec],
+        batch: int,
+        device: torch.device,
+        lanes: bool = True,
+        say: Callable[[str], object] = print,
+    ) -> None:
+        epochs = Epochs(
+            index=torch.arange(batch),
+            batch_size=batch,
+            shuffle=True,
+            augmentation=Augmentation(crop_pad=4, flip=True),
+        )
+        self.loader = ResidentLoader(Split(*photographs()), epochs, device)
+        peers = []
+        for k, spec in enumerate(specs):
+            model = make_network(k, spec.arch).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            optimizer = FlatSGD(model, lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=False)
+            peers.append(Peer(f"{k}-{spec.method}", spec.arch, model, spec.objective, optimizer))
+        self.threat = ThreatModel()
+        (self.inputs,) = self.loader.inputs()
+        self.team = make_team(
+            peers,
+            collab="cat",
+            alpha=None,
+            threat=self.threat,
+            precision=precision,
+            classes=CLASSES,
+            example=self.loader.gather(*self.inputs).x[:2],
+            side_by_side=lanes,
+        )
+        for remark in self.team.remarks:
+            say(remark)
+        self.engine = Engine(self.team, self.loader.gather, batch, engine, say)
+        self.like = self.loader.like(self.inputs)
+        self.done = 0
+
+    def train(self) -> None:
+        self.engine.step(self.inputs, self.like, derive_seed(0, "bench", self.done), 0.01)
+        self.done += 1
+
+    def eval(self) -> None:
+        batch = self.loader.gather(*self.inputs)
+        generator = torch.Generator(batch.x.device).manual_seed(0)
+        for k in range(len(self.team.peers)):
+            network, robust = self.engine.judge(k)
+            for attack in parse_attacks(f"clean,pgd{EVALUATION_STEPS}"):
+                with self.team.precision.autocast():
+                    survivors(
+                        network, batch.x, batch.y, attack, self.threat, generator, robust
+                    ).sum().item()
+
+
+def make_network(k: int, arch: str) -> torch.nn.Module:
+    torch.manual_seed(k)
+    return make_model(arch, CLASSES, CHANNELS)
+
+
+@cache
+def photographs() -> tuple[np.ndarray, np.ndarray]:
+    """Random images: uint8 [N, H, W, C], and labels."""
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 256, (PHOTOGRAPHS, SIDE, SIDE, CHANNELS), dtype=np.uint8)
+    return pixels, generator.integers(CLASSES, size=PHOTOGRAPHS)
+
+
+def images(batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The first photographs as float32 [B, C, H, W] in [0, 1], and their labels."""
+    pixels, labels = (torch.from_numpy(array[:batch]) for array in photographs())
+    x = pixels.permute(0, 3, 1, 2).contiguous() / 255
+    return x.to(device), labels.to(device)
+
+
+def set_arithmetic(name: str, device: torch.device) -> Precision | None:
+    """Set torch's global switches as contestant `name` finds them in a program of its own.
+
+    Returns the precision, None for a plain loop.
+    """
+    reference = name in ("plain", "mixed")
+    torch.backends.cudnn.benchmark = not reference
+    if not reference:
+        return make_precision(name.partition("/")[0], device)
+    # PyTorch's defaults: TF32 in convolutions, not in matrix products
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = True
+    return None
+
+
+def make_contestant(
+    name: str, specs: list[PeerSpec], batch: int, device: torch.device, **options: Any
+) -> Plain | Ours:
+    """The contestant called `name`; torch's global switches are left as it wants them."""
+    precision = set_arithmetic(name, device)
+    if precision is None:
+        loop = {"plain": PlainLoop, "mixed": MixedLoop}[name]
+        return Plain(loop, specs, batch, device, **options)
+    return Ours(precision, name.partition("/")[2], specs, batch, device, **options)
+
+
+def arithmetic_of(name: str, device: torch.device) -> str:
+    """What the contestant's convolutions compute in."""
+    if name == "plain":
+        return "tf32" if device.type == "cuda" else "fp32"
+    if name == "mixed":
+        return {torch.bfloat16: "bf16", torch.float16: "fp16"}[half_dtype(device)]
+    return name.partition("/")[0]
+
+
+def contestants_for(text: str, device: torch.device) -> list[str]:
+    """The contestants' names. Raises InputError for one that cannot be had here."""
+    if text == "auto":
+        if device.type == "cuda":
+            return ["plain", "mixed", "bf16/eager", "bf16/graph"]
+        return ["plain", "mixed", "fp32/eager", "bf16/eager", "bf16/compile"]
+    names = []
+    for name in text.split(","):
+        precision, slash, engine = name.partition("/")
+        if slash and precision in DTYPES:
+            names.append(f"{precision}/{choose_engine(engine, device)}")
+        elif name in ("plain", "mixed"):
+            names.append(name)
+        else:
+            raise InputError(
+                f"unknown contestant {name!r}: expected plain, mixed, or PRECISION/ENGINE like "
+                "bf16/eager"
+            )
+    return list(dict.fromkeys(names))
