@@ -12,8 +12,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from fastcat.batch import by_share
 from fastcat.errors import InputError, nearest
 from fastcat.frozen import Frozen
+from fastcat.guard import check_images
 from fastcat.kernels import losses
 from fastcat.kernels.attack_logit_grad import KINDS, attack_logit_grad
 from fastcat.modes import attack_mode
@@ -117,12 +119,14 @@ def attack_all(
     threat: ThreatModel,
     noise: Tensor,
     grad_scale: float = 1.0,
+    y_mixed: Tensor | None = None,
+    share: Tensor | None = None,
 ) -> Tensor:
     """Adversarial views [K, B, C, H, W] of x, one for each of K networks.
 
     noise: [restarts, K, B, C, H, W] from `ThreatModel.draw_noise`. Of several restarts each image
     keeps the one of the largest inner loss. grad_scale multiplies the climbed loss, which changes
-    no sign but keeps float16 gradients from underflowing.
+    no sign but keeps float16 gradients from underflowing. y_mixed, share: those of a `Batch`.
     """
     x = x.detach()
     kinds = [KINDS[inner.loss] for inner in inners]
@@ -142,11 +146,21 @@ def attack_all(
         clean = torch.stack(padded) if targets else None
 
         def logit_grad(z: Tensor) -> Tensor:
-            return attack_logit_grad(z, y, z if clean is None else clean, kinds, grad_scale)
+            def by(labels: Tensor) -> Tensor:
+                target = z if clean is None else clean
+                return attack_logit_grad(z, labels, target, kinds, grad_scale)
+
+            if y_mixed is None or share is None:
+                return by(y)
+            return by_share(by(y), by(y_mixed), share[:, None])
 
         def inner_loss(k: int) -> Tensor:
-            target = at_least_float32(targets[k]) if k in targets else y
-            return ATTACK_LOSSES[inners[k].loss](at_least_float32(views.logits(k)), target)
+            z, loss = at_least_float32(views.logits(k)), ATTACK_LOSSES[inners[k].loss]
+            if k in targets:
+                return loss(z, at_least_float32(targets[k]))
+            if y_mixed is None or share is None:
+                return loss(z, y)
+            return by_share(loss(z, y), loss(z, y_mixed), share)
 
         worst = x.expand(len(networks), *x.shape)
         worst_loss = torch.full((len(networks), len(x)), -torch.inf, device=x.device)
@@ -165,18 +179,6 @@ def attack_all(
             worst = torch.where(worse_KB[..., None, None, None], views.x_adv, worst)
             worst_loss = torch.where(worse_KB, loss_KB, worst_loss)
         return worst
-
-
-def check_images(x: Tensor) -> None:
-    """Raise InputError for no images, and for some outside [0, 1]: eps would be another length."""
-    if not x.numel():
-        raise InputError("there are no images to attack: the batch is empty")
-    low, high = x.aminmax()
-    if not (low >= 0 and high <= 1):
-        raise InputError(
-            f"images range from {low:.3g} to {high:.3g}, expected [0, 1]: "
-            "put the normalisation into the model, eps is counted in pixels"
-        )
 
 
 def attack(

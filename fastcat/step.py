@@ -42,6 +42,8 @@ def attack_views(team: Team, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
                 team.threat,
                 noise[:, begin : begin + len(attacked)],
                 team.precision.attack_scale,
+                batch.y_mixed,
+                batch.share,
             )
         views.update({view_name(k, "adv"): x_adv[a] for a, k in enumerate(attacked)})
 
@@ -89,6 +91,6 @@ def collaborative_step(team: Team, batch: Batch, noise: Tensor) -> Tensor:
     views = attack_views(team, batch, noise)
     z = forward(team, views)
     table = torch.stack([z[cell.place].detach() for cell in team.plan])
-    values, dz = team.loss(table, batch.y, team.scaler.scale)
+    values, dz = team.loss(table, batch.y, team.scaler.scale, batch.y_mixed, batch.share)
     descend(team, z, {cell.place: dz[n] for n, cell in enumerate(team.plan)})
     return values

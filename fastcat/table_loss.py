@@ -11,7 +11,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from fastcat.batch import by_share
 from fastcat.collaboration.collaboration import Collaboration
+from fastcat.errors import InputError
 from fastcat.kernels.multi_peer_loss import multi_peer_loss
 from fastcat.objectives.objective import Objective
 from fastcat.plan import Cell, Place, own_view, view_name
@@ -21,6 +23,9 @@ from fastcat.terms import Sum, Term, term_rows
 class TableLoss:
     """names: of the values, "peer/term": each term as its objective weighted it, the guidance, the
     total loss, and the accuracy on the view on which the peer is tested.
+
+    mixed: images may be mixed of two. Raises InputError then for a peer whose loss is a function of
+    its own: that gives means over the batch, and shares are of single images.
     """
 
     def __init__(
@@ -32,6 +37,7 @@ class TableLoss:
         classes: int,
         device: torch.device,
         dtype: torch.dtype,
+        mixed: bool = False,
     ) -> None:
         places = [cell.place for cell in plan]
         self.objective_weight = alpha = collaboration.objective_weight
@@ -50,6 +56,11 @@ class TableLoss:
                     terms.append(_placed(term, cells, alpha))
                     by_term.append({f"{peer}/{term.name}": term.weight, total: alpha * term.weight})
                 reported = [term.name for term in objective.outer.terms]
+            elif mixed:
+                raise InputError(
+                    f"{peer} cannot train on mixed images: its loss is a function of its own, "
+                    "expected one put together from fastcat.terms; or mix no images"
+                )
             else:
                 self.own.append((objective.outer, {v: places.index(c) for v, c in cells.items()}))
                 sample = {view: torch.zeros(2, classes, device=device) for view in cells}
@@ -75,17 +86,29 @@ class TableLoss:
         self.tested = torch.tensor(tested, device=device)
 
     def __call__(
-        self, z: Tensor, y: Tensor, scale: Callable[[Tensor], Tensor]
+        self,
+        z: Tensor,
+        y: Tensor,
+        scale: Callable[[Tensor], Tensor],
+        y_mixed: Tensor | None = None,
+        share: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Values [names] and the gradient like z of all total losses together, under `scale`.
 
-        z: logits [N, B, C], a slab for each cell of the plan; y: labels [B].
+        z: logits [N, B, C], a slab for each cell of the plan; y: labels [B]; y_mixed, share: those
+        of a `Batch`, of which the accuracy counts the label with the larger share.
         """
         upstream = scale(self.weights / len(y))[:, None].expand(-1, len(y))
         if len(self.rows):
             losses, dz = multi_peer_loss(z, y, self.rows, upstream)
         else:  # methods of one's own alone
             losses, dz = upstream, torch.zeros_like(z)
+        if y_mixed is not None and share is not None:
+            assert not self.own
+            other_losses, other_dz = multi_peer_loss(z, y_mixed, self.rows, upstream)
+            losses = by_share(losses, other_losses, share)
+            dz = by_share(dz, other_dz, share[:, None])
+            y = torch.where(share < 0.5, y_mixed, y)
         hits = z.index_select(0, self.tested).argmax(2) == y
         measured = [losses.mean(1), hits.to(losses.dtype).mean(1)]
         for outer, cells in self.own:

@@ -53,11 +53,13 @@ def make_team(
     classes: int,
     example: Tensor,
     side_by_side: bool = True,
+    mixed: bool = False,
 ) -> Team:
     """A team of peers whose attacked networks are frozen where they can be.
 
     example: two images or more [B, C, H, W] like those to come, on the device. side_by_side: give
-    each peer a stream of its own on a GPU. Raises InputError as `make_collaboration` does.
+    each peer a stream of its own on a GPU. mixed: batches are of images mixed of two. Raises
+    InputError as `make_collaboration` and `TableLoss` do.
     """
     objectives = [peer.objective for peer in peers]
     taught_on = [own_view(k, objective) for k, objective in enumerate(objectives)]
@@ -65,7 +67,9 @@ def make_team(
     plan = make_plan(objectives, collaboration.reads)
     weight_dtype = peers[0].optimizer.flat.dtype
     names = [peer.name for peer in peers]
-    loss = TableLoss(plan, names, objectives, collaboration, classes, example.device, weight_dtype)
+    loss = TableLoss(
+        plan, names, objectives, collaboration, classes, example.device, weight_dtype, mixed
+    )
     remarks = []
     for peer in peers:
         compute_dtype = weight_dtype if weight_dtype == torch.float64 else precision.dtype

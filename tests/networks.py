@@ -49,5 +49,13 @@ def images(seed: int, size: int, side: int = 8, channels: int = 3) -> tuple[Tens
     return x, torch.randint(CLASSES, (size,), generator=generator)
 
 
+def mixing(seed: int, size: int) -> tuple[Tensor, Tensor]:
+    """Labels mixed in and shares [size], among them 0, 1 and a label that is mixed with itself."""
+    generator = torch.Generator().manual_seed(300 + seed)
+    share = torch.rand(size, generator=generator)
+    share[:2] = torch.arange(2)[:size]
+    return torch.randint(CLASSES, (size,), generator=generator), share
+
+
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)

@@ -35,6 +35,7 @@ def team_of(
     precision: Precision = FP32,
     classes: int = CLASSES,
     side: int = 8,
+    mixed: bool = False,
     **sgd: Any,
 ) -> Team:
     """A team of `tiny_net`s, unless there are others, for images [B, 3, side, side].
@@ -55,4 +56,5 @@ def team_of(
         precision=precision,
         classes=classes,
         example=images(99, 2, side)[0].to(memory_format=torch.channels_last),
+        mixed=mixed,
     )

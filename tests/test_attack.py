@@ -16,11 +16,11 @@ from fastcat.attack import (
     at_least_float32,
     attack,
     attack_all,
-    check_images,
 )
 from fastcat.errors import InputError
+from fastcat.guard import check_images
 from fastcat.threat import Start, ThreatModel
-from tests.networks import CLASSES, images, seeded, tiny_net
+from tests.networks import CLASSES, images, mixing, seeded, tiny_net
 
 THREAT = ThreatModel(eps=8 / 255, step_size=3 / 255, steps=4)
 # x + eps is rounded to float32, and so is the difference
@@ -223,6 +223,79 @@ def test_networks_attacked_together_are_attacked_as_alone() -> None:
         assert not torch.equal(together[k], together[(k + 1) % 3])
 
 
+# images mixed of two
+
+
+def mixed_by(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Each image mixed with the next: images, labels mixed in, shares."""
+    _, share = mixing(0, len(x))
+    part = share.view(-1, 1, 1, 1)
+    return part * x + (1 - part) * x.roll(-1, 0), y.roll(-1), share
+
+
+@pytest.mark.parametrize("loss", ATTACK_LOSSES)
+def test_of_restarts_each_mixed_image_keeps_the_worst_for_both_labels(
+    trained: Trained, loss: str
+) -> None:
+    """Catches a ranking by one label alone, which would keep other restarts."""
+    net, x, y = trained
+    x, y_mixed, share = mixed_by(x, y)
+    threat = ThreatModel(eps=8 / 255, step_size=4 / 255, steps=1, restarts=3)
+    inners = [Inner(loss=loss)]
+    noise = torch.stack([THREAT.draw_noise("uniform", x[None], seeded(r)) for r in range(3)])
+    best, *singles = (
+        attack_all([net], inners, x, y, threat, some, 1.0, y_mixed, share)[0]
+        for some in (noise, *noise.split(1))
+    )
+    by_own, by_other = (
+        torch.stack([climbed(loss, net, x, single, labels) for single in singles])
+        for labels in (y, y_mixed)
+    )
+    winner = (share * by_own + (1 - share) * by_other).argmax(0)
+    for other in (by_own, by_other):
+        assert torch.equal(winner, other.argmax(0)) == (loss == "kl")
+    assert torch.equal(best, torch.stack(singles)[winner, torch.arange(len(x))])
+
+
+@pytest.mark.parametrize("loss", ATTACK_LOSSES)
+def test_an_attack_climbs_both_labels_as_far_as_they_share_an_image(
+    trained: Trained, loss: str
+) -> None:
+    """One step along the sign of the gradient, in float64, where rounding decides no sign."""
+    net, x, y = trained
+    x, y_mixed, share = mixed_by(x, y)
+    net, x = copy.deepcopy(net).double(), x.double()
+    one = ThreatModel(eps=8 / 255, step_size=1 / 255, steps=1)
+    noise = one.draw_noise("uniform", x, seeded())[None, None]
+    x_adv = attack_all([net], [Inner(loss=loss)], x, y, one, noise, 1.0, y_mixed, share)[0]
+    start = one.start(x, "uniform", noise[0, 0]).requires_grad_()
+    share = share.double()
+    by_both = share * climbed(loss, net, x, start, y)
+    by_both = by_both + (1 - share) * climbed(loss, net, x, start, y_mixed)
+    (grad,) = torch.autograd.grad(by_both.sum(), start)
+    expected = (start.detach() + grad.sign() / 255).clamp(x - 8 / 255, x + 8 / 255).clamp(0, 1)
+    torch.testing.assert_close(x_adv, expected, rtol=0, atol=1e-12)
+
+
+def test_an_image_all_its_own_is_attacked_as_a_plain_one() -> None:
+    """To the bit, and so are all where no label is read."""
+    x, y = images(0, 7)
+    y_mixed, share = mixing(0, 7)
+    threat = ThreatModel(steps=3, restarts=2)
+    nets = [tiny_net(0), tiny_net(1)]
+    inners = [Inner(), Inner(loss="kl", start="gaussian")]
+    noise = torch.stack(
+        [torch.stack([threat.draw_noise(i.start, x, seeded(r)) for i in inners]) for r in range(2)]
+    )
+    plain = attack_all(nets, inners, x, y, threat, noise)
+    whole = attack_all(nets, inners, x, y, threat, noise, 1.0, y_mixed, torch.ones(7))
+    assert torch.equal(whole, plain)
+    mixed = attack_all(nets, inners, x, y, threat, noise, 1.0, y_mixed, share)
+    assert torch.equal(mixed[1], plain[1])
+    changed = (mixed[0] != plain[0]).flatten(1).any(1)
+    assert torch.equal(changed, (share < 1) & (y_mixed != y))
+
+
 # BatchNorm and precision
 
 
@@ -354,21 +427,26 @@ def test_an_unknown_start_or_bn_is_refused(settings: dict[str, Any], text: str) 
 
 
 @pytest.mark.parametrize(
-    ("value", "text"),
+    ("values", "text", "why"),
     [
-        pytest.param(-0.1, "images range from -0.1 to 1, expected", id="below"),
-        pytest.param(1.5, "images range from 0 to 1.5, expected", id="above"),
-        pytest.param(255.0, "images range from 0 to 255, expected", id="grey-levels"),
-        pytest.param(math.nan, "images range from nan to nan, expected", id="nan"),
+        pytest.param([-0.1], "images range from -0.1 to 1", "clamp them", id="below"),
+        pytest.param([1.15], "images range from 0 to 1.15", "clamp them", id="above"),
+        pytest.param([255.0], "images range from 0 to 255", "divide them by 255", id="grey-levels"),
+        pytest.param(
+            [-2.4, 2.8], "images range from -2.4 to 2.8", "about 1.5/255 in pixels", id="normalised"
+        ),
+        pytest.param([-1.0], "images range from -1 to 1", "about 4/255 in pixels", id="to -1 .. 1"),
+        pytest.param([1e4], "images range from 0 to 1e+04", "pixels of that range", id="far above"),
+        pytest.param([math.nan], "images range from nan to nan", "pixels of that", id="nan"),
     ],
 )
-def test_images_outside_the_box_are_refused(value: float, text: str) -> None:
+def test_images_outside_the_box_are_refused(values: list[float], text: str, why: str) -> None:
     x, y = images(0, 2)
-    x[1, 2, 3, 4] = value
+    x[1, 2, 3, : len(values)] = torch.tensor(values)
     for call in (lambda: attack(tiny_net(0), x, y, THREAT), lambda: check_images(x)):
         with pytest.raises(InputError) as caught:
             call()
         message = str(caught.value)
-        assert message.startswith(text)
-        assert "put the normalisation into the model" in message
+        assert message.startswith(f"{text}, expected [0, 1]")
+        assert why in message
         assert len(message.splitlines()) == 1

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fastcat.attack import Inner, attack, attack_all
 from fastcat.modes import attack_mode
 from fastcat.threat import ThreatModel
+from tests.comparison import assert_same
 from tests.networks import images, seeded, tiny_net
 
 THREAT = ThreatModel(eps=8 / 255, step_size=3 / 255, steps=4)
@@ -43,15 +44,6 @@ def everything(net: nn.Module) -> dict[str, Any]:
         found[f"tracks {name}"] = getattr(module, "track_running_stats", None)
         found[f"hooks {name}"] = len(module._forward_hooks) + len(module._forward_pre_hooks)
     return found
-
-
-def assert_same(before: dict[str, Any], after: dict[str, Any]) -> None:
-    assert before.keys() == after.keys()
-    for name, value in before.items():
-        same = (
-            torch.equal(value, after[name]) if isinstance(value, Tensor) else value == after[name]
-        )
-        assert same, name
 
 
 @pytest.mark.parametrize("restarts", [1, 2])

@@ -24,7 +24,7 @@ half     10 % for bf16 and 2 % for fp16, whose numbers have 8 and 11 bits; one s
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
@@ -42,9 +42,11 @@ from fastcat.precision import Precision, make_precision
 from fastcat.step import attack_views, collaborative_step
 from fastcat.team import Team
 from fastcat.threat import ThreatModel
-from tests.networks import CLASSES, images, tiny_net
+from tests.networks import CLASSES, images, mixing, tiny_net
 from tests.reference.step import StepResult, cat_step, taught_view
 from tests.teams import FP32, team_of
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 STEPS = 3
 FLOAT64_TOLERANCE = 1e-11
@@ -63,6 +65,7 @@ class Case:
     pgd_steps: int = 3
     nesterov: bool = False
     bn: str = "eval"
+    mixed: bool = False
 
     @property
     def threat(self) -> ThreatModel:
@@ -73,6 +76,11 @@ class Case:
     @property
     def sgd(self) -> dict[str, Any]:
         return {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-3, "nesterov": self.nesterov}
+
+    def mixing(self, size: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        """Labels mixed in and shares, the same in every step; none for plain images."""
+        y_mixed, share = mixing(0, size)
+        return {"y_mixed": y_mixed, "share": share.to(dtype)} if self.mixed else {}
 
 
 def plain(*names: str) -> Sequence[tuple[str, dict[str, Any]]]:
@@ -104,16 +112,15 @@ CASES = [
     ),
     pytest.param(Case(peers=plain("trades", "at"), restarts=2), id="trades+at-restarts_2"),
     pytest.param(Case(peers=plain("alp", "mart"), nesterov=True), id="alp+mart-nesterov"),
+    pytest.param(Case(peers=plain("trades"), mixed=True), id="trades-mixed"),
+    pytest.param(Case(peers=plain("mart"), mixed=True), id="mart-mixed"),
+    pytest.param(Case(peers=plain("trades", "alp"), mixed=True), id="trades+alp-mixed"),
+    pytest.param(Case(peers=plain("mart", "at"), mixed=True), id="mart+at-mixed"),
+    pytest.param(
+        Case(peers=plain("natural", "alp"), mixed=True, restarts=2),
+        id="natural+alp-mixed-restarts_2",
+    ),
 ]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small tensors are slower on several threads, and sums depend on their number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @dataclass
@@ -142,6 +149,7 @@ class Ours:
             threat=self.case.threat,
             precision=self.precision,
             side=16,
+            mixed=self.case.mixed,
             **self.case.sgd,
             ema=self.ema,
         )
@@ -167,7 +175,7 @@ class Ours:
         with mock.patch.object(fastcat.step, "attack_views", watched_attack):
             values = collaborative_step(
                 self.team,
-                Batch(x, y, torch.arange(len(y))),
+                Batch(x, y, torch.arange(len(y)), **self.case.mixing(len(y))),
                 noise_RKB[:, attacked].to(x.dtype),
             )
         assert values.shape == (len(self.team.loss.names),)
@@ -197,6 +205,7 @@ def oracle_step(
         **case.sgd,
         buffers=buffers,
         bn=case.bn,
+        **case.mixing(len(y), torch.float64),
     )
 
 
@@ -229,6 +238,9 @@ def assert_step_equals(
 ) -> None:
     """All that a step computes and all that it leaves behind, peer by peer."""
     expected_metrics = {}
+    if ours.case.mixed:
+        triples = zip(y, *ours.case.mixing(len(y)).values(), strict=True)
+        y = torch.stack([own if share >= 0.5 else other for own, other, share in triples])
     alpha = 1 / 20 if ours.case.alpha is None else ours.case.alpha
     for k, (peer, (name, _)) in enumerate(zip(ours.peers, ours.case.peers, strict=True)):
         terms = dict(result.terms[k])

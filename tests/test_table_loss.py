@@ -7,14 +7,17 @@ import torch
 from torch import Tensor
 
 from fastcat.attack import Inner
+from fastcat.batch import by_share
 from fastcat.collaboration import make_collaboration
 from fastcat.collaboration.collaboration import Collaboration
+from fastcat.errors import InputError
 from fastcat.kernels import losses
 from fastcat.objectives import make_objective
 from fastcat.objectives.objective import Objective
 from fastcat.plan import Cell, make_plan, own_view, view_name
 from fastcat.table_loss import TableLoss
 from fastcat.terms import Sum, ce
+from tests.teams import team_of
 
 B, C = 9, 6
 CPU = torch.device("cpu")
@@ -59,10 +62,21 @@ PARAMS = [
 ]
 
 
+MIXABLE = [
+    param for param in PARAMS if not any(method in (OWN, BLIND) for method in param.values[0])
+]
+
+
 class Losses:
     """The losses of a team, and the same written with autograd, term by term."""
 
-    def __init__(self, methods: Sequence[str | Objective], collab: str, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        methods: Sequence[str | Objective],
+        collab: str,
+        dtype: torch.dtype,
+        mixed: bool = False,
+    ) -> None:
         self.objectives = [make_objective(m, {}) if isinstance(m, str) else m for m in methods]
         self.names = [f"{k}-peer" for k in range(len(methods))]
         taught_on = [own_view(k, objective) for k, objective in enumerate(self.objectives)]
@@ -70,13 +84,17 @@ class Losses:
         self.collaboration: Collaboration = make_collaboration(collab, taught_on, alpha)
         self.plan: tuple[Cell, ...] = make_plan(self.objectives, self.collaboration.reads)
         self.loss = TableLoss(
-            self.plan, self.names, self.objectives, self.collaboration, C, CPU, dtype
+            self.plan, self.names, self.objectives, self.collaboration, C, CPU, dtype, mixed
         )
 
     def measured(
-        self, table: Tensor, y: Tensor, scale: Callable[[Tensor], Tensor] = lambda w: w
+        self,
+        table: Tensor,
+        y: Tensor,
+        scale: Callable[[Tensor], Tensor] = lambda w: w,
+        **mixing: Tensor,
     ) -> tuple[dict[str, Tensor], Tensor]:
-        values, dz = self.loss(table, y, scale)
+        values, dz = self.loss(table, y, scale, **mixing)
         return dict(zip(self.loss.names, values, strict=True)), dz
 
     def expected(self, table: Tensor, y: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -104,6 +122,14 @@ def table_of(team: Losses, dtype: torch.dtype = torch.float64) -> tuple[Tensor, 
     generator = torch.Generator().manual_seed(3)
     table = 2 * torch.randn(len(team.plan), B, C, generator=generator, dtype=torch.float64)
     return table.to(dtype), torch.randint(C, (B,), generator=generator)
+
+
+def mixing_of() -> tuple[Tensor, Tensor]:
+    """Labels mixed in and shares, among them 0 and 1."""
+    generator = torch.Generator().manual_seed(4)
+    share = torch.rand(B, generator=generator)
+    share[:2] = torch.arange(2)
+    return torch.randint(C, (B,), generator=generator), share
 
 
 @pytest.mark.parametrize(("methods", "collab"), PARAMS)
@@ -157,6 +183,81 @@ def test_logits_in_half_precision_are_judged_in_float32(
     torch.testing.assert_close(
         dz.double(), grads, rtol=2 * torch.finfo(dtype).eps, atol=torch.finfo(dtype).eps / 50
     )
+
+
+@pytest.mark.parametrize(("methods", "collab"), MIXABLE)
+def test_mixed_images_weigh_two_labels_image_by_image(
+    methods: Sequence[str | Objective], collab: str
+) -> None:
+    """Every image alone with either label, averaged. Catches shares of another image, labels
+    exchanged, and a term without labels that is counted twice.
+    """
+    team = Losses(methods, collab, torch.float64, mixed=True)
+    table, y = table_of(team)
+    y_mixed, share = mixing_of()
+    values, dz = team.measured(table, y, y_mixed=y_mixed, share=share)
+    expected: dict[str, Tensor] = {}
+    grads = torch.zeros_like(table)
+    for i in range(B):
+        own = share[i].double()
+        for weight, label in ((own, y[i]), (1 - own, y_mixed[i])):
+            alone, grad = team.expected(table[:, i : i + 1], label[None])
+            grads[:, i] += weight * grad[:, 0] / B
+            for name, value in alone.items():
+                expected[name] = expected.get(name, 0) + weight * value / B
+    assert values.keys() == expected.keys()
+    for name, value in expected.items():
+        if not name.endswith("/accuracy"):
+            torch.testing.assert_close(values[name], value, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(dz, grads, rtol=1e-11, atol=1e-15)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("methods", "collab"), MIXABLE)
+def test_an_image_all_its_own_is_a_plain_one(
+    methods: Sequence[str | Objective], collab: str, dtype: torch.dtype
+) -> None:
+    """To the bit, and so are one mixed with another of its class, and one that is all the other."""
+    team = Losses(methods, collab, torch.float32, mixed=True)
+    table, y = table_of(team, dtype)
+    y_mixed, share = mixing_of()
+    plain, dz = team.measured(table, y)
+    for mixing in (
+        {"y_mixed": y_mixed, "share": torch.ones(B)},
+        {"y_mixed": y, "share": share},
+    ):
+        values, mixed_dz = team.measured(table, y, **mixing)
+        assert all(torch.equal(values[name], value) for name, value in plain.items())
+        assert mixed_dz.dtype == dtype
+        assert torch.equal(mixed_dz, dz)
+    _, swapped = team.measured(table, y_mixed, y_mixed=y, share=torch.zeros(B))
+    assert torch.equal(swapped, dz)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_mixing_in_half_precision_rounds_once(dtype: torch.dtype) -> None:
+    """Catches shares of 8 bits, which would not add up to those of the reported loss."""
+    generator = torch.Generator().manual_seed(5)
+    own, other = torch.randn(2, 4, B, C, generator=generator).to(dtype)
+    share = torch.rand(B, 1, generator=generator)
+    exact = share.double() * own.double() + (1 - share.double()) * other.double()
+    assert torch.equal(by_share(own, other, share), exact.to(dtype))
+
+
+def test_a_loss_that_cannot_be_mixed_is_refused() -> None:
+    with pytest.raises(InputError, match=r"1-own cannot train on mixed images.*fastcat\.terms"):
+        team_of(["trades", OWN], mixed=True)
+
+
+def test_accuracy_counts_the_label_with_the_larger_share() -> None:
+    team = Losses(["natural"], "none", torch.float64, mixed=True)
+    y, y_mixed = torch.zeros(B, dtype=torch.int64), torch.ones(B, dtype=torch.int64)
+    share = torch.tensor([1.0, 0.9, 0.51, 0.49, 0.4, 0.3, 0.2, 0.1, 0.0])
+    for label, hits in ((0, 3), (1, 6), (2, 0)):
+        table = torch.zeros(1, B, C, dtype=torch.float64)
+        table[..., label] = 5.0
+        values, _ = team.measured(table, y, y_mixed=y_mixed, share=share)
+        assert values["0-peer/accuracy"].item() == pytest.approx(hits / B)
 
 
 def test_accuracy_is_that_on_the_view_on_which_the_peer_is_tested() -> None:

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastcat.attack import Inner, Network, attack_all, check_images
+from fastcat.attack import Inner, Network, attack_all
 from fastcat.errors import InputError
 from fastcat.frozen import Frozen
+from fastcat.guard import check_images
 from fastcat.modes import attack_mode
 from fastcat.precision import Precision
 from fastcat.seeds import derive_seed
@@ -146,7 +147,7 @@ def survivors(
 
 def evaluate(
     model: Network,
-    loader: Iterable[Sequence[Tensor]],
+    loader: Iterable[Sequence[Any]],
     attacks: str | Sequence[EvalAttack],
     threat: ThreatModel,
     *,

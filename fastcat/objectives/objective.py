@@ -18,7 +18,8 @@ class Objective:
     views: "clean" and "adv", in the order of the train-mode forwards (it decides the order of
     BatchNorm updates); inner: the attack behind "adv", None without one; outer: from logits
     [B, C] by view and labels [B] to weighted scalar terms, whose sum is the loss: one of
-    `fastcat.terms`, which the fused kernel computes, or any differentiable function.
+    `fastcat.terms`, which the fused kernel computes, or any differentiable function; that one
+    cannot train on images mixed of two.
     """
 
     views: tuple[str, ...]

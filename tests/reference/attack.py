@@ -2,6 +2,7 @@
 
 x' <- clip(x' + step_size * sign(d inner / d x'), x - eps, x + eps), then clip to [0, 1].
 Inner objective: CE(z(x'), y) for at, alp and mart; KL(p(x) || p(x')) with p(x) constant for trades.
+Of images mixed of two CE is share CE(z(x'), y) + (1 - share) CE(z(x'), y_mixed).
 Start: clip(x + eps * U(-1, 1), 0, 1) for at and alp; x + 0.001 * N(0, 1), unclipped, for trades
 and mart.
 Source: Madry et al. 2018, section 2.1; the starts are those of each method's published code.
@@ -40,9 +41,20 @@ def start(x: Tensor, method: str, eps: float, noise: Tensor) -> Tensor:
     raise ValueError(f"{method} has no attack")
 
 
-def inner(method: str, z_adv: Tensor, z_clean: Tensor, y: Tensor) -> Tensor:
+def inner(
+    method: str,
+    z_adv: Tensor,
+    z_clean: Tensor,
+    y: Tensor,
+    y_mixed: Tensor | None = None,
+    share: Tensor | None = None,
+) -> Tensor:
     """What the attack ascends, per sample `[B]`; logits are `[B, classes]`."""
-    return kl(z_clean, z_adv) if method == "trades" else cross_entropy(z_adv, y)
+    if method == "trades":
+        return kl(z_clean, z_adv)
+    if y_mixed is None:
+        return cross_entropy(z_adv, y)
+    return share * cross_entropy(z_adv, y) + (1.0 - share) * cross_entropy(z_adv, y_mixed)
 
 
 def pgd(
@@ -55,11 +67,14 @@ def pgd(
     steps: int,
     noise: Tensor,
     bn: str = "eval",
+    y_mixed: Tensor | None = None,
+    share: Tensor | None = None,
 ) -> Tensor:
     """The adversarial view `[B, C, H, W]` of x.
 
     x: images in [0, 1], `[B, C, H, W]`. eps, step_size: pixels in [0, 1]. bn: "eval" or "train".
     noise: `[R, B, C, H, W]`, U(-1, 1) for at and alp, N(0, 1) for trades and mart.
+    y_mixed, share: `[B]`, of images mixed of two; share in [0, 1].
     Each restart runs all steps; each sample keeps the last iterate of the restart with the largest
     inner objective there, the earliest one among equals.
     """
@@ -71,11 +86,12 @@ def pgd(
         x_adv = start(x, method, eps, noise_r)
         for _ in range(steps):
             x_adv = x_adv.detach().requires_grad_(True)
-            (grad,) = torch.autograd.grad(inner(method, twin(x_adv), z_clean, y).sum(), x_adv)
+            ascended = inner(method, twin(x_adv), z_clean, y, y_mixed, share)
+            (grad,) = torch.autograd.grad(ascended.sum(), x_adv)
             x_adv = x_adv.detach() + step_size * grad.sign()
             x_adv = torch.maximum(torch.minimum(x_adv, x + eps), x - eps).clamp(0.0, 1.0)
         ends.append(x_adv)
         with torch.no_grad():
-            end_losses.append(inner(method, twin(x_adv), z_clean, y))
+            end_losses.append(inner(method, twin(x_adv), z_clean, y, y_mixed, share))
     winner = torch.stack(end_losses).argmax(dim=0)  # the first among equals
     return torch.stack(ends)[winner, torch.arange(len(x), device=x.device)]

@@ -104,6 +104,29 @@ OBJECTIVES: dict[str, Callable[..., dict[str, Tensor]]] = {
 }
 
 
+def mixed(
+    objective: Callable[..., dict[str, Tensor]],
+    logits: list[Tensor],
+    y_B: Tensor,
+    y_mixed_B: Tensor,
+    share_B: Tensor,
+    **settings: float,
+) -> dict[str, Tensor]:
+    """(1/B) sum_i [share_i L_i(y_i) + (1 - share_i) L_i(y_mixed_i)], L_i the loss of image i alone.
+
+    A term without labels is (1/B) sum_i L_i again, as share_i and 1 - share_i add up to 1.
+    Zhang et al., mixup: Beyond Empirical Risk Minimization, 2018, in the form with two losses that
+    Rice et al., Overfitting in Adversarially Robust Deep Learning, 2020, use.
+    """
+    terms: dict[str, Tensor] = {}
+    for i in range(len(y_B)):
+        image = [z_BC[i : i + 1] for z_BC in logits]
+        for share, label in ((share_B[i], y_B[i]), (1.0 - share_B[i], y_mixed_B[i])):
+            for name, term in objective(*image, label[None], **settings).items():
+                terms[name] = terms.get(name, 0.0) + share * term / len(y_B)
+    return terms
+
+
 def cat_guidance(own_BC: Tensor, others: list[Tensor]) -> Tensor:
     """sum_j (1/B) sum_i KL_i(sg[p_j] || p_own), every argument on the same view of the own peer.
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.reference.attack import pgd
-from tests.reference.losses import OBJECTIVES, cat_guidance
+from tests.reference.losses import OBJECTIVES, cat_guidance, mixed
 
 OWN_VIEWS = {
     "natural": ("clean",),
@@ -102,6 +102,8 @@ def cat_step(
     nesterov: bool,
     buffers: Sequence[dict[str, Tensor]] | None,
     bn: str = "eval",
+    y_mixed: Tensor | None = None,
+    share: Tensor | None = None,
 ) -> StepResult:
     """One step in place on nets, which are left in train mode.
 
@@ -109,6 +111,7 @@ def cat_step(
     x: images in [0, 1], `[B, C, H, W]`. y: `[B]`. noise: `[R, K, B, C, H, W]`, see `attack.pgd`;
     the part of a natural peer is not read. collab: "cat" or "none". bn: statistics in the attack.
     buffers: those of the previous step, None at the first.
+    y_mixed, share: `[B]`, of images mixed of two; share in [0, 1].
     """
     peers = range(len(nets))
     names = [name for name, _ in methods]
@@ -117,7 +120,9 @@ def cat_step(
     views = {"clean": x}
     for k in peers:
         if "adv" in OWN_VIEWS[names[k]]:
-            views[f"adv{k}"] = pgd(nets[k], x, y, names[k], eps, step_size, steps, noise[:, k], bn)
+            views[f"adv{k}"] = pgd(
+                nets[k], x, y, names[k], eps, step_size, steps, noise[:, k], bn, y_mixed, share
+            )
 
     z: dict[tuple[int, str], Tensor] = {}
     for k in peers:
@@ -132,7 +137,11 @@ def cat_step(
 
     terms, guidance, totals = [], [], []
     for k, (name, settings) in enumerate(methods):
-        terms.append(OBJECTIVES[name](*(z[k, v] for v in own_views(k, name)), y, **settings))
+        own = [z[k, view] for view in own_views(k, name)]
+        if y_mixed is None or share is None:
+            terms.append(OBJECTIVES[name](*own, y, **settings))
+        else:
+            terms.append(mixed(OBJECTIVES[name], own, y, y_mixed, share, **settings))
         view = taught_view(k, name)
         teachers = [z[j, view] for j in peers if j != k and collab == "cat"]
         guidance.append(cat_guidance(z[k, view], teachers))

@@ -81,6 +81,23 @@ def test_pgd_on_a_linear_net_climbs_the_cross_entropy(method: str, steps: int) -
     torch.testing.assert_close(x_adv, expected, rtol=0, atol=1e-14)
 
 
+def test_pgd_on_mixed_images_climbs_the_shared_cross_entropy() -> None:
+    """Two classes, y = 0 and y_mixed = 1: d / dx' = (p_1 - (1 - share)) w."""
+    net, w = two_class_net()
+    x, _, noise = batch(side=2)
+    x = 0.3 + 0.4 * x
+    start = x + 0.1 * noise[0, 0]
+    p_1 = net(start).softmax(dim=1)[:, 1].detach()
+    # two whose prediction is pushed up, two down; all so far off that three steps cross nothing
+    share = torch.where(torch.tensor([True, False, True, False]), 1 - p_1 / 4, (1 - p_1) / 4)
+    side = (p_1 - (1 - share)).sign().view(-1, 1, 1, 1)
+    assert side.flatten().tolist() == [1.0, -1.0, 1.0, -1.0]
+    expected = (start + 3 * 0.01 * side * w.sign()).clamp(x - 0.1, x + 0.1)
+    y, y_mixed = torch.zeros(4, dtype=torch.long), torch.ones(4, dtype=torch.long)
+    x_adv = pgd(net, x, y, "at", 0.1, 0.01, 3, noise[:, 0], y_mixed=y_mixed, share=share)
+    torch.testing.assert_close(x_adv, expected, rtol=0, atol=1e-14)
+
+
 def test_pgd_on_a_linear_net_climbs_the_trades_kl() -> None:
     """KL grows away from x: the direction is sign(w . (start - x)) sign(w), whatever y is."""
     net, w = two_class_net()

@@ -65,6 +65,20 @@ def test_values_by_hand(terms: dict[str, Tensor], expected: dict[str, float]) ->
         assert terms[name].item() == pytest.approx(value, rel=1e-14)
 
 
+def test_mixed_values_by_hand() -> None:
+    """With y_mixed = (1, 3) and share = (1/4, 1), a term without labels is as of plain images.
+
+    In units of log 2: CE(clean, y) = (1, 2), CE(clean, y_mixed) = (2, 1), CE(adv, y) = (3, 1),
+    CE(adv, y_mixed) = (1, 2), so clean (7/4, 2) and adv (6/4, 1).
+    """
+    y_mixed, share = torch.tensor([1, 3]), torch.tensor([0.25, 1.0], dtype=torch.float64)
+    natural = losses.mixed(losses.natural, [CLEAN], Y, y_mixed, share)
+    assert natural["ce"].item() == pytest.approx(15 / 8 * LN2, rel=1e-14)
+    alp = losses.mixed(losses.alp, [ADV, CLEAN], Y, y_mixed, share, weight=3.0)
+    assert alp["ce"].item() == pytest.approx((15 / 8 + 5 / 4) / 2 * LN2, rel=1e-14)
+    torch.testing.assert_close(alp["pairing"], losses.alp(ADV, CLEAN, Y, weight=3.0)["pairing"])
+
+
 def test_trades_kl_reaches_both_sides() -> None:
     """d KL / dz(x)_c = p_c (log p_c - log q_c - KL) / B, d KL / dz(x_adv)_c = (q_c - p_c) / B."""
     clean, adv = CLEAN.clone().requires_grad_(), ADV.clone().requires_grad_()
