@@ -1,10 +1,14 @@
-"""Gather a batch, zero-pad and crop it at random, mirror it, scale it to [0, 1], channels-last.
+"""Gather a batch, crop and shift, mirror, cut a hole, scale to [0, 1], channels-last.
 
-    x[b, c, i, j] = images[index[b], i + dy[b] - pad, j' + dx[b] - pad, c] / 255,
-    0 outside the image;  j' = W - 1 - j where flip[b], else j
+    x[b, c, i, j] = images[index[b], r, s, c] / white        white = 255 for uint8, 1 for floats
+    r = i + dy[b],   s = j' + dx[b],   j' = W - 1 - j where flip[b], else j
 
-Source: the crop-4-and-flip augmentation of He et al. 2016 (arXiv 1512.03385), section 4.2: the
-crop comes first, then the flip.
+0 where (r, s) is outside the window [top[b], bottom[b]) x [left[b], right[b]), or (i, j) inside the
+square of side `hole` that begins at (hole_y[b], hole_x[b]).
+
+Source: crop and flip as in He et al. 2016 (arXiv 1512.03385), section 4.2, the crop first; the
+window is CropShift of Li & Spratling 2023 (arXiv 2301.09879); the hole is Cutout, DeVries & Taylor
+2017 (arXiv 1708.04552).
 """
 
 # mypy: allow-untyped-defs
@@ -15,49 +19,61 @@ from torch import Tensor
 
 from ._op import Op, tl, triton
 
+ROWS = ("index", "dy", "dx", "flip", "top", "bottom", "left", "right", "hole_y", "hole_x")
 
-def augment(images: Tensor, draws: Tensor, pad: int) -> Tensor:
+
+def augment(images: Tensor, draws: Tensor, hole: int = 0) -> Tensor:
     """A new batch [B, C, H, W], float32 in [0, 1], channels-last.
 
-    images: uint8 [N, H, W, C]; draws: int64 [4, B], the rows index, dy and dx in [0, 2 * pad], and
-    flip, 0 or 1; pad: pixels.
+    images: uint8, or float in [0, 1], [N, H, W, C]; draws: int64 [10, B], rows as in ROWS, in
+    pixels, windows within the image; hole: pixels.
     """
     _, height, width, channels = images.shape
     out = torch.empty((draws.shape[1], height, width, channels), device=images.device)
     out = out.permute(0, 3, 1, 2)
-    OP(out, images, draws, pad)
+    OP(out, images, draws, hole)
     return out
 
 
-def augment_reference(out: Tensor, images: Tensor, draws: Tensor, pad: int) -> None:
+def augment_reference(out: Tensor, images: Tensor, draws: Tensor, hole: int) -> None:
     """The specification of `augment`, written into out, in its precision."""
-    _, height, width, _ = images.shape
-    index, dy, dx, flip = draws[:, :, None]
-    rows = torch.arange(height, device=images.device) + dy - pad
-    columns = torch.arange(width, device=images.device)
-    columns = torch.where(flip != 0, width - 1 - columns, columns) + dx - pad
-    inside_rows = (rows >= 0) & (rows < height)
-    inside_columns = (columns >= 0) & (columns < width)
-    crop = images[
-        index[:, None],
-        rows.clamp(0, height - 1)[:, :, None],
-        columns.clamp(0, width - 1)[:, None, :],
-    ]
-    crop = crop * (inside_rows[:, :, None, None] & inside_columns[:, None, :, None])
+    _, height, width, channels = images.shape
+    index, dy, dx, flip, top, bottom, left, right, hole_y, hole_x = draws[:, :, None]
+    i, j = (torch.arange(side, device=images.device) for side in (height, width))
+    row = i + dy
+    column = torch.where(flip != 0, width - 1 - j, j) + dx
+    # behind the last row and column there is a black one, for what is not seen
+    framed = images.new_zeros(len(index), height + 1, width + 1, channels)
+    framed[:, :height, :width] = images.index_select(0, draws[0])
+    row = torch.where((row >= top) & (row < bottom), row, height)
+    column = torch.where((column >= left) & (column < right), column, width)
+    first = torch.arange(len(index), device=images.device)[:, None] * (height + 1)
+    place = ((first + row) * (width + 1))[:, :, None] + column[:, None, :]
+    pixels = framed.view(-1, channels).index_select(0, place.flatten())
     # a tensor, as on a GPU torch divides by a number through its rounded reciprocal
-    white = torch.full((), 255, dtype=out.dtype, device=out.device)
-    out.copy_((crop / white).permute(0, 3, 1, 2))
+    white = torch.full((), _white(images), dtype=out.dtype, device=out.device)
+    rows = out.permute(0, 2, 3, 1)
+    torch.div(pixels.view(rows.shape), white, out=rows)
+    if hole:
+        hole_rows = (i >= hole_y) & (i < hole_y + hole)
+        hole_columns = (j >= hole_x) & (j < hole_x + hole)
+        rows.masked_fill_((hole_rows[:, :, None] & hole_columns[:, None, :])[..., None], 0)
+
+
+def _white(images: Tensor) -> float:
+    return 255.0 if images.dtype == torch.uint8 else 1.0
 
 
 @triton.jit
 def _augment_kernel(
     out_ptr,  # [B, HEIGHT * WIDTH * CHANNELS]
     images_ptr,  # [N, HEIGHT * WIDTH * CHANNELS]
-    draws_ptr,  # [4, B]
+    draws_ptr,  # [10, B]
     out_stride,
     images_stride,
     draws_strides,
-    pad,
+    hole,
+    white,
     HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
     CHANNELS: tl.constexpr,
@@ -65,30 +81,40 @@ def _augment_kernel(
 ):
     i_image = tl.program_id(0).to(tl.int64)
     draws_ptr += i_image * draws_strides[1]
+    stride = draws_strides[0]
     index = tl.load(draws_ptr)
-    dy = tl.load(draws_ptr + draws_strides[0]).to(tl.int32)
-    dx = tl.load(draws_ptr + 2 * draws_strides[0]).to(tl.int32)
-    flip = tl.load(draws_ptr + 3 * draws_strides[0])
+    dy = tl.load(draws_ptr + stride).to(tl.int32)
+    dx = tl.load(draws_ptr + 2 * stride).to(tl.int32)
+    flip = tl.load(draws_ptr + 3 * stride)
+    top = tl.load(draws_ptr + 4 * stride).to(tl.int32)
+    bottom = tl.load(draws_ptr + 5 * stride).to(tl.int32)
+    left = tl.load(draws_ptr + 6 * stride).to(tl.int32)
+    right = tl.load(draws_ptr + 7 * stride).to(tl.int32)
+    hole_y = tl.load(draws_ptr + 8 * stride).to(tl.int32)
+    hole_x = tl.load(draws_ptr + 9 * stride).to(tl.int32)
 
     e = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     channel = e % CHANNELS
-    column = e // CHANNELS % WIDTH
-    row = e // (CHANNELS * WIDTH) + dy - pad
-    column = tl.where(flip != 0, WIDTH - 1 - column, column) + dx - pad
+    j = e // CHANNELS % WIDTH
+    i = e // (CHANNELS * WIDTH)
+    row = i + dy
+    column = tl.where(flip != 0, WIDTH - 1 - j, j) + dx
     in_batch = e < HEIGHT * WIDTH * CHANNELS
-    in_image = in_batch & (row >= 0) & (row < HEIGHT) & (column >= 0) & (column < WIDTH)
+    in_hole = (i >= hole_y) & (i < hole_y + hole) & (j >= hole_x) & (j < hole_x + hole)
+    in_window = (row >= top) & (row < bottom) & (column >= left) & (column < right)
     place = (row * WIDTH + column) * CHANNELS + channel
-    value = tl.load(images_ptr + index * images_stride + place, mask=in_image, other=0)
+    seen = in_batch & in_window & (in_hole == 0)
+    value = tl.load(images_ptr + index * images_stride + place, mask=seen, other=0)
     # rounded as on the CPU: Triton's own division is approximate
-    value = tl.div_rn(value.to(tl.float32), tl.full([BLOCK], 255.0, tl.float32))
+    value = tl.div_rn(value.to(tl.float32), tl.full([BLOCK], white, tl.float32))
     tl.store(out_ptr + i_image * out_stride + e, value, mask=in_batch)
 
 
-def augment_fused(out: Tensor, images: Tensor, draws: Tensor, pad: int) -> None:
+def augment_fused(out: Tensor, images: Tensor, draws: Tensor, hole: int) -> None:
     """Launches the Triton kernel: one program for each block of an image."""
     batch, channels, height, width = out.shape
     assert images.shape[1:] == (height, width, channels)
-    assert draws.shape == (4, batch)
+    assert draws.shape == (len(ROWS), batch)
     # views, which raise where pixels and channels do not count as one axis
     out_rows = out.permute(0, 2, 3, 1).view(batch, -1)
     image_rows = images.view(len(images), -1)
@@ -100,7 +126,8 @@ def augment_fused(out: Tensor, images: Tensor, draws: Tensor, pad: int) -> None:
         out_rows.stride(0),
         image_rows.stride(0),
         draws.stride(),
-        pad,
+        hole,
+        _white(images),
         HEIGHT=height,
         WIDTH=width,
         CHANNELS=channels,

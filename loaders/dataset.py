@@ -1,15 +1,26 @@
-"""What every data set is once it is read: two splits of uint8 images with their labels."""
+"""What every data set is once it is read: two splits of images with their labels."""
 
+import warnings
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
+
+_CHUNK_PIXELS = 1 << 22
 
 
 @dataclass(frozen=True)
 class Split:
-    """images: uint8 [N, H, W, C], perhaps a read-only memory map; labels: int64 [N]."""
+    """images: [N, H, W, C], uint8 or float32 in [0, 1]; labels: int64 [N].
 
-    images: np.ndarray
+    images may be a read-only memory map, or anything that has a shape and gives an array of the
+    images at a slice or at an array of places.
+    """
+
+    images: Any
     labels: np.ndarray
 
     def __len__(self) -> int:
@@ -21,7 +32,8 @@ class Dataset:
     """A data set as the trainer sees it.
 
     crop_pad (pixels of zero padding for the random crop) and flip (random mirror images) are the
-    augmentation that suits the data; digest identifies the exact images and labels.
+    augmentation that suits the data; digest identifies the exact images and labels; betons: the
+    folder of .beton files of these very images, where there is one.
     """
 
     name: str
@@ -31,6 +43,7 @@ class Dataset:
     crop_pad: int
     flip: bool
     digest: str
+    betons: Path | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -39,16 +52,25 @@ class Dataset:
         return height, width, channels
 
 
-def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel of uint8 images [N, H, W, C], as pixels in [0, 1]."""
-    channels = images.shape[3]
+def as_tensor(array: np.ndarray) -> Tensor:
+    """The same memory as a tensor, which is only read."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(array)
+
+
+def channel_statistics(images: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel of a split's images, as pixels in [0, 1]."""
+    count, height, width, channels = images.shape
     total, squares = np.zeros(channels), np.zeros(channels)
-    for begin in range(0, len(images), 4096):
+    at_once = max(1, _CHUNK_PIXELS // (height * width))
+    for begin in range(0, count, at_once):
         # a slice at a time: a memory map is never read whole
-        part = images[begin : begin + 4096].astype(np.float64) / 255
+        part = images[begin : begin + at_once]
+        part = part.astype(np.float64) / (255 if part.dtype == np.uint8 else 1)
         total += part.sum((0, 1, 2))
         squares += (part**2).sum((0, 1, 2))
-    pixels = images.size / channels
+    pixels = count * height * width
     mean = total / pixels
     std = np.sqrt(np.maximum(squares / pixels - mean**2, 1e-12))
     return tuple(mean.tolist()), tuple(std.tolist())

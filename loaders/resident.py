@@ -1,8 +1,4 @@
-"""Images that live on the device as one uint8 tensor; batches are gathered and augmented there.
-
-Order, crops and flips of an epoch come from one generator seeded by (seed, epoch) alone, so that
-a batch depends on nothing but its place: a resumed run needs no sampler state.
-"""
+"""Images that live on the device as one tensor; batches are gathered and augmented there."""
 
 from collections.abc import Iterator
 
@@ -11,80 +7,72 @@ import torch
 from torch import Tensor
 
 from fastcat.batch import Batch
-from fastcat.kernels.augment import augment
-from fastcat.seeds import derive_seed
 
-from .dataset import Split
+from .dataset import Split, as_tensor
+from .loader import Epochs, Loader
+
+_CHUNK_BYTES = 64 << 20
 
 
-class ResidentLoader:
-    """Batches of the images `index` of a split.
+def needs_copy(split: Split, epochs: Epochs, device: torch.device) -> bool:
+    """Whether the images are not already, in memory or mapped, where they are to be."""
+    in_place = (
+        device.type == "cpu" and epochs.extra is None and isinstance(split.images, np.ndarray)
+    )
+    return not in_place
 
-    crop_pad: pixels of zero padding for the random crop, 0 for none; flip: mirror every other
-    image at random. The last batch holds what is left over, unless that is a single image while
-    shuffling: BatchNorm cannot train on one.
-    """
 
-    def __init__(
-        self,
-        split: Split,
-        index: Tensor,
-        *,
-        batch_size: int,
-        device: torch.device,
-        seed: int = 0,
-        shuffle: bool = False,
-        crop_pad: int = 0,
-        flip: bool = False,
-    ) -> None:
-        self.labels = torch.from_numpy(split.labels[index.numpy()]).to(device)
-        # only what is used is read from a memory map
-        self.images = torch.from_numpy(np.ascontiguousarray(split.images[index.numpy()])).to(device)
-        self.index = index.to(device)
-        self.batch_size = batch_size
-        self.device = device
-        self.seed = seed
-        self.shuffle = shuffle
-        self.crop_pad = crop_pad
-        self.flip = flip
+def resident_bytes(split: Split, epochs: Epochs) -> int:
+    """The memory that the images of `epochs` take on the device."""
+    images = len(epochs.index) + (len(epochs.extra.split) if epochs.extra else 0)
+    return images * split.images[:1].nbytes
 
-    @property
-    def size(self) -> int:
-        """Images an epoch."""
-        single_left = len(self.index) % self.batch_size == 1 and len(self.index) > 1
-        return len(self.index) - (1 if self.shuffle and single_left else 0)
 
-    def __len__(self) -> int:
-        """Batches an epoch."""
-        return -(-self.size // self.batch_size)
+class ResidentLoader(Loader):
+    """Holds what `epochs` asks for; on a CPU an array, perhaps a memory map, is not even copied."""
 
-    def inputs(self, epoch: int = 0, first_batch: int = 0) -> Iterator[tuple[Tensor]]:
-        """For each batch of an epoch what `gather` makes it of, so that a graph can hold that."""
-        count = len(self.index)
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, "data", epoch))
-        order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
-        offsets = torch.randint(0, 2 * self.crop_pad + 1, (2, count), generator=generator)
-        mirrored = torch.rand(count, generator=generator) < (0.5 if self.flip else 0.0)
-        draws = torch.stack([order, *offsets, mirrored.long()]).to(self.device)
-        for begin in range(first_batch * self.batch_size, self.size, self.batch_size):
-            yield (draws[:, begin : min(begin + self.batch_size, self.size)],)
+    def __init__(self, split: Split, epochs: Epochs, device: torch.device) -> None:
+        super().__init__(split, epochs, device)
+        # by place among the own images: the row here
+        self.rows = torch.arange(len(split))
+        if not needs_copy(split, epochs, device):
+            self.images = as_tensor(split.images)
+            self.labels = as_tensor(split.labels)
+            self.places = self.rows
+            return
+        self.rows[epochs.index] = torch.arange(len(epochs.index))
+        parts = [(split, epochs.index)]
+        if epochs.extra is not None:
+            parts.append((epochs.extra.split, torch.arange(len(epochs.extra.split))))
+        self.images = _collected(parts, device)
+        labels = [as_tensor(part.labels[rows.numpy()]) for part, rows in parts]
+        self.labels = torch.cat(labels).to(device)
+        offsets = [rows + self.own * n for n, (_, rows) in enumerate(parts)]
+        self.places = torch.cat(offsets).to(device)
 
-    def like(self, inputs: tuple[Tensor]) -> Tensor:
-        """Images of the shape and layout that `gather` gives, with nothing in them yet."""
-        _, height, width, channels = self.images.shape
-        shape = (inputs[0].shape[1], height, width, channels)
-        return torch.empty(shape, device=self.device).permute(0, 3, 1, 2)
+    def inputs(self, epoch: int = 0, first_batch: int = 0) -> Iterator[tuple[Tensor, ...]]:
+        for draws, *mixes in self.draw(epoch, first_batch):
+            places = draws[0]
+            behind = places - self.own + len(self.epochs.index)
+            rows = torch.where(places < self.own, self.rows[places.clamp(max=self.own - 1)], behind)
+            inputs = (torch.cat([rows[None], draws[1:]]), *mixes)
+            yield tuple(tensor.to(self.device, non_blocking=True) for tensor in inputs)
 
-    def gather(self, draws: Tensor) -> Batch:
-        """The batch of draws [4, B]: places among the images, crop offsets y and x, mirror."""
+    def gather(self, *inputs: Tensor) -> Batch:
+        """The batch of draws [10, B], whose first row are rows of the images held here."""
+        draws, *mixes = inputs
         rows = draws[0]
-        x = augment(self.images, draws, self.crop_pad)
-        return Batch(x, self.labels[rows], self.index[rows])
+        return self.make_batch(self.images, self.labels[rows], self.places[rows], draws, *mixes)
 
-    def epoch(self, epoch: int = 0, first_batch: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch, from `first_batch` on."""
-        for inputs in self.inputs(epoch, first_batch):
-            yield self.gather(*inputs)
 
-    def __iter__(self) -> Iterator[Batch]:
-        return self.epoch()
+def _collected(parts: list[tuple[Split, Tensor]], device: torch.device) -> Tensor:
+    """The images of these rows on the device, read in chunks: a memory map is never read whole."""
+    count = sum(len(rows) for _, rows in parts)
+    first = as_tensor(parts[0][0].images[:1])
+    images = torch.empty((count, *first.shape[1:]), dtype=first.dtype, device=device)
+    begin = 0
+    for split, rows in parts:
+        for some in rows.split(max(1, _CHUNK_BYTES // first.nbytes)):
+            images[begin : begin + len(some)] = as_tensor(split.images[some.numpy()])
+            begin += len(some)
+    return images

@@ -78,5 +78,5 @@ def test_rows_beyond_two_to_the_31_elements() -> None:
     """Offsets of images are 64 bits wide."""
     images = torch.zeros((2**31 // 3072 + 2, 32, 32, 3), dtype=torch.uint8, device="cuda")
     images[-1] = 255
-    draws = torch.tensor([[len(images) - 1], [0], [0], [0]], device="cuda")
-    assert (augment.augment(images, draws, 0) == 1).all()
+    draws = torch.tensor([[len(images) - 1, 0, 0, 0, 0, 32, 0, 32, 0, 0]], device="cuda").T
+    assert (augment.augment(images, draws) == 1).all()

@@ -3,7 +3,7 @@ no question to the host, one graph launch a step.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 from unittest import mock
 
@@ -26,7 +26,8 @@ from fastcat.peer import Peer
 from fastcat.precision import make_precision
 from fastcat.team import make_team
 from fastcat.threat import ThreatModel
-from tests.networks import CLASSES, images, tiny_net
+from tests.kernels.cases import augment_draws
+from tests.networks import CLASSES, images, mixing, tiny_net
 from tests.reference.step import StepResult, cat_step
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -47,10 +48,11 @@ TEAMS = [
 ENGINES = ["eager", "graph", "compile", "compile+graph"]
 # compiling takes a minute a team, so one team stands for all
 RUNS = [
-    pytest.param(*team.values, engine, id=f"{team.id}-{engine}")
+    pytest.param(*team.values, engine, mixed, id=f"{team.id}-{engine}" + "-mixed" * mixed)
     for team in TEAMS
     for engine in ENGINES
-    if "compile" not in engine or team.id == "trades+alp"
+    for mixed in (False, True)
+    if team.id == "trades+alp" or not ("compile" in engine or mixed)
 ]
 # of the losses and of the weights after three free steps, where the attack's signs amplify
 # rounding; fp32 as measured on a CPU, tf32 wider by its shorter numbers
@@ -102,10 +104,16 @@ class Run:
         self.engine = Engine(self.team, Batch, BATCH, engine, self.said.append)
         torch.backends.cudnn.benchmark = False
 
-    def step(self, x: Tensor, y: Tensor, noise: Tensor | None = None, seed: int = 0) -> Tensor:
+    def step(
+        self,
+        x: Tensor,
+        y: Tensor,
+        noise: Tensor | None = None,
+        seed: int = 0,
+        mixing: Sequence[Tensor] = (),
+    ) -> Tensor:
         x = x.to(DEVICE).contiguous(memory_format=torch.channels_last)
-        y = y.to(DEVICE)
-        inputs = (x, y, torch.arange(len(y), device=DEVICE))
+        inputs = (x, *(t.to(DEVICE) for t in (y, torch.arange(len(y)), *mixing)))
         if noise is None:
             return self.engine.step(inputs, x, seed, SGD["lr"])
         with mock.patch.object(fastcat.engine, "start_noise", return_value=noise.to(DEVICE)):
@@ -143,6 +151,7 @@ def oracle_step(
     y: Tensor,
     noise: Tensor,
     buffers: list[dict[str, Tensor]] | None,
+    mixing: Sequence[Tensor] = (),
 ) -> StepResult:
     return cat_step(
         nets,
@@ -158,13 +167,14 @@ def oracle_step(
         **SGD,
         buffers=buffers,
         bn="eval",
+        **dict(zip(("y_mixed", "share"), mixing, strict=bool(mixing))),
     )
 
 
 @pytest.mark.parametrize("precision", TOLERANCES)
-@pytest.mark.parametrize(("methods", "collab", "engine"), RUNS)
+@pytest.mark.parametrize(("methods", "collab", "engine", "mixed"), RUNS)
 def test_three_steps_follow_the_oracle(
-    methods: tuple[str, ...], collab: str, engine: str, precision: str
+    methods: tuple[str, ...], collab: str, engine: str, mixed: bool, precision: str
 ) -> None:
     """A graph that replays a stale input, a lane that races, a rate baked in: all leave it."""
     nets = nets_of(len(methods))
@@ -175,8 +185,9 @@ def test_three_steps_follow_the_oracle(
     attacked = [k for k, method in enumerate(methods) if method != "natural"]
     for step in range(3):
         x, y, noise = draw(methods, step)
-        values = run.step(x, y, noise[:, attacked])
-        result = oracle_step(nets, methods, collab, x, y, noise, buffers)
+        others = mixing(step, BATCH) if mixed else ()
+        values = run.step(x, y, noise[:, attacked], mixing=others)
+        result = oracle_step(nets, methods, collab, x, y, noise, buffers, others)
         buffers = result.buffers
         named = dict(zip(run.team.loss.names, values.tolist(), strict=True))
         for peer, total in zip(run.team.peers, result.totals, strict=True):
@@ -254,11 +265,13 @@ def test_rehearsal_leaves_nothing_behind(engine: str) -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("engine", ["eager", "graph"])
-def test_a_step_asks_the_host_nothing(engine: str, precision: str) -> None:
+@pytest.mark.parametrize("mixed", [False, True], ids=["plain", "mixed"])
+def test_a_step_asks_the_host_nothing(mixed: bool, engine: str, precision: str) -> None:
     run = Run(nets_of(2), ("trades", "alp"), engine, precision)
     x, y = images(0, BATCH, SIDE)
     x = x.to(DEVICE).contiguous(memory_format=torch.channels_last)
-    inputs = (x, y.to(DEVICE), torch.arange(BATCH, device=DEVICE))
+    others = mixing(0, BATCH) if mixed else ()
+    inputs = (x, *(t.to(DEVICE) for t in (y, torch.arange(BATCH), *others)))
     for _ in range(2):
         run.engine.step(inputs, x, 0, 0.1)
     torch.cuda.synchronize()
@@ -377,9 +390,9 @@ def test_judging_by_graph_equals_judging_eagerly() -> None:
 def test_the_gpu_augments_like_the_cpu() -> None:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (20, SIDE, SIDE, 3), dtype=torch.uint8, generator=generator)
-    draws = torch.stack([torch.randint(n, (16,), generator=generator) for n in (20, 5, 5, 2)])
-    ours = augment(pixels.to(DEVICE), draws.to(DEVICE), 2)
-    torch.testing.assert_close(ours.cpu(), augment(pixels, draws, 2), rtol=0, atol=2**-23)
+    draws = augment_draws(16, 20, SIDE, SIDE, generator)
+    ours = augment(pixels.to(DEVICE), draws.to(DEVICE), 3)
+    torch.testing.assert_close(ours.cpu(), augment(pixels, draws, 3), rtol=0, atol=2**-23)
 
 
 # last: in some versions of torch a failed capture spoils the captures after it

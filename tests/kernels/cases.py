@@ -112,21 +112,50 @@ def pgd_update_cases(dtype: torch.dtype) -> Iterator[Case]:
             yield Case(name, pgd_update.OP, args, exact=norm == "linf", typical=seed == 0)
 
 
+def augment_draws(
+    count: int, images: int, height: int, width: int, generator: torch.Generator
+) -> Tensor:
+    """Draws [10, count] of everything: shifts beyond the image, windows that are empty, holes."""
+
+    def between(low: int, high: int) -> Tensor:
+        return torch.randint(low, high + 1, (count,), generator=generator)
+
+    edges = [between(0, side) for side in (height, height, width, width)]
+    top, bottom = torch.stack(edges[:2]).sort(0).values
+    left, right = torch.stack(edges[2:]).sort(0).values
+    whole = between(0, 3) > 0
+    return torch.stack(
+        [
+            between(0, images - 1),
+            between(-2, 2),
+            between(-4, 4),
+            between(0, 1),
+            top.where(~whole, 0),
+            bottom.where(~whole, height),
+            left.where(~whole, 0),
+            right.where(~whole, width),
+            between(-3, height),
+            between(-3, width),
+        ]
+    )
+
+
 def augment_cases(dtype: torch.dtype) -> Iterator[Case]:
-    for seed, (batch, height, width, channels, pad) in enumerate(
-        [(5, 32, 32, 3, 4), (7, 9, 5, 1, 2), (3, 27, 41, 3, 0), (4, 3, 2, 3, 5)]
+    for seed, (batch, height, width, channels, hole) in enumerate(
+        [(5, 32, 32, 3, 8), (7, 9, 5, 1, 2), (3, 27, 41, 3, 0), (4, 3, 2, 3, 5), (5, 32, 32, 3, 0)]
     ):
         generator = torch.Generator().manual_seed(seed)
         images = torch.randint(
             0, 256, (11, height, width, channels), dtype=torch.uint8, generator=generator
         )
-        draws = torch.randint(0, 2 * pad + 1, (4, 2 * batch), generator=generator)
-        draws[0] = torch.randint(0, len(images), (2 * batch,), generator=generator)
-        draws[3] = torch.randint(0, 2, (2 * batch,), generator=generator)
+        # of one's own data set, which may come as floats
+        floats = seed == 4
+        pixels = images / 255 if floats else images
+        draws = augment_draws(2 * batch, len(images), height, width, generator)
         out = laid_out(torch.full((batch, channels, height, width), float("nan")), "channels_last")
         # a batch is a slice of an epoch's draws
-        args = (out, images, draws[:, 1 : batch + 1], pad)
-        name = f"{batch}x{height}x{width}x{channels}-pad{pad}"
+        args = (out, pixels, draws[:, 1 : batch + 1], hole)
+        name = f"{batch}x{height}x{width}x{channels}-hole{hole}-{'float' if floats else 'uint8'}"
         yield Case(name, augment.OP, args, exact=True, typical=seed == 0)
 
 

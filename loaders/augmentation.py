@@ -1,0 +1,128 @@
+"""What happens to training images, drawn by place: every loader draws, and so sees, the same.
+
+Each kind of change has a stream of its own, so that one more leaves the others as they were.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastcat.errors import InputError
+from fastcat.seeds import derive_seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """Every length is in pixels; 0 is none.
+
+    crop_pad: zero padding of the random crop; flip: mirror every other image; crop_shift: up to so
+    many rows and columns together are cut off the edges, and what is left is put at a random place
+    on black (Li & Spratling 2023); cutout: side of a black square around a random pixel (DeVries &
+    Taylor 2017); mixup, cutmix: a of the Beta(a, a) that shares an image with another one of its
+    batch, by brightness (Zhang et al. 2018) or by a rectangle (Yun et al. 2019), once a batch.
+    """
+
+    crop_pad: int = 0
+    flip: bool = False
+    crop_shift: int = 0
+    cutout: int = 0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raise InputError for two ways of shifting or of mixing at once."""
+        if self.crop_pad and self.crop_shift:
+            raise InputError(
+                "--crop-pad and --crop-shift both move the image: type --crop-pad 0 with the latter"
+            )
+        if self.mixup and self.cutmix:
+            raise InputError("--mixup and --cutmix both mix two images: choose one of them")
+
+    @property
+    def mixes(self) -> bool:
+        return bool(self.mixup or self.cutmix)
+
+    def check(self, height: int, width: int) -> None:
+        """Raise InputError where images of this size would vanish."""
+        side = min(height, width)
+        for name, length in (("crop-shift", self.crop_shift), ("cutout", self.cutout)):
+            if length >= side:
+                raise InputError(
+                    f"{name} is {length}, but the images are {width} x {height} pixels: "
+                    f"expected less than {side}"
+                )
+
+    def draw(self, index: Tensor, height: int, width: int, seed: int, epoch: int) -> Tensor:
+        """Draws [10, N] int64 of `kernels/augment.py` for images `index` [N] of an epoch."""
+        n = len(index)
+
+        def stream(name: str) -> torch.Generator:
+            return torch.Generator().manual_seed(derive_seed(seed, name, epoch))
+
+        moved = stream("crop and flip")
+        shift = torch.randint(-self.crop_pad, self.crop_pad + 1, (2, n), generator=moved)
+        flip = (torch.rand(n, generator=moved) < (0.5 if self.flip else 0.0)).long()
+        zero = torch.zeros(n, dtype=torch.int64)
+        window = torch.stack([zero, zero + height, zero, zero + width])
+        hole = torch.stack([zero, zero])
+        if self.crop_shift:
+            shift, window = _crop_shift(self.crop_shift, n, height, width, stream("crop shift"))
+        if self.cutout:
+            cut = stream("cutout")
+            centre = [torch.randint(0, side, (n,), generator=cut) for side in (height, width)]
+            hole = torch.stack(centre) - self.cutout // 2
+        return torch.cat([index[None], shift, flip[None], window, hole])
+
+    def draw_mix(self, batches: int, height: int, width: int, seed: int, epoch: int) -> Tensor:
+        """float64 [5, batches]: an image's own share, and cutmix's rectangle y, x, bottom, right.
+
+        The rectangle is where the other image is seen; mixup has none, its numbers are 0.
+        """
+        # numpy promises that the stream of this generator never changes
+        random = np.random.RandomState(derive_seed(seed, "mix", epoch) % 2**32)
+        a = self.mixup or self.cutmix
+        share = random.beta(a, a, batches)
+        if self.mixup:
+            return torch.from_numpy(np.stack([share, *np.zeros((4, batches))]))
+        # the image's own share is what the rectangle leaves when it is clipped at the edges
+        sides = np.sqrt(1 - share) * np.array([[height], [width]])
+        centre = random.randint(0, [[height], [width]], (2, batches))
+        low = np.clip(centre - sides.astype(int) // 2, 0, [[height], [width]])
+        high = np.clip(centre + sides.astype(int) // 2, 0, [[height], [width]])
+        share = 1 - np.prod(high - low, axis=0) / (height * width)
+        return torch.from_numpy(np.stack([share, *low, *high]))
+
+
+def mix(x: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Images [B, C, H, W] mixed each with its mirror place in the batch, and own shares [B].
+
+    draws: [5] of `draw_mix`, on x's device. Batches are shuffled, so that the last image is as good
+    a partner of the first as any other.
+    """
+    share, top, left, bottom, right = draws.to(x.dtype)
+    i, j = (torch.arange(side, device=x.device) for side in x.shape[2:])
+    other_here = ((i >= top) & (i < bottom))[:, None] & ((j >= left) & (j < right))
+    by_rectangle = bottom > top
+    weight = torch.where(by_rectangle, 1 - other_here.to(x.dtype), share)
+    mixed = x * weight + x.flip(0) * (1 - weight)
+    return mixed.contiguous(memory_format=torch.channels_last), share.expand(len(x))
+
+
+def _crop_shift(
+    most: int, n: int, height: int, width: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Shifts [2, n] and windows [4, n] that cut up to `most` rows and columns off together."""
+    total = torch.randint(0, most + 1, (n,), generator=generator)
+
+    def up_to(limit: Tensor) -> Tensor:
+        return (torch.rand(n, generator=generator, dtype=torch.float64) * (limit + 1)).long()
+
+    cut_columns = up_to(total)
+    cut_rows = total - cut_columns
+    top, left = up_to(cut_rows), up_to(cut_columns)
+    # the window's first row and column lands at a random place, as far as there is room
+    shift = torch.stack([top - up_to(cut_rows), left - up_to(cut_columns)])
+    window = torch.stack([top, top + height - cut_rows, left, left + width - cut_columns])
+    return shift, window

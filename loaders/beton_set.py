@@ -1,0 +1,151 @@
+"""A data set as .beton files: <name>.beton/ with train.beton, test.beton and, from us, set.json.
+
+It is built in a hidden directory beside it, flushed to the disk, then renamed. A folder of FFCV
+files made elsewhere has no set.json; its classes are numbered and its structure alone is checked.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fastcat.errors import InputError
+from fastcat.files import explained
+
+from .beton import read_beton, write_beton
+from .dataset import Dataset
+from .digest import dataset_digest, file_checksum
+from .labels import check_labels, check_no_gaps
+from .lock import locked
+from .source import SPLITS
+from .workplace import flush
+
+MANIFEST = "set.json"
+FORMAT = 1
+_KEYS = {"format", "classes", "crop_pad", "flip", "digest", "files"}
+
+
+def is_beton_set(folder: Path) -> bool:
+    return (folder / "train.beton").is_file()
+
+
+def write_betons(
+    dataset: Dataset, folder: Path, progress: Callable[[int, int], None] | None = None
+) -> None:
+    """Write a data set; where another process was first, its files stay.
+
+    progress(done, total) gets numbers of images. Raises InputError where nothing can be written.
+    """
+    part = folder.parent / f".{folder.name}.part"
+    total = len(dataset.train) + len(dataset.test)
+    with explained(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with locked(folder.parent):
+            if is_beton_set(folder):
+                return
+            shutil.rmtree(part, ignore_errors=True)
+            try:
+                part.mkdir()
+                done = 0
+                for name, split in (("train", dataset.train), ("test", dataset.test)):
+                    report = partial(_report, progress, done, total)
+                    write_beton(part / f"{name}.beton", split, report)
+                    done += len(split)
+                (part / MANIFEST).write_text(json.dumps(_manifest(dataset, part), indent=2) + "\n")
+                for path in (*part.iterdir(), part):
+                    flush(path)
+                part.rename(folder)
+                flush(folder.parent)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
+
+
+def _report(
+    progress: Callable[[int, int], None] | None, before: int, total: int, done: int
+) -> None:
+    if progress:
+        progress(before + done, total)
+
+
+def load_betons(folder: Path) -> Dataset:
+    """Check every byte of what write_betons wrote, the structure of files from elsewhere, and map.
+
+    Raises InputError for files that are missing, damaged, or of other images than each other.
+    """
+    files = {"train": folder / "train.beton", "test": folder / "test.beton"}
+    if not files["test"].exists() and (folder / "val.beton").exists():
+        files["test"] = folder / "val.beton"
+    checksums = {}
+    for name, path in files.items():
+        if not path.is_file():
+            raise InputError(f"{folder} has no {path.name}: expected train.beton and test.beton")
+        checksums[name] = file_checksum(path)
+    manifest = _read_manifest(folder, checksums)
+    train, test = (read_beton(files[name]) for name in SPLITS)
+    if train.images.shape[1:] != test.images.shape[1:]:
+        raise InputError(f"train and test images in {folder} differ in size or channels")
+    if manifest is None:
+        count = max(0, *(int(split.labels.max()) + 1 for split in (train, test)))
+        check_no_gaps(train.labels, count, str(folder))
+        classes = tuple(map(str, range(count)))
+        manifest = {
+            "classes": classes,
+            "crop_pad": max(1, train.images.shape[1] // 8),
+            "flip": True,
+            "digest": dataset_digest(classes, checksums.values()),
+        }
+    classes = tuple(manifest["classes"])
+    for name, split in (("train", train), ("test", test)):
+        check_labels(split.labels, name, len(classes), str(folder))
+    return Dataset(
+        name=folder.stem,
+        classes=classes,
+        train=train,
+        test=test,
+        crop_pad=manifest["crop_pad"],
+        flip=manifest["flip"],
+        digest=manifest["digest"],
+        betons=folder,
+    )
+
+
+def _manifest(dataset: Dataset, folder: Path) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "classes": dataset.classes,
+        "crop_pad": dataset.crop_pad,
+        "flip": dataset.flip,
+        # that of the same images elsewhere: a run may go on with either
+        "digest": dataset.digest,
+        "files": {name: file_checksum(folder / f"{name}.beton") for name in SPLITS},
+    }
+
+
+def _read_manifest(folder: Path, checksums: dict[str, str]) -> dict[str, Any] | None:
+    remedy = f"remove {folder} and write it anew with fastcat data convert SOURCE {folder}"
+    if not (folder / MANIFEST).exists():
+        return None
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            raise InputError(
+                f"{folder} has format {manifest['format']!r}, expected {FORMAT}: {remedy}"
+            )
+        whole = (
+            manifest.keys() == _KEYS
+            and all(isinstance(name, str) for name in manifest["classes"])
+            and isinstance(manifest["digest"], str)
+            and isinstance(manifest["crop_pad"], int)
+            and 0 <= manifest["crop_pad"] < 1 << 16
+            and isinstance(manifest["flip"], bool)
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{folder / MANIFEST} is damaged: {remedy}") from error
+    if not whole:
+        raise InputError(f"{folder / MANIFEST} is damaged: {remedy}")
+    for name, checksum in checksums.items():
+        if manifest["files"].get(name) != checksum:
+            raise InputError(f"{folder / name}.beton is damaged (its checksum differs): {remedy}")
+    return manifest

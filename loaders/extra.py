@@ -1,0 +1,104 @@
+"""Images of another set in every batch: generated or pseudo-labelled data, as the field uses them.
+
+Source: Carmon et al. 2019 (arXiv 1905.13736) and Rebuffi et al. 2021 (arXiv 2103.01946): a fixed
+share of every batch, drawn with replacement; an epoch is as long as without them.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastcat.errors import InputError
+from fastcat.seeds import derive_seed
+
+from .dataset import Dataset, Split, as_tensor
+from .labels import check_labels
+from .npz import map_npz, npz_digest
+from .readers import Reader
+from .registry import load_dataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extra:
+    """split: images of the own ones' size and labels of their classes; digest: which they are."""
+
+    split: Split
+    fraction: float
+    digest: str
+
+    def mixed_in(self, places: Tensor, own: int, batch_size: int, seed: int, epoch: int) -> Tensor:
+        """Places [N] with this set's in round(fraction * B) random positions of every batch.
+
+        places: the own ones in the order of the epoch, of which the first are kept; own: how many
+        own images there are, behind which this set's are counted.
+        """
+        generator = torch.Generator().manual_seed(derive_seed(seed, "extra", epoch))
+        drawn = own + torch.randint(0, len(self.split), places.shape, generator=generator)
+        # of each batch the positions of the smallest random numbers
+        is_extra = torch.zeros(len(places), dtype=torch.bool)
+        for positions in torch.arange(len(places)).split(batch_size):
+            chosen = torch.randperm(len(positions), generator=generator)
+            is_extra[positions[chosen[: round(self.fraction * len(positions))]]] = True
+        mixed = torch.empty_like(places)
+        mixed[is_extra] = drawn[is_extra]
+        mixed[~is_extra] = places[: int((~is_extra).sum())]
+        return mixed
+
+    def joined_to(self, read: Reader, own: int) -> Reader:
+        """A reader of places among both sets; the places of this one begin at `own`."""
+
+        def read_both(batches: Sequence[np.ndarray], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+            are_own = [places < own for places in batches]
+            kept = [places[mine] for places, mine in zip(batches, are_own, strict=True)]
+            for places, mine, (images, y) in zip(batches, are_own, read(kept, seed), strict=True):
+                rows = places[~mine] - own
+                both = images.new_empty(len(places), *images.shape[1:]), y.new_empty(len(places))
+                others = self.split.images[rows], self.split.labels[rows]
+                is_mine = torch.from_numpy(mine)
+                for out, part, other in zip(both, (images, y), others, strict=True):
+                    out[is_mine], out[~is_mine] = part, as_tensor(other)
+                yield both
+
+        return read_both
+
+
+def load_extra(
+    path: Path,
+    fraction: float,
+    dataset: Dataset,
+    progress: Callable[[int, int], None] | None = None,
+) -> Extra:
+    """The extra images of a file or data set, mapped; pseudo-labels are labels like others.
+
+    path: an uncompressed .npz with image (uint8 [N, H, W, C]) and label (integers [N]), or what
+    `load_dataset` takes, of which the training images are used.
+    Raises InputError for images or labels that do not go with those of the dataset.
+    """
+    if path.suffix == ".npz":
+        arrays = map_npz(path)
+        if not {"image", "label"} <= arrays.keys():
+            raise InputError(
+                f"{path} holds {', '.join(sorted(arrays)) or 'nothing'}, expected image and label"
+            )
+        split, digest = Split(images=arrays["image"], labels=arrays["label"]), npz_digest(path)
+    else:
+        loaded = load_dataset(str(path), path.parent, progress)
+        split, digest = loaded.train, loaded.digest
+    images, labels = split.images, split.labels
+    own = dataset.train.images
+    if len(images.shape) != 4 or (images.shape[1:], images.dtype) != (own.shape[1:], own.dtype):
+        raise InputError(
+            f"the images of {path} are {images.dtype} {images.shape[1:]}, expected {own.dtype} "
+            f"{own.shape[1:]} as those of {dataset.name}"
+        )
+    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+        raise InputError(
+            f"the labels of {path} are {labels.dtype} {labels.shape}, expected integers, one for "
+            f"each of {images.shape[0]} images"
+        )
+    check_labels(labels, "extra", len(dataset.classes), str(path))
+    return Extra(split=split, fraction=fraction, digest=digest)

@@ -1,0 +1,99 @@
+"""Images decoded by FFCV from a .beton file, in our order; what becomes of them is our kernel's.
+
+FFCV's own augmentations ignore seeds, its batches are overwritten a few batches later, and a
+failure in its thread leaves the reader waiting for ever: so it decodes only, and is watched.
+"""
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from queue import Empty
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastcat.errors import InputError
+
+from .dataset import Split, as_tensor
+
+INSTALL = "apt-get install libopencv-dev libturbojpeg0-dev pkg-config g++ && pip install ffcv"
+_POLL_S = 0.5
+
+
+def has_ffcv() -> bool:
+    return importlib.util.find_spec("ffcv") is not None
+
+
+@contextmanager
+def _same_threads() -> Iterator[None]:
+    """FFCV sets torch's number of threads, to 1 when it is imported."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class FfcvReader:
+    """Reads a split that is a .beton file which `read_beton` has checked.
+
+    The first epoch of a process takes some seconds longer, in which FFCV compiles its decoder.
+    Raises InputError where FFCV cannot be imported.
+    """
+
+    def __init__(self, path: Path, split: Split, batch_size: int) -> None:
+        try:
+            with _same_threads():
+                from ffcv.fields.decoders import NDArrayDecoder, SimpleRGBImageDecoder
+                from ffcv.loader import Loader
+                from numba import config
+        except Exception as error:  # its libraries can fail in their own ways
+            raise InputError(
+                f"the loader ffcv needs FFCV, which cannot be imported ({error}): type {INSTALL}, "
+                "or --loader stream"
+            ) from error
+        decoder = SimpleRGBImageDecoder if split.images.shape[3] == 3 else NDArrayDecoder
+        self.path = path
+        self.labels = split.labels
+        with _same_threads():
+            self.loader = Loader(
+                str(path),
+                batch_size=batch_size,
+                num_workers=min(torch.get_num_threads(), config.NUMBA_NUM_THREADS),  # type: ignore[attr-defined]
+                os_cache=True,
+                drop_last=False,
+                pipelines={"image": [decoder()], "label": None},
+            )
+
+    def __call__(self, batches: Sequence[np.ndarray], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        from ffcv.loader.epoch_iterator import EpochIterator
+
+        if not batches:
+            return
+        # FFCV cuts the order at its own batch size, so that only the last batch may be smaller
+        assert all(len(places) == len(batches[0]) for places in batches[:-1])
+        self.loader.batch_size = len(batches[0])
+        with _same_threads():
+            decoding = EpochIterator(self.loader, np.concatenate(batches).astype(np.uint64))
+        try:
+            for places in batches:
+                yield self._next(decoding), as_tensor(self.labels[places])
+        finally:
+            decoding.close()
+
+    def _next(self, decoding: Any) -> Tensor:
+        """The images of the next batch, copied out of FFCV's ring."""
+        while True:
+            try:
+                _slot, (images,) = decoding.output_queue.get(timeout=_POLL_S)
+            except Empty:
+                if not decoding.is_alive():
+                    raise InputError(
+                        f"FFCV failed to decode {self.path}: write it anew with fastcat data "
+                        "convert, or type --loader stream"
+                    ) from None
+            else:
+                return torch.from_numpy(images.copy())

@@ -1,0 +1,124 @@
+"""What all loaders share: the order of an epoch, its augmentation, the batch made of both.
+
+Order and augmentation come from generators seeded by (seed, epoch) alone, so that a batch depends
+on nothing but its place: every loader gives the same, and a resumed run needs no sampler state.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fastcat.batch import Batch
+from fastcat.kernels.augment import augment
+from fastcat.seeds import derive_seed
+
+from .augmentation import Augmentation, mix
+from .dataset import Split
+
+if TYPE_CHECKING:
+    from .extra import Extra  # reads files, for which a step needs nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epochs:
+    """Which images of a split are seen, in what order, and what happens to them.
+
+    index: places [N] int64 in the split; extra: images of another set that take a share of every
+    batch. The last batch holds what is left over, unless that is a single image while shuffling:
+    BatchNorm cannot train on one.
+    """
+
+    index: Tensor
+    batch_size: int
+    seed: int = 0
+    shuffle: bool = False
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    extra: "Extra | None" = None
+
+    @property
+    def size(self) -> int:
+        """Images an epoch."""
+        single_left = len(self.index) % self.batch_size == 1 and len(self.index) > 1
+        return len(self.index) - (1 if self.shuffle and single_left else 0)
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        return -(-self.size // self.batch_size)
+
+    def order(self, epoch: int, own: int) -> Tensor:
+        """Places [size] of the images of an epoch; those of the extra set follow the `own` ones."""
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
+        count = len(self.index)
+        order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
+        places = self.index[order[: self.size]]
+        if self.extra is not None:
+            places = self.extra.mixed_in(places, own, self.batch_size, self.seed, epoch)
+        return places
+
+
+class Loader(ABC):
+    """Batches of a split on the device, as `epochs` says."""
+
+    def __init__(self, split: Split, epochs: Epochs, device: torch.device) -> None:
+        _, self.height, self.width, self.channels = split.images.shape
+        self.own = len(split)
+        self.epochs = epochs
+        self.device = device
+        epochs.augmentation.check(self.height, self.width)
+
+    @property
+    def size(self) -> int:
+        """Images an epoch."""
+        return self.epochs.size
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        return len(self.epochs)
+
+    @abstractmethod
+    def inputs(self, epoch: int = 0, first_batch: int = 0) -> Iterator[tuple[Tensor, ...]]:
+        """For each batch of an epoch what `gather` makes it of, so that a graph can hold that."""
+
+    @abstractmethod
+    def gather(self, *inputs: Tensor) -> Batch:
+        """The batch of these inputs, by device operations alone."""
+
+    def like(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        """Images of the shape and layout that `gather` gives, with nothing in them yet."""
+        draws = inputs[0]
+        shape = (draws.shape[1], self.height, self.width, self.channels)
+        return torch.empty(shape, device=self.device).permute(0, 3, 1, 2)
+
+    def epoch(self, epoch: int = 0, first_batch: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch, from `first_batch` on."""
+        for inputs in self.inputs(epoch, first_batch):
+            yield self.gather(*inputs)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.epoch()
+
+    def draw(self, epoch: int, first_batch: int) -> Sequence[tuple[Tensor, ...]]:
+        """For each batch: draws [10, B] of `augment`, and those of `mix` where images are mixed."""
+        epochs, place = self.epochs, (self.epochs.seed, epoch)
+        order = epochs.order(epoch, self.own)
+        draws = epochs.augmentation.draw(order, self.height, self.width, *place)
+        parts = [*draws.split(epochs.batch_size, dim=1)]
+        if not epochs.augmentation.mixes:
+            return [(part,) for part in parts[first_batch:]]
+        mixes = epochs.augmentation.draw_mix(len(parts), self.height, self.width, *place)
+        return list(zip(parts, mixes.T, strict=True))[first_batch:]
+
+    def make_batch(
+        self, images: Tensor, y: Tensor, places: Tensor, draws: Tensor, *mixes: Tensor
+    ) -> Batch:
+        """The batch of rows draws[0] of images, which have labels y [B] and places [B]."""
+        augmentation = self.epochs.augmentation
+        x = augment(images, draws, augmentation.cutout)
+        if not mixes:
+            return Batch(x, y, places)
+        x, share = mix(x, mixes[0])
+        return Batch(x, y, places, y.flip(0), share)
