@@ -3,10 +3,7 @@
 Source: Krizhevsky, "Learning multiple layers of features from tiny images", 2009.
 """
 
-import os
-import urllib.request
 from collections.abc import Callable
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +13,7 @@ from fastcat.errors import InputError
 
 from .dataset import Dataset, Split
 from .digest import array_checksum, dataset_digest
-from .lock import locked
-
-_TIMEOUT_S = 60
-_CHUNK_BYTES = 1 << 18
+from .download import data_folder, fetch
 
 
 def load_cifar(
@@ -32,21 +26,16 @@ def load_cifar(
     Raises InputError where the archive cannot be downloaded, is damaged or cannot be unpacked.
     """
     from torchvision import datasets
+    from torchvision.datasets.utils import extract_archive
 
     source = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
-    root = Path(os.path.abspath(os.path.expanduser(data_dir)))
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with locked(root):
+    with data_folder(name, data_dir) as root:
+        splits = _read(source, root)
+        if splits is None:
+            archive = root / source.filename
+            fetch(source.url, archive, source.tgz_md5, progress)
+            extract_archive(archive, root)
             splits = _read(source, root)
-            if splits is None:
-                _unpack(source, root, progress)
-                splits = _read(source, root)
-    except OSError as error:
-        raise InputError(
-            f"{name} could not be read or unpacked in {root} ({error}): "
-            "give a data folder where you may write and that has room"
-        ) from error
     if splits is None:
         raise InputError(
             f"{root / source.base_folder} is damaged: remove it and run again to unpack it anew"
@@ -78,42 +67,3 @@ def _read(source: Any, root: Path) -> tuple[tuple[str, ...], Split, Split] | Non
         for split in (train, test)
     ]
     return tuple(train.classes), splits[0], splits[1]
-
-
-def _unpack(source: Any, root: Path, progress: Callable[[int, int], None] | None) -> None:
-    from torchvision.datasets.utils import check_integrity, extract_archive
-
-    archive = root / source.filename
-    if not archive.exists():
-        _download(source.url, archive, progress)
-    if not check_integrity(archive, source.tgz_md5):
-        raise InputError(
-            f"the archive {archive} is damaged (its MD5 differs): remove it and run again to "
-            f"download it, or put a whole {source.filename} into {root}"
-        )
-    extract_archive(archive, root)
-
-
-def _download(url: str, archive: Path, progress: Callable[[int, int], None] | None) -> None:
-    part = archive.with_name(f".{archive.name}.part")
-    try:
-        with (
-            urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer,
-            part.open("wb") as file,
-        ):
-            total = int(answer.headers.get("Content-Length") or 0)
-            while chunk := answer.read(_CHUNK_BYTES):
-                file.write(chunk)
-                if progress:
-                    progress(file.tell(), total)
-        size = part.stat().st_size
-        if total and size != total:
-            raise OSError(f"only {size} of {total} bytes arrived")
-        part.replace(archive)
-    except (OSError, HTTPException) as error:
-        raise InputError(
-            f"{archive.name} could not be downloaded from {url} ({error}): "
-            f"fetch that file elsewhere and put it into {archive.parent}"
-        ) from error
-    finally:
-        part.unlink(missing_ok=True)

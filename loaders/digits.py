@@ -6,6 +6,7 @@ from fastcat.errors import InputError
 
 from .dataset import Dataset, Split
 from .digest import array_checksum, dataset_digest
+from .labels import choose_test
 
 _SPLIT_SEED = 0
 _TEST_SHARE = 0.2
@@ -27,7 +28,7 @@ def load_digits() -> Dataset:
     bunch = datasets.load_digits()
     images = np.rint(bunch.images * 255 / _BRIGHTEST).astype(np.uint8)[..., np.newaxis]
     labels = bunch.target.astype(np.int64)
-    is_test = _choose_test(labels)
+    is_test = choose_test(labels, _TEST_SHARE, _SPLIT_SEED)
     train, test = (
         Split(images=images[chosen], labels=labels[chosen]) for chosen in (~is_test, is_test)
     )
@@ -42,14 +43,3 @@ def load_digits() -> Dataset:
         flip=False,
         digest=dataset_digest(classes, map(array_checksum, arrays)),
     )
-
-
-def _choose_test(labels: np.ndarray) -> np.ndarray:
-    """bool [N]: a fifth of each class, the same in every run."""
-    # RandomState, since numpy promises that its stream never changes.
-    random = np.random.RandomState(_SPLIT_SEED)
-    is_test = np.zeros(len(labels), dtype=bool)
-    for label in np.unique(labels):
-        members = random.permutation(np.flatnonzero(labels == label))
-        is_test[members[: round(_TEST_SHARE * len(members))]] = True
-    return is_test

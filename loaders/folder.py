@@ -1,15 +1,41 @@
 """Any folder of images, train/<class>/* and test/<class>/*, decoded once and then memory-mapped."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
-from fastcat.errors import InputError
-
 from .dataset import Dataset
-from .listing import list_folder
-from .lock import locked
-from .pack import MANIFEST, packed_path, read_pack, remove_leftovers, write_pack
+from .decode import read_image
+from .listing import Listing, list_folder
+from .pack import load_pack, packed_path, read_manifest, refused
+from .packing import write_pack
+from .pictures import Picture, PictureSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderSource(PictureSource):
+    listing: Listing
+
+    def pictures(self, split: str, start: int) -> Iterator[Picture]:
+        for name in islice(self.listing.names[split], start, None):
+            yield name, partial(read_image, self.listing.root / name)
+
+
+def folder_source(folder: Path, resize: int | None = None) -> FolderSource:
+    """Raises InputError as `list_folder` does."""
+    listing = list_folder(folder)
+    return FolderSource(
+        name=folder.name,
+        origin=str(folder),
+        classes=listing.classes,
+        labels=listing.labels,
+        digest=listing.digest,
+        resize=resize,
+        listing=listing,
+    )
 
 
 def load_folder(folder: Path, progress: Callable[[int, int], None] | None = None) -> Dataset:
@@ -22,24 +48,17 @@ def load_folder(folder: Path, progress: Callable[[int, int], None] | None = None
     """
     # Not resolved: a link to a folder is packed beside the link, where one may write.
     folder = Path(os.path.abspath(os.path.expanduser(folder)))
-    if folder.suffix == ".packed" and (folder / MANIFEST).is_file():
-        raise InputError(f"{folder} is a packed copy: give {folder.with_suffix('')} instead")
     packed = packed_path(folder)
-    listing = None if packed.exists() and not folder.exists() else list_folder(folder)
-    if listing and not packed.exists():
-        with locked(folder) as alone:
-            if alone:
-                remove_leftovers(packed)
-            # Another process may have packed while this one waited.
-            if not packed.exists():
-                write_pack(listing, packed, progress)
-    classes, train, test, digest = read_pack(packed, listing)
-    return Dataset(
-        name=folder.name,
-        classes=classes,
-        train=train,
-        test=test,
-        crop_pad=max(1, train.images.shape[1] // 8),
-        flip=True,
-        digest=digest,
-    )
+    if folder.exists() or not packed.exists():
+        source = folder_source(folder)
+        if not packed.exists():
+            write_pack(source, packed, progress)
+        manifest = read_manifest(packed)
+        if manifest.source != source.digest:
+            before = sum(manifest.counts.values()) + manifest.skipped
+            raise refused(
+                packed,
+                f"the files in {folder} changed after packing (then {before}, now {len(source)}; "
+                "names or sizes differ)",
+            )
+    return load_pack(packed)

@@ -1,4 +1,8 @@
-"""The files of an image folder, train/<class>/* and test/<class>/*, before any of them is read."""
+"""The files of an image folder before any of them is read, and which class each belongs to.
+
+train/<class>/*             test/<class>/*              also val, valid or validation for test
+train/<class>/images/*      val/images/* with val/val_annotations.txt        Tiny ImageNet's own
+"""
 
 import hashlib
 import os
@@ -10,16 +14,22 @@ import numpy as np
 
 from fastcat.errors import InputError
 
-SPLITS = ("train", "test")
-_FORM = "an image folder holds train/<class>/* and test/<class>/*"
+from .source import SPLITS
+
+FORM = "an image folder holds train/<class>/* and test/<class>/* (or val/<class>/*)"
+ANNOTATIONS = "val_annotations.txt"
+_TEST_FOLDERS = ("test", "val", "valid", "validation")
 _SHOWN = 3
+
+Files = dict[str, list[tuple[str, int]]]  # per class: (name relative to the root, size in bytes)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
     """names: per split, paths relative to root ("train/cat/0.png"), by class and then by name.
 
-    labels: per split, int64 [N] in the order of names, indices into classes (which are sorted).
+    classes: readable names, in the order of the class folders' names.
+    labels: per split, int64 [N] in the order of names, indices into classes.
     digest: SHA-256 over the names and the files' sizes in bytes.
     """
 
@@ -41,22 +51,28 @@ def list_folder(root: Path) -> Listing:
     """
     if not root.is_dir():
         wrong = "is not a folder" if root.exists() else "does not exist"
-        raise InputError(f"the image folder {root} {wrong}: {_FORM}")
+        raise InputError(f"the image folder {root} {wrong}: {FORM}")
     try:
-        found = {split: _list_split(root, split) for split in SPLITS}
+        found = {"train": _list_split(root, "train")}
+        test = _test_folder(root)
+        if (root / test / ANNOTATIONS).is_file():
+            found["test"] = _list_annotated(root, test, found["train"])
+        else:
+            found["test"] = _list_split(root, test)
+        kinds = _common_classes(root, test, found)
+        classes = _readable(root, kinds)
     except OSError as error:
         raise InputError(
             f"{error.filename} cannot be read ({error.strerror}): make it readable for this user"
         ) from error
-    classes = _common_classes(root, found)
     names: dict[str, list[str]] = {}
     labels: dict[str, np.ndarray] = {}
     state = hashlib.sha256()
     for split in SPLITS:
-        files = [(name, size) for kind in classes for name, size in found[split][kind]]
+        files = [(name, size) for kind in kinds for name, size in found[split][kind]]
         names[split] = [name for name, _ in files]
-        counts = [len(found[split][kind]) for kind in classes]
-        labels[split] = np.repeat(np.arange(len(classes), dtype=np.int64), counts)
+        counts = [len(found[split][kind]) for kind in kinds]
+        labels[split] = np.repeat(np.arange(len(kinds), dtype=np.int64), counts)
         for name, size in files:
             state.update(os.fsencode(name) + f"\0{size}\0".encode())
     return Listing(root=root, classes=classes, names=names, labels=labels, digest=state.hexdigest())
@@ -69,30 +85,49 @@ def some(offenders: Sequence[str], mark: str = ", ") -> str:
     return f"{shown} and {hidden} more ({len(offenders)} in all)" if hidden > 0 else shown
 
 
-def _list_split(root: Path, split: str) -> dict[str, list[tuple[str, int]]]:
-    """Per class, the sorted (relative name, size in bytes) of its files."""
+def _test_folder(root: Path) -> str:
+    """The first folder that may be the test split; images without classes are passed over."""
+    there = [name for name in _TEST_FOLDERS if (root / name).is_dir()]
+    for name in there:
+        without_labels = [entry.name for entry in _visible(root / name)] == ["images"]
+        if not without_labels:
+            return name
+    if there:
+        raise InputError(
+            f"{root / there[0]} has images without classes: put them into one folder a class"
+        )
+    raise InputError(f"{root} has no folder test/: {FORM}")
+
+
+def _list_split(root: Path, split: str) -> Files:
     if not (root / split).is_dir():
-        raise InputError(f"{root} has no folder {split}/: {_FORM}")
+        raise InputError(f"{root} has no folder {split}/: {FORM}")
     entries = _visible(root / split)
     if strays := [f"{split}/{entry.name}" for entry in entries if not entry.is_dir()]:
         raise InputError(
-            f"{root} has files beside the class folders, {_quoted(strays)}: {_FORM}, "
+            f"{root} has files beside the class folders, {_quoted(strays)}: {FORM}, "
             "so move them into a class or remove them"
         )
-    found: dict[str, list[tuple[str, int]]] = {}
+    found: Files = {}
     odd: list[str] = []
     for kind in (entry.name for entry in entries):
-        files = _visible(root / split / kind)
-        odd += [f"{split}/{kind}/{file.name}" for file in files if not file.is_file()]
+        place = f"{split}/{kind}"
+        files = _visible(root / place)
+        if any(file.name == "images" and file.is_dir() for file in files):
+            # beside Tiny ImageNet's images lie tables of boxes
+            odd += [f"{place}/{f.name}" for f in files if not f.name.endswith(("images", ".txt"))]
+            place += "/images"
+            files = _visible(root / place)
+        odd += [f"{place}/{file.name}" for file in files if not file.is_file()]
         if not odd:
-            found[kind] = [(f"{split}/{kind}/{file.name}", file.stat().st_size) for file in files]
+            found[kind] = [(f"{place}/{file.name}", file.stat().st_size) for file in files]
     if odd:
         raise InputError(
             f"class folders hold image files only, but {root} has {_quoted(odd)}: "
             "remove folders and broken links from the classes"
         )
     if not found:
-        raise InputError(f"{root / split} is empty, it has no class folders: {_FORM}")
+        raise InputError(f"{root / split} is empty, it has no class folders: {FORM}")
     if empty := [f"{split}/{kind}" for kind, files in found.items() if not files]:
         raise InputError(
             f"{root} has classes without images, {_quoted(empty)}: fill or remove them"
@@ -100,25 +135,62 @@ def _list_split(root: Path, split: str) -> dict[str, list[tuple[str, int]]]:
     return found
 
 
+def _list_annotated(root: Path, split: str, train: Files) -> Files:
+    """Images in one folder whose classes stand in a table: file name, tab, class, more columns."""
+    table = root / split / ANNOTATIONS
+    images = root / split / "images"
+    if not images.is_dir():
+        raise InputError(f"{root} has {split}/{ANNOTATIONS} but no folder {split}/images")
+    sizes = {entry.name: entry.stat().st_size for entry in _visible(images) if entry.is_file()}
+    found: Files = {kind: [] for kind in train}
+    for number, line in enumerate(table.read_text("utf-8", "replace").splitlines(), 1):
+        name, _, rest = line.partition("\t")
+        kind = rest.partition("\t")[0].strip()
+        if kind not in found or name not in sizes:
+            raise InputError(
+                f"line {number} of {table} names {name!r} of class {kind!r}, expected an image of "
+                f"{images} that no line before named, a tab, and a class folder of {root}/train"
+            )
+        found[kind].append((f"{split}/images/{name}", sizes.pop(name)))
+    if sizes:
+        raise InputError(f"{table} gives no class for {_quoted(sorted(sizes))}: add or remove them")
+    if empty := [kind for kind, files in found.items() if not files]:
+        raise InputError(f"{table} names no image of the classes {_quoted(empty)}: add some")
+    return {kind: sorted(files) for kind, files in found.items()}
+
+
+def _readable(root: Path, kinds: Sequence[str]) -> tuple[str, ...]:
+    """The first word that words.txt (class, tab, synonyms) has for each class, where it has one."""
+    if not (root / "words.txt").is_file():
+        return tuple(kinds)
+    words = {}
+    for line in (root / "words.txt").read_text("utf-8", "replace").splitlines():
+        kind, _, synonyms = line.partition("\t")
+        words[kind] = synonyms.partition(",")[0].strip()
+    names = [words.get(kind) or kind for kind in kinds]
+    return tuple(
+        name if names.count(name) == 1 else f"{name} ({kind})"
+        for name, kind in zip(names, kinds, strict=True)
+    )
+
+
 def _visible(directory: Path) -> list[os.DirEntry[str]]:
     with os.scandir(directory) as entries:
         return sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
 
 
-def _common_classes(
-    root: Path, found: dict[str, dict[str, list[tuple[str, int]]]]
-) -> tuple[str, ...]:
-    train, test = (set(found[split]) for split in SPLITS)
-    if train != test:
-        lone = [f"train/{kind}" for kind in sorted(train - test)]
-        lone += [f"test/{kind}" for kind in sorted(test - train)]
+def _common_classes(root: Path, test: str, found: dict[str, Files]) -> list[str]:
+    kinds, others = (set(found[split]) for split in SPLITS)
+    if kinds != others:
+        lone = [f"train/{kind}" for kind in sorted(kinds - others)]
+        lone += [f"{test}/{kind}" for kind in sorted(others - kinds)]
         raise InputError(
-            f"the classes of train/ and test/ in {root} differ, only one of them has "
+            f"the classes of train/ and {test}/ in {root} differ, only one of them has "
             f"{_quoted(lone)}: give both the same class folders"
         )
-    if len(train) == 1:
-        raise InputError(f"{root} has only one class, {min(train)!r}: at least two are needed")
-    return tuple(sorted(train))
+    if len(kinds) == 1:
+        raise InputError(f"{root} has only one class, {min(kinds)!r}: at least two are needed")
+    return sorted(kinds)
 
 
 def _quoted(names: Sequence[str]) -> str:

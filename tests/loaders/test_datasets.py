@@ -222,7 +222,8 @@ def test_cifar_data_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
     [
         ("cifar-10", "did you mean 'cifar10'?"),
         ("CIFAR100", "did you mean 'cifar100'?"),
-        ("imagenet", "known are cifar10, cifar100, digits"),
+        ("imagenet", "did you mean 'tiny-imagenet-200'?"),
+        ("mnist", "known are cifar10, cifar100, digits, svhn, tiny-imagenet-200"),
         ("", "known are cifar10, cifar100, digits"),
     ],
 )
@@ -274,4 +275,4 @@ def test_registered_names_load_what_they_say(published: tuple[str, Path], tmp_pa
     name, _ = published
     assert load_dataset(name, tmp_path).name == name
     assert load_dataset("digits", tmp_path).name == "digits"
-    assert set(DATASETS) == {"cifar10", "cifar100", "digits"}
+    assert set(DATASETS) == {"cifar10", "cifar100", "digits", "svhn", "tiny-imagenet-200"}

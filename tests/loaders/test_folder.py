@@ -1,6 +1,8 @@
 """Image folders: exact pixels and labels, and one sentence for each folder that cannot be used."""
 
 import os
+import re
+import shlex
 import shutil
 import warnings
 from collections.abc import Callable
@@ -10,8 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from fastcat.loaders import decode
+from fastcat.cli import main
+from fastcat.loaders import pictures
 from fastcat.loaders.folder import load_folder
+from fastcat.loaders.registry import load_dataset
 from tests.loaders.image_folders import beside, make_folder, noise, refusal_of
 
 
@@ -27,7 +31,7 @@ def test_png_pixels_and_labels_are_exact_and_in_name_order(images: Path) -> None
 
 
 def test_several_blocks_keep_the_order(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode, "_BLOCK_IMAGES", 1)
+    monkeypatch.setattr(pictures, "_BLOCK_IMAGES", 1)
     data = load_folder(images)
     expected = [np.asarray(Image.open(p)) for p in sorted((images / "train").glob("*/*.png"))]
     assert np.array_equal(data.train.images, np.stack(expected))
@@ -101,7 +105,7 @@ def test_exif_orientation_counts_before_sizes_are_compared(tmp_path: Path) -> No
     assert load_folder(path).image_shape == (4, 8, 3)
     Image.fromarray(noise(30, height=8, width=4)).save(path / "train/dog/0.png")
     shutil.rmtree(path.with_name("wide.packed"))
-    assert "resize them first" in refusal_of(path)
+    assert "--resize 64" in refusal_of(path)
 
 
 def test_dot_files_are_ignored(images: Path) -> None:
@@ -113,7 +117,7 @@ def test_dot_files_are_ignored(images: Path) -> None:
 def test_progress_ends_at_the_number_of_images(
     images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decode, "_BLOCK_IMAGES", 4)
+    monkeypatch.setattr(pictures, "_BLOCK_IMAGES", 4)
     calls: list[tuple[int, int]] = []
     load_folder(images, lambda done, total: calls.append((done, total)))
     assert calls == [(4, 14), (8, 14), (10, 14), (14, 14)]
@@ -227,7 +231,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     ),
     "not an image": (
         lambda p: (p / "train/cat/notes.txt").write_text("hello"),
-        ("1 of 15 files", "'train/cat/notes.txt' is not an image (JPEG, PNG", "remove"),
+        ("1 of 15 images", "'train/cat/notes.txt' is not an image (JPEG, PNG", "remove"),
     ),
     "empty file": (
         lambda p: (p / "train/cat/9.png").write_bytes(b""),
@@ -239,15 +243,15 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     ),
     "truncated image": (
         lambda p: truncate(p / "test/dog/1.png"),
-        ("1 of 14 files", "'test/dog/1.png' is damaged", "replace"),
+        ("1 of 14 images", "'test/dog/1.png' is damaged", "replace"),
     ),
     "no image is good": (
         lambda p: truncate(*p.glob("*/*/*.png")),
-        ("14 of 14 files", "'train/cat/0.png' is damaged", "11 more"),
+        ("14 of 14 images", "'train/cat/0.png' is damaged", "11 more"),
     ),
     "different sizes": (
         lambda p: Image.fromarray(noise(0, 12, 10)).save(p / "train/dog/3.png"),
-        ("'train/dog/3.png' is 10 x 12", "'train/cat/0.png' is 8 x 8", "resize them first"),
+        ("'train/dog/3.png' is 10 x 12", "'train/cat/0.png' is 8 x 8", "--resize 64 to give all"),
     ),
     "16 bits": (
         lambda p: Image.fromarray(noise(0, channels=1).astype(np.uint16)).save(
@@ -261,7 +265,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     ),
     "many offenders": (
         lambda p: [(p / f"train/cat/x{n}.txt").write_text("") for n in range(7)],
-        ("7 of 21 files", "x0.txt", "x2.txt", "and 4 more (7 in all)"),
+        ("7 of 21 images", "x0.txt", "x2.txt", "and 4 more (7 in all)"),
     ),
     "line break in a name": (
         lambda p: (p / "train/cat/a\nb.png").write_bytes(b""),
@@ -298,6 +302,16 @@ def test_a_size_between_warning_and_error_of_the_bomb_guard_is_refused(images: P
         assert "decompression bomb" in refusal_of(images)
 
 
-def test_giving_the_packed_copy_itself_names_the_folder_to_give(images: Path) -> None:
-    load_folder(images)
-    assert f"give {images} instead" in refusal_of(images.with_name("pets.packed"))
+def test_giving_the_packed_copy_itself_is_the_same_data(images: Path) -> None:
+    digest = load_folder(images).digest
+    assert load_dataset(str(images.with_name("pets.packed")), images).digest == digest
+
+
+def test_wrong_sizes_name_the_command_that_can_be_typed(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray(noise(0, 12, 10)).save(images / "train/dog/3.png")
+    command = re.search(r"type fastcat (data convert .* --resize 64)", refusal_of(images))
+    assert command
+    assert main(shlex.split(command[1])) == 0
+    assert load_folder(images).image_shape == (64, 64, 3)

@@ -1,0 +1,124 @@
+"""`fastcat data`: convert data sets, say what is in them, and check them."""
+
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tyro.conf import Positional
+
+from fastcat.loaders.convert import convert
+from fastcat.loaders.inspection import describe, findings
+from fastcat.loaders.registry import load_dataset
+from fastcat.loaders.sheet import check_sheet, write_sheet
+from fastcat.progress import make_console, task
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertCommand:
+    """Pack images once, so that training maps them; a killed conversion goes on when repeated."""
+
+    source: Positional[str]
+    """Image folder, folder of parquet files, .npz file, torchvision:NAME, or a data set's name."""
+    out: Positional[Path]
+    """What to write: NAME.packed, or NAME.beton for FFCV."""
+    data_dir: Path = Path("data")
+    """Where data sets by name are kept or downloaded to."""
+    resize: int | None = None
+    """Side in pixels: the shorter side becomes that, and of the longer one the middle is kept."""
+    skip_unreadable: bool = False
+    """Leave out images that cannot be read, instead of refusing all."""
+    test_fraction: float | None = None
+    """Share of each class to hold out as test split, of an .npz file without one."""
+    seed: int = 0
+    """Which images are held out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoCommand:
+    """Say what is in a data set: classes, counts, image size, mean, digest."""
+
+    data: Positional[str]
+    """What --data of fastcat train takes: a name, a folder, NAME.packed, an .npz file."""
+    data_dir: Path = Path("data")
+    """Where data sets by name are kept or downloaded to."""
+    sheet: Path | None = None
+    """A PNG file to write, with ten images of each of the first ten classes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyCommand:
+    """Check every checksum and label, and note images that occur twice, are blank, or too few."""
+
+    data: Positional[str]
+    """What --data of fastcat train takes: a name, a folder, NAME.packed, an .npz file."""
+    data_dir: Path = Path("data")
+    """Where data sets by name are kept or downloaded to."""
+
+
+def run_convert(command: ConvertCommand) -> None:
+    with task(make_console(), f"packing {command.source}") as progress:
+        done = convert(
+            command.source,
+            command.out,
+            data_dir=command.data_dir,
+            resize=command.resize,
+            skip_unreadable=command.skip_unreadable,
+            test_fraction=command.test_fraction,
+            seed=command.seed,
+            progress=progress,
+        )
+    dataset = done.dataset
+    height, width, channels = dataset.image_shape
+    for note in done.notes:
+        print(f"note: {note}")
+    if done.skipped:
+        print(f"note: {done.skipped} images could not be read and are left out")
+    print(
+        f"{command.out}: {len(dataset.train)} training and {len(dataset.test)} test images, "
+        f"{width} x {height} x {channels}, {len(dataset.classes)} classes"
+        + (f"; {done.read / done.seconds:,.0f} images/s" if done.read else "")
+    )
+    print(f"next: fastcat train --data {shlex.quote(str(command.out))}")
+
+
+def run_info(command: InfoCommand) -> None:
+    if command.sheet is not None:
+        check_sheet(command.sheet)
+    dataset = _load(command.data, command.data_dir)
+    print("\n".join(describe(dataset)))
+    if command.sheet is not None:
+        write_sheet(dataset, command.sheet)
+        print(f"sheet     {command.sheet}")
+
+
+def run_verify(command: VerifyCommand) -> None:
+    dataset = _load(command.data, command.data_dir)
+    notes = findings(dataset)
+    for note in notes:
+        print(f"note: {note}")
+    images = len(dataset.train) + len(dataset.test)
+    print(f"{command.data}: {images} images are whole, {len(notes) or 'no'} notes")
+
+
+def _load(data: str, data_dir: Path) -> Any:
+    with task(make_console(), f"reading {data}, once") as progress:
+        return load_dataset(data, data_dir, progress)
+
+
+DATA_COMMANDS: dict[str, tuple[type, Callable[[Any], None], str]] = {
+    "convert": (
+        ConvertCommand,
+        run_convert,
+        "fastcat data convert ./photos pets.packed --resize 64",
+    ),
+    "info": (InfoCommand, run_info, "fastcat data info pets.packed --sheet pets.png"),
+    "verify": (VerifyCommand, run_verify, "fastcat data verify pets.packed"),
+}
+
+DATA_USAGE = "usage: fastcat data COMMAND [OPTIONS]\n\n" + "\n".join(
+    f"  {name:8} {command.__doc__}\n           {example}"
+    for name, (command, _, example) in DATA_COMMANDS.items()
+)
+DATA_USAGE += "\n\n`fastcat data COMMAND --help` explains a command's options."

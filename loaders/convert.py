@@ -1,0 +1,154 @@
+"""Any source of images into a folder that training maps: NAME.packed, or NAME.beton for FFCV."""
+
+import os
+import shlex
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastcat.errors import InputError, nearest
+
+from .dataset import Dataset
+from .folder import folder_source
+from .npz_source import npz_source
+from .pack import SUFFIX, load_pack, read_manifest
+from .packing import write_pack
+from .parquet import is_parquet, parquet_source
+from .registry import DATASETS, find_path, is_folder, load_dataset
+from .source import Source, from_dataset
+from .torchvision_source import PREFIX, torchvision_source
+
+Progress = Callable[[int, int], None] | None
+
+_BETON = ".beton"
+_SIDES = range(1, 4097)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """What was written: read and seconds are of this process, without what a killed one had read.
+
+    skipped: images that could not be used; notes: sentences about what else was left out.
+    """
+
+    dataset: Dataset
+    read: int
+    seconds: float
+    skipped: int
+    notes: tuple[str, ...]
+
+
+def convert(
+    source: str,
+    out: Path,
+    *,
+    data_dir: Path,
+    resize: int | None = None,
+    skip_unreadable: bool = False,
+    test_fraction: float | None = None,
+    seed: int = 0,
+    progress: Progress = None,
+) -> Conversion:
+    """Write `out`, which must not exist and ends in .packed or .beton, whole or not at all.
+
+    source: as of `open_source`. resize: side in pixels of the square that all images become.
+    skip_unreadable: leave out images that cannot be used, instead of refusing them all.
+    test_fraction, seed: the share of each class to hold out, of a source with one split.
+    Raises InputError for what cannot be read, used or written; a killed conversion goes on when it
+    is started again.
+    """
+    out = Path(os.path.abspath(out.expanduser()))
+    _check_out(out)
+    if resize is not None and resize not in _SIDES:
+        raise InputError(
+            f"--resize is {resize}, expected a side in pixels from 1 to {_SIDES[-1]}, such as 64"
+        )
+    found = open_source(source, data_dir, resize, test_fraction, seed, progress)
+    begin = time.perf_counter()
+    packed = out if out.suffix == SUFFIX else out.with_name(f".{out.name}{SUFFIX}")
+    if packed != out:
+        _remove_other(packed, found)
+    read = write_pack(found, packed, progress, skip_unreadable)
+    seconds = time.perf_counter() - begin
+    manifest = read_manifest(packed)
+    if (manifest.source, manifest.resize) != (found.digest, found.resize):
+        raise InputError(f"{out} was written meanwhile, of another source: choose another name")
+    dataset = load_pack(packed)
+    if packed != out:
+        # imported here: FFCV's files are wanted by few
+        from .beton_set import write_betons
+
+        try:
+            write_betons(dataset, out, progress)
+        except InputError:
+            shutil.rmtree(packed)
+            raise
+        shutil.rmtree(packed)
+    return Conversion(
+        dataset=dataset, read=read, seconds=seconds, skipped=manifest.skipped, notes=found.notes
+    )
+
+
+def open_source(
+    text: str,
+    data_dir: Path,
+    resize: int | None = None,
+    test_fraction: float | None = None,
+    seed: int = 0,
+    progress: Progress = None,
+) -> Source:
+    """The source that a text means: a data set's name, torchvision:NAME, or a path.
+
+    Paths are image folders, folders of parquet files, .npz files, and .packed and .beton folders.
+    Raises InputError for anything else, and for a source that cannot be used.
+    """
+    path = None if text.startswith(PREFIX) or text in DATASETS else find_path(text)
+    if path is not None and path.suffix == ".npz" and path.is_file():
+        return npz_source(path, resize, test_fraction, seed)
+    if test_fraction is not None:
+        raise InputError(
+            f"{text!r} has a test split of its own: leave --test-fraction out, which is for .npz "
+            "files with one split"
+        )
+    if text.startswith(PREFIX):
+        return torchvision_source(text.removeprefix(PREFIX), data_dir, resize)
+    if path is not None and path.is_dir() and path.suffix not in (SUFFIX, _BETON):
+        folder = Path(os.path.abspath(path))
+        make = parquet_source if is_parquet(folder) else folder_source
+        return make(folder, resize)
+    if path is None or is_folder(text):
+        return from_dataset(load_dataset(text, data_dir, progress), text, resize)
+    raise InputError(
+        f"there is no {text!r} to convert: expected an image folder, a folder of parquet files, a "
+        f".npz file, {PREFIX}NAME or a data set; {nearest(text, DATASETS)}"
+    )
+
+
+def _check_out(out: Path) -> None:
+    if out.suffix not in (SUFFIX, _BETON) or not out.stem:
+        raise InputError(
+            f"{out} ends in neither {SUFFIX} nor {_BETON}: type {out.name}{SUFFIX}, or "
+            f"{out.name}{_BETON} for FFCV"
+        )
+    if os.path.lexists(out):
+        raise InputError(
+            f"{out} exists already: choose another name, or type rm -r {shlex.quote(str(out))}"
+        )
+    if not out.parent.is_dir():
+        raise InputError(
+            f"{out.parent} is not a folder: type mkdir -p {shlex.quote(str(out.parent))} first"
+        )
+
+
+def _remove_other(packed: Path, source: Source) -> None:
+    """Remove a hidden pack that a killed conversion left, unless it is of this source."""
+    if packed.exists():
+        try:
+            manifest = read_manifest(packed)
+            if (manifest.source, manifest.resize) == (source.digest, source.resize):
+                return
+        except InputError:
+            pass
+        shutil.rmtree(packed)

@@ -1,0 +1,199 @@
+"""Images in parquet files, as Hugging Face's hub has them: a folder, or its data/, with
+
+    train-*.parquet    test-*.parquet, else validation-*.parquet or valid-*.parquet
+
+and the columns image or img (bytes and path of an image file) and label or fine_label (integers).
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastcat.errors import InputError
+
+from .decode import Size, UnusableError, decode
+from .labels import check_labels, check_no_gaps
+from .pictures import Picture, PictureSource
+from .source import SPLITS
+
+_TEST_NAMES = ("test", "validation", "valid", "val")
+_IMAGES = ("image", "img")
+_LABELS = ("label", "fine_label")
+_ROWS_AT_ONCE = 64
+_PART = re.compile(r".*-(\d{5})-of-(\d{5})(-\w+)?\.parquet")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParquetSource(PictureSource):
+    """files: by split, with their numbers of rows; column: of the images."""
+
+    files: dict[str, list[tuple[Path, int]]]
+    column: str
+
+    def pictures(self, split: str, start: int) -> Iterator[Picture]:
+        for path, rows in self.files[split]:
+            if start < rows:
+                for row, cell in _cells(path, self.column, start):
+                    yield f"{path.name} row {row}", partial(_decode_cell, cell)
+            start = max(0, start - rows)
+
+
+def is_parquet(folder: Path) -> bool:
+    return any(any(place.glob("train-*.parquet")) for place in (folder, folder / "data"))
+
+
+def parquet_source(folder: Path, resize: int | None = None) -> ParquetSource:
+    """List the files of both splits and read their labels.
+
+    Raises InputError where pyarrow is missing and for files, columns or labels that cannot be used.
+    """
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{folder} holds parquet files, and pyarrow, which reads them, is not installed: type "
+            "pip install pyarrow"
+        ) from error
+    train = _files(folder, "train")
+    image, label, names = _columns(train[0])
+    labels = {"train": _read_labels(train, label)}
+    files = {"train": train}
+    for name in _TEST_NAMES:
+        found = _files(folder, name)
+        values = _read_labels(found, label)
+        if found and all((part >= 0).all() for part in values):  # -1 where there are no labels
+            files["test"], labels["test"] = found, values
+            break
+    if "test" not in files:
+        raise InputError(
+            f"{folder} has no test-*.parquet or validation-*.parquet with labels: put one beside "
+            f"{train[0].name}"
+        )
+    joined = {split: np.concatenate(labels[split]) for split in SPLITS}
+    classes = len(names) or int(joined["train"].max(initial=-1)) + 1
+    for split in SPLITS:
+        check_labels(joined[split], split, classes, str(folder))
+    check_no_gaps(joined["train"], classes, str(folder))
+    state = [(path.name, path.stat().st_size) for split in SPLITS for path in files[split]]
+    return ParquetSource(
+        name=folder.resolve().name,
+        origin=str(folder),
+        classes=names or tuple(str(number) for number in range(classes)),
+        labels=joined,
+        digest=hashlib.sha256(repr(state).encode("utf-8", "backslashreplace")).hexdigest(),
+        resize=resize,
+        files={
+            split: list(zip(files[split], map(len, labels[split]), strict=True)) for split in SPLITS
+        },
+        column=image,
+    )
+
+
+def _files(folder: Path, split: str) -> list[Path]:
+    """The parquet files of a split in order. Raises InputError where one of several is missing."""
+    for place in (folder, folder / "data"):
+        found = sorted(place.glob(f"{split}-*.parquet"))
+        if found:
+            numbered = [match for path in found if (match := _PART.fullmatch(path.name))]
+            if len(numbered) == len(found) and len(found) != int(numbered[0][2]):
+                raise InputError(
+                    f"{place} has {len(found)} {split} files, but {found[0].name} is one of "
+                    f"{int(numbered[0][2])}: fetch those that are missing"
+                )
+            return found
+    return []
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The parquet file; whatever reading a damaged one raises becomes one sentence."""
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            yield file
+    except (InputError, GeneratorExit):
+        raise
+    except Exception as error:  # Arrow's errors have no class of their own in common
+        why = " ".join(str(error).split())
+        raise InputError(f"{path} is damaged or not parquet ({why}): fetch it anew") from error
+
+
+def _columns(path: Path) -> tuple[str, str, tuple[str, ...]]:
+    """Names of the columns of images and labels, and of the classes where the file has them."""
+    import pyarrow
+
+    with _opened(path) as file:
+        schema = file.schema_arrow
+        image = next((name for name in _IMAGES if name in schema.names), None)
+        label = next((name for name in _LABELS if name in schema.names), None)
+        if image is None or label is None:
+            raise InputError(
+                f"{path} has the columns {', '.join(schema.names)}, expected one of "
+                f"{', '.join(_IMAGES)} and one of {', '.join(_LABELS)}: rename them"
+            )
+        kind = schema.field(image).type
+        if not pyarrow.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
+            raise InputError(
+                f"column {image} of {path} is {kind}, expected a struct with the bytes of an image "
+                "file: write it with the Image feature of the datasets library"
+            )
+        if not pyarrow.types.is_integer(schema.field(label).type):
+            raise InputError(
+                f"column {label} of {path} is {schema.field(label).type}, expected integers: "
+                "number the classes from 0 on"
+            )
+        return image, label, _class_names((schema.metadata or {}).get(b"huggingface"), label)
+
+
+def _class_names(metadata: bytes | None, label: str) -> tuple[str, ...]:
+    """What Hugging Face's library has written about the classes; () where it has not."""
+    try:
+        names = json.loads(metadata or b"")["info"]["features"][label]["names"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ()
+    fits = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return tuple(names) if fits else ()
+
+
+def _read_labels(files: list[Path], column: str) -> list[np.ndarray]:
+    """Per file its labels, int64 [N]."""
+    labels = []
+    for path in files:
+        with _opened(path) as file:
+            found = file.read(columns=[column]).column(0)
+            if found.null_count:
+                raise InputError(f"column {column} of {path} has empty rows: fill them")
+            labels.append(found.to_numpy().astype(np.int64))
+    return labels
+
+
+def _cells(path: Path, column: str, start: int) -> Iterator[tuple[int, Any]]:
+    """(row, value) from row `start` on; only a few rows are in memory at any time."""
+    with _opened(path) as file:
+        row = 0
+        for group in range(file.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            if row + rows <= start:
+                row += rows
+                continue
+            for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=[column]):
+                for cell in batch.column(0):
+                    if row >= start:
+                        yield row, cell.as_py()
+                    row += 1
+
+
+def _decode_cell(cell: dict[str, Any] | None, size: Size | int | None) -> np.ndarray:
+    raw = (cell or {}).get("bytes")
+    if not isinstance(raw, bytes):
+        raise UnusableError("has no bytes")
+    return decode(raw, size)

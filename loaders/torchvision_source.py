@@ -1,0 +1,145 @@
+"""Data sets of torchvision that have a training and a test split of images with one label each."""
+
+import difflib
+import hashlib
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from fastcat.errors import InputError
+
+from .decode import Size, UnusableError, to_pixels
+from .digest import array_checksum
+from .download import data_folder
+from .labels import check_labels, check_no_gaps
+from .pictures import Picture, PictureSource
+from .source import SPLITS
+
+PREFIX = "torchvision:"
+# what a split may be called, where it is asked for by name
+_NAMES = {"train": ("train", "trainval"), "test": ("test", "val", "valid")}
+# mirror images of these mean something else
+_NEVER_FLIPPED = {"MNIST", "EMNIST", "KMNIST", "QMNIST", "USPS", "SVHN", "GTSRB"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchvisionSource(PictureSource):
+    items: dict[str, Any]
+
+    def pictures(self, split: str, start: int) -> Iterator[Picture]:
+        for number in range(start, len(self.items[split])):
+            yield f"{split} image {number}", partial(_read_item, self.items[split], number)
+
+
+def torchvision_source(name: str, data_dir: Path, resize: int | None = None) -> TorchvisionSource:
+    """Both splits of torchvision.datasets.NAME, downloaded by torchvision where not there yet.
+
+    Raises InputError for a name or a data set of another kind, and where it cannot be downloaded.
+    """
+    make = _find(name)
+    with data_folder(name, data_dir) as root:
+        items = {split: _make(make, name, root, split) for split in SPLITS}
+    labels = {split: _labels(items[split], name) for split in SPLITS}
+    count = int(labels["train"].max(initial=-1)) + 1
+    for split in SPLITS:
+        check_labels(labels[split], split, count, f"torchvision's {name}")
+    check_no_gaps(labels["train"], count, f"torchvision's {name}")
+    names = getattr(items["train"], "classes", None)
+    known = isinstance(names, list | tuple) and len(names) == count
+    state = [PREFIX, name, *(array_checksum(labels[split]) for split in SPLITS)]
+    return TorchvisionSource(
+        name=name.lower(),
+        origin=f"{PREFIX}{name}",
+        classes=tuple(_text(k) for k in (names if known else range(count))),  # type: ignore[union-attr]
+        labels=labels,
+        digest=hashlib.sha256("\0".join(state).encode()).hexdigest(),
+        resize=resize,
+        flip=name not in _NEVER_FLIPPED,
+        items=items,
+    )
+
+
+def _find(name: str) -> Callable[..., Any]:
+    from torchvision import datasets
+
+    known = {n: getattr(datasets, n) for n in datasets.__all__ if _is_usable(getattr(datasets, n))}
+    if name in known:
+        return known[name]
+    close = difflib.get_close_matches(name.lower(), [n.lower() for n in known], n=1, cutoff=0.5)
+    nearest = [n for n in known if n.lower() in close] or sorted(known)
+    raise InputError(
+        f"torchvision has no data set {name!r} with a training and a test split of labelled "
+        f"images: type {' or '.join(PREFIX + n for n in nearest)}"
+    )
+
+
+def _is_usable(kind: Any) -> bool:
+    try:
+        names = inspect.signature(kind).parameters.keys()
+    except (TypeError, ValueError):
+        return False
+    return "root" in names and "download" in names and bool({"train", "split"} & names)
+
+
+def _make(kind: Callable[..., Any], name: str, root: Path, split: str) -> Any:
+    if "train" in inspect.signature(kind).parameters:
+        choices: list[dict[str, Any]] = [{"train": split == "train"}]
+    else:
+        choices = [{"split": choice} for choice in _NAMES[split]]
+    why: Exception | None = None
+    for choice in choices:
+        try:
+            return kind(root, download=True, **choice)
+        except ModuleNotFoundError as error:
+            raise InputError(
+                f"torchvision's {name} needs {error.name}: type pip install {error.name}"
+            ) from error
+        except ValueError as error:  # it has no split of that name
+            why = error
+        except Exception as error:  # torchvision raises many kinds where a download fails
+            why = error
+            break
+    text = " ".join(str(why).split())
+    raise InputError(
+        f"the {split} split of torchvision's {name} cannot be read or downloaded to {root} "
+        f"({text}): fetch it elsewhere and put it there as torchvision's documentation says"
+    ) from why
+
+
+def _labels(items: Any, name: str) -> np.ndarray:
+    """int64 [N], from where torchvision keeps them, else by one pass through the items."""
+    for attribute in ("targets", "labels", "_labels"):
+        found = getattr(items, attribute, None)
+        if found is not None and len(found) == len(items):
+            break
+    else:
+        found = [items[number][1] for number in range(len(items))]
+    labels = np.asarray(found)
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise InputError(
+            f"the targets of torchvision's {name} are no class numbers: choose a data set for "
+            "classification"
+        )
+    return labels.astype(np.int64)
+
+
+def _read_item(items: Any, number: int, size: Size | int | None) -> np.ndarray:
+    try:
+        image = items[number][0]
+        if not isinstance(image, Image.Image):
+            raise UnusableError("is not an image")
+        return to_pixels(image.copy(), size)
+    except UnusableError:
+        raise
+    except Exception as error:  # damaged files raise whatever their decoders stumble over
+        raise UnusableError(f"is damaged ({' '.join(str(error).split())})") from error
+
+
+def _text(name: Any) -> str:
+    return name if isinstance(name, str) else str(name[0] if isinstance(name, tuple) else name)

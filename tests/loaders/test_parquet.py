@@ -1,0 +1,162 @@
+"""Folders of parquet files as Hugging Face's hub has them."""
+
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+from PIL import Image
+
+from fastcat.errors import InputError
+from fastcat.loaders.convert import convert, open_source
+from fastcat.loaders.registry import load_dataset
+from fastcat.loaders.source import SPLITS
+from tests.loaders.image_folders import noise
+
+NAMES = ["ant", "bee", "cow"]
+
+
+def png(seed: int, **form: int) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(noise(seed, **form)).save(out, "PNG")
+    return out.getvalue()
+
+
+def write(
+    path: Path,
+    seeds: range,
+    *,
+    image: str = "image",
+    label: str = "label",
+    names: list[str] | None = NAMES,
+    labels: list[Any] | None = None,
+    cells: list[Any] | None = None,
+    rows: int = 4,
+) -> Path:
+    """Images of noise by seed, `rows` in a row group; labels are seed % 3."""
+    cells = cells or [{"bytes": png(seed), "path": f"{seed}.png"} for seed in seeds]
+    labels = labels or [seed % 3 for seed in seeds]
+    table = pyarrow.table({"number": list(seeds), label: labels, image: cells})
+    if names:
+        features = {image: {"_type": "Image"}, label: {"names": names, "_type": "ClassLabel"}}
+        metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+        table = table.replace_schema_metadata(metadata)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(table, path, row_group_size=rows)
+    return path
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Path:
+    """Two training files of 7 and 6 images, one test file of 5."""
+    folder = tmp_path / "hub"
+    write(folder / "data/train-00000-of-00002.parquet", range(7))
+    write(folder / "data/train-00001-of-00002.parquet", range(7, 13))
+    write(folder / "data/test-00000-of-00001.parquet", range(20, 25))
+    return folder
+
+
+def expected(seeds: range) -> np.ndarray:
+    return np.stack([noise(seed) for seed in seeds])
+
+
+def converted(folder: Path, **settings: Any) -> Any:
+    return convert(str(folder), folder.with_name("out.packed"), data_dir=folder, **settings).dataset
+
+
+def test_images_labels_and_class_names(hub: Path) -> None:
+    data = converted(hub)
+    assert np.array_equal(data.train.images, expected(range(13)))
+    assert np.array_equal(data.test.images, expected(range(20, 25)))
+    assert data.train.labels.tolist() == [seed % 3 for seed in range(13)]
+    assert data.classes == tuple(NAMES)
+
+
+@pytest.mark.parametrize("start", range(14))
+def test_reading_goes_on_at_any_row(hub: Path, start: int) -> None:
+    source = open_source(str(hub), hub)
+    source.shape()
+    images = [block.images for block in source.blocks("train", start)]
+    found = np.concatenate([np.empty((0, 8, 8, 3), np.uint8), *images])
+    assert np.array_equal(found, expected(range(13))[start:])
+
+
+def test_other_column_names_and_no_class_names(tmp_path: Path) -> None:
+    folder = tmp_path / "cifar100"
+    for split in SPLITS:
+        path = folder / f"{split}-00000-of-00001.parquet"
+        write(path, range(6), image="img", label="fine_label", names=None)
+    assert converted(folder).classes == ("0", "1", "2")
+
+
+def test_a_test_split_without_labels_gives_way_to_validation(hub: Path) -> None:
+    write(hub / "data/test-00000-of-00001.parquet", range(5), labels=[-1] * 5)
+    write(hub / "data/validation-00000-of-00001.parquet", range(40, 44))
+    assert np.array_equal(converted(hub).test.images, expected(range(40, 44)))
+
+
+def test_unreadable_rows_are_named_or_left_out(hub: Path) -> None:
+    cells = [{"bytes": png(seed), "path": None} for seed in range(7)]
+    cells[2] = {"bytes": b"no image", "path": None}
+    cells[5] = {"bytes": None, "path": "x.png"}
+    write(hub / "data/train-00000-of-00002.parquet", range(7), cells=cells)
+    with pytest.raises(InputError, match=r"2 of 18 .*00002.parquet row 2' is not an image.*row 5'"):
+        converted(hub)
+    assert len(converted(hub, skip_unreadable=True).train) == 11
+
+
+def test_given_as_data_the_command_that_converts_it_is_named(hub: Path) -> None:
+    command = rf"type fastcat data convert {hub} {hub}\.packed"
+    with pytest.raises(InputError, match=command):
+        load_dataset(str(hub), hub)
+
+
+def test_without_pyarrow_the_line_that_installs_it_is_named(
+    hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(InputError, match="pip install pyarrow"):
+        converted(hub)
+
+
+def spoiled(name: str, **how: Any) -> Callable[[Path], object]:
+    return lambda hub: write(hub / "data" / f"{name}.parquet", range(3), **how)
+
+
+TEST, TRAIN = "test-00000-of-00001", "train-00000-of-00002"
+REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a missing file": (
+        lambda hub: (hub / f"data/{TRAIN}.parquet").unlink(),
+        "1 train files, but .* is one of 2",
+    ),
+    "no test": (lambda hub: (hub / f"data/{TEST}.parquet").unlink(), "no test-.*put one beside"),
+    "no labels": (spoiled(TEST, labels=[-1, -1, -1]), "no test-.*with labels"),
+    "a label too many": (spoiled(TEST, labels=[0, 1, 3]), "test labels .* expected 0 to 2"),
+    "an empty label": (spoiled(TRAIN, labels=[0, None, 2]), "empty rows"),
+    "labels of text": (spoiled(TRAIN, labels=["ant", "bee", "cow"]), "is string, expected integ"),
+    "no image column": (spoiled(TRAIN, image="photo"), "columns number, label, photo, expected"),
+    "images of text": (spoiled(TRAIN, cells=["a", "b", "c"]), "expected a struct with the bytes"),
+    "not parquet": (
+        lambda hub: (hub / f"data/{TRAIN}.parquet").write_bytes(b"PAR1 no PAR1"),
+        "damaged or not parquet",
+    ),
+    "empty": (lambda hub: (hub / f"data/{TRAIN}.parquet").write_bytes(b""), "damaged or not parq"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "words"), REFUSALS.values(), ids=REFUSALS.keys())
+def test_refused_in_one_line_and_nothing_is_left(
+    hub: Path, spoil: Callable[[Path], object], words: str
+) -> None:
+    spoil(hub)
+    with pytest.raises(InputError, match=words) as caught:
+        converted(hub)
+    assert len(str(caught.value).splitlines()) == 1
+    assert list(hub.parent.iterdir()) == [hub]
