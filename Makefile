@@ -3,12 +3,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+# FFCV is built from source, where the libraries that it needs are installed
+EXTRAS = dev$(shell pkg-config --exists opencv4 libturbojpeg 2>/dev/null && echo ,ffcv)
 
 .PHONY: demo test lint gpu clean
 
 $(VENV)/.installed: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
 	touch $@
 
 # two networks that teach each other, on real images, in about three minutes

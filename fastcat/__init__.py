@@ -10,6 +10,7 @@ from fastcat.threat import ThreatModel
 if TYPE_CHECKING:
     from fastcat.config import TrainConfig
     from fastcat.evaluation import evaluate
+    from fastcat.loaders.items import from_items
     from fastcat.runs import RunResult, resume, train
     from fastcat.stop import Stopped
 
@@ -21,6 +22,7 @@ __all__ = [
     "TrainConfig",
     "attack",
     "evaluate",
+    "from_items",
     "resume",
     "train",
 ]
@@ -29,6 +31,7 @@ __all__ = [
 _HOMES = {
     "TrainConfig": "config",
     "evaluate": "evaluation",
+    "from_items": "loaders.items",
     "RunResult": "runs",
     "resume": "runs",
     "train": "runs",

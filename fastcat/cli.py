@@ -46,7 +46,7 @@ class ListCommand:
     """Show every name that a command takes, with a line about it."""
 
     topics: Positional[Annotated[tuple[str, ...], arg(metavar="[TOPIC ...]")]] = ()
-    """methods, archs, datasets, attacks, collaborations, schedules, engines; all without one."""
+    """methods, archs, datasets, attacks, collaborations, schedules, engines, loaders; all without."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +83,21 @@ def _bench(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _data(arguments: Sequence[str]) -> int:
+    # imported here: no other command needs what reads foreign formats
+    from fastcat.data_command import DATA_COMMANDS, DATA_USAGE
+
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(DATA_USAGE)
+        return 0 if arguments else 2
+    if arguments[0] not in DATA_COMMANDS:
+        hint = nearest(arguments[0], DATA_COMMANDS)
+        raise InputError(f"unknown command 'data {arguments[0]}': {hint}")
+    command, run, _ = DATA_COMMANDS[arguments[0]]
+    run(_parse(command, arguments[1:], f"data {arguments[0]}"))
+    return 0
+
+
 def _list(arguments: Sequence[str]) -> int:
     topics = _parse(ListCommand, arguments, "list").topics or tuple(LISTINGS)
     for topic in topics:
@@ -107,7 +122,8 @@ COMMANDS = {
     "resume": (_resume, "continue a run: fastcat resume runs/first"),
     "eval": (_eval, "robust accuracy: fastcat eval runs/first --attacks clean,fgsm,pgd20"),
     "bench": (_bench, "time steps against the papers' loops: fastcat bench --batch-size 128"),
-    "list": (_list, "methods, archs, datasets, attacks, collaborations, schedules, engines"),
+    "data": (_data, "convert, describe, check images: fastcat data convert ./photos pets.packed"),
+    "list": (_list, "methods, archs, datasets, attacks, collaborations, engines, loaders, ..."),
     "doctor": (_doctor, "versions, devices, what is missing and how to install it"),
 }
 

@@ -15,6 +15,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from fastcat.collaboration import make_collaboration
 from fastcat.errors import InputError, nearest
+from fastcat.loaders.augmentation import Augmentation
 from fastcat.optim import make_schedule, parse_milestones
 from fastcat.peer_spec import PeerSpec, parse_peers
 from fastcat.precision import DTYPES
@@ -73,7 +74,7 @@ class Data:
     """What they are trained on."""
 
     data: Annotated[str, arg(aliases=["--dataset"])] = "cifar10"
-    """digits, cifar10, cifar100, or a folder of images train/CLASS/* and test/CLASS/*."""
+    """A name of `fastcat list datasets`, or a path: a folder of images, .packed, .beton, .npz."""
     data_dir: Path = Path("data")
     """Where data sets by name are kept or downloaded to."""
     train_size: int | None = None
@@ -82,12 +83,32 @@ class Data:
     """Training images held out. None: a tenth, at most 1024; 0 unless selecting on val."""
     batch_size: int = 128
     """Images a step."""
+    loader: Literal["auto", "resident", "stream", "ffcv", "torch"] = "auto"
+    """What brings the images; no number depends on it. auto: resident where they fit the device."""
+    extra: Annotated[Path | None, arg(aliases=["--aux-data-filename"])] = None
+    """More training images: an .npz with image and label, or what --data takes."""
+    extra_fraction: Annotated[float, arg(aliases=["--unsup-fraction"])] = 0.7
+    """Share of every batch that --extra takes, in (0, 1)."""
+    normalize: bool = False
+    """Put the training data's mean and standard deviation into the model (the papers do not)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augment:
+    """What happens to training images before they are attacked, drawn by --seed."""
+
     crop_pad: int | None = None
     """Pixels of zero padding for the random crop. None: what suits the data (32x32: 4)."""
     flip: bool | None = None
     """Mirror images at random. None: what suits the data (not for digits)."""
-    normalize: bool = False
-    """Put the training data's mean and standard deviation into the model (the papers do not)."""
+    crop_shift: int = 0
+    """Cut up to so many rows and columns off and shift the rest (IDBH: 10), instead of the crop."""
+    cutout: int = 0
+    """Side in pixels of a black square at a random place."""
+    mixup: float = 0.0
+    """a of the Beta(a, a) that blends two images and their losses. 0: none."""
+    cutmix: float = 0.0
+    """a of the Beta(a, a) that puts a part of an image into another. 0: none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,12 +176,13 @@ class Run:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(Run, Optimization, Threat, Data, Peers):
+class TrainConfig(Run, Optimization, Threat, Augment, Data, Peers):
     """All settings of a run. Raises InputError when one of them means nothing."""
 
     def __post_init__(self) -> None:
         self.threat()
         self.peer_specs()
+        self.augmentation(0, False)
         make_schedule(
             self.schedule,
             max(self.epochs, 1),
@@ -188,6 +210,11 @@ class TrainConfig(Run, Optimization, Threat, Data, Peers):
             raise InputError(f"momentum is {self.momentum:g}, expected a number in [0, 1)")
         if self.ema is not None and not 0 <= self.ema < 1:
             raise InputError(f"ema is {self.ema:g}, expected a decay in [0, 1), for example 0.995")
+        if self.extra is not None and not 1 <= self.extra_images < self.batch_size:
+            raise InputError(
+                f"extra-fraction {self.extra_fraction:g} of a batch of {self.batch_size} is "
+                f"{self.extra_images} images, expected 1 to {self.batch_size - 1}"
+            )
         if self.nesterov and self.momentum == 0:
             raise InputError("Nesterov momentum needs --momentum above 0")
 
@@ -195,6 +222,25 @@ class TrainConfig(Run, Optimization, Threat, Data, Peers):
         return ThreatModel(
             eps=self.eps, step_size=self.step_size, steps=self.steps, restarts=self.restarts
         )
+
+    def augmentation(self, crop_pad: int, flip: bool) -> Augmentation:
+        """With the data's own crop and flip where nothing else is asked for."""
+        if self.crop_pad is not None or self.crop_shift:
+            crop_pad = self.crop_pad or 0
+        return Augmentation(
+            crop_pad=crop_pad,
+            flip=flip if self.flip is None else self.flip,
+            crop_shift=self.crop_shift,
+            cutout=self.cutout,
+            mixup=self.mixup,
+            cutmix=self.cutmix,
+        )
+
+    @property
+    def extra_images(self) -> int:
+        """Images of --extra in a full batch."""
+        share = self.extra_fraction * self.batch_size
+        return round(share) if math.isfinite(share) else 0
 
     def peer_specs(self) -> tuple[PeerSpec, ...]:
         return parse_peers(self.peers, self.arch)
@@ -211,7 +257,7 @@ class TrainConfig(Run, Optimization, Threat, Data, Peers):
         paths = {
             field.name: Path(values[field.name])
             for field in fields(cls)
-            if field.name in ("out", "data_dir") and values[field.name] is not None
+            if field.name in ("out", "data_dir", "extra") and values[field.name] is not None
         }
         return cls(**{**values, **paths})
 
@@ -221,6 +267,10 @@ _LEAST = {
     "val_size": 0,
     "batch_size": 2,
     "crop_pad": 0,
+    "crop_shift": 0,
+    "cutout": 0,
+    "mixup": 0,
+    "cutmix": 0,
     "val_steps": 1,
     "epochs": 1,
     "warmup_epochs": 0,

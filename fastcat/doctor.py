@@ -5,10 +5,14 @@ import importlib.util
 import torch
 
 from fastcat.environment import environment
+from fastcat.loaders.ffcv import INSTALL
 
 # what an extra is for, and the lines that install it, for packages that the core does without
 OPTIONAL = {
     "sklearn": ("the digits data set", "pip install scikit-learn"),
+    "scipy": ("the svhn data set", "pip install scipy"),
+    "pyarrow": ("parquet files", "pip install pyarrow"),
+    "ffcv": ("the loader ffcv", INSTALL),
 }
 
 

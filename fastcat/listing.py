@@ -7,6 +7,7 @@ from typing import Any
 from fastcat.collaboration import COLLABORATIONS
 from fastcat.engine import ENGINES
 from fastcat.evaluation import ATTACKS
+from fastcat.loaders.choose import LOADERS
 from fastcat.loaders.registry import DATASETS
 from fastcat.models import ARCHS
 from fastcat.objectives import METHODS, usage
@@ -28,9 +29,13 @@ LISTINGS: dict[str, Callable[[], dict[str, str]]] = {
         name: f"{_about(method)}  [{usage(name, method)}]" for name, method in METHODS.items()
     },
     "archs": lambda: _described(ARCHS),
-    "datasets": lambda: {**DATASETS, "FOLDER": "any folder of images train/CLASS/*, test/CLASS/*"},
+    "datasets": lambda: {
+        **DATASETS,
+        "FOLDER": "a folder of images train/CLASS/*, test/CLASS/*, or NAME.packed, .beton, .npz",
+    },
     "attacks": lambda: dict(ATTACKS),
     "collaborations": lambda: _described(COLLABORATIONS),
     "schedules": lambda: _described(SCHEDULES),
     "engines": lambda: dict(ENGINES),
+    "loaders": lambda: dict(LOADERS),
 }

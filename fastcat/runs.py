@@ -16,7 +16,8 @@ from fastcat.config import TrainConfig, to_yaml
 from fastcat.environment import environment
 from fastcat.errors import InputError
 from fastcat.files import explained, remove_leftovers, write_text
-from fastcat.loaders.registry import is_folder
+from fastcat.loaders.dataset import Dataset
+from fastcat.loaders.registry import find_path, is_folder
 from fastcat.recorder import Recorder
 from fastcat.stop import Stopped, StopRequest
 from fastcat.trainer import Trainer
@@ -67,20 +68,27 @@ def _refuse_existing(out: Path) -> None:
     raise InputError(f"{out} exists already: choose another --out, or {remedy}")
 
 
-def train(config: TrainConfig) -> RunResult:
+def train(config: TrainConfig, dataset: Dataset | None = None) -> RunResult:
     """Train the peers of `config` in a new folder and return where they ended.
+
+    dataset: of `fastcat.from_items`, in place of what `config.data` names.
 
     Raises InputError for settings, data or a folder that cannot be used, and for a loss that is
     no longer finite; Stopped after Ctrl-C or SIGTERM, when all is saved.
     """
-    out = (config.out or _free_folder(config)).expanduser()
+    out = find_path(str(config.out or _free_folder(config)))
     _refuse_existing(out)
     # a run can be resumed and judged from another directory
-    data = config.data
-    if is_folder(data):
-        data = str(Path(data).expanduser().absolute())
-    data_dir = config.data_dir.expanduser().absolute()
-    trainer = Trainer(replace(config, out=out, data=data, data_dir=data_dir))
+    data, extra = config.data, config.extra
+    if dataset is not None:
+        data = dataset.name
+    elif is_folder(data):
+        data = str(find_path(data).absolute())
+    if extra is not None and is_folder(str(extra)):
+        extra = find_path(str(extra)).absolute()
+    data_dir = find_path(str(config.data_dir)).absolute()
+    config = replace(config, out=out, data=data, data_dir=data_dir, extra=extra)
+    trainer = Trainer(config, dataset)
     with explained(out):
         out.mkdir(parents=True, exist_ok=True)
     with _locked(out), StopRequest() as request:
@@ -106,8 +114,10 @@ def _fitting(run: Path) -> Iterator[None]:
         ) from error
 
 
-def resume(run: Path) -> RunResult:
+def resume(run: Path, dataset: Dataset | None = None) -> RunResult:
     """Continue a run where its last checkpoint stands; a finished run is returned as it is.
+
+    dataset: that which `train` was given, if it was.
 
     Raises what `train` raises, and InputError for a folder without a usable checkpoint.
     """
@@ -117,7 +127,7 @@ def resume(run: Path) -> RunResult:
         state, remark = load_last_checkpoint(run)
         with _fitting(run):
             config = TrainConfig.from_dict({**state["config"], "out": run})
-        trainer = Trainer(config)
+        trainer = Trainer(config, dataset)
         with _fitting(run):
             trainer.load_state_dict(state)
         remove_leftovers(run)

@@ -21,7 +21,10 @@ from fastcat.device import make_device
 from fastcat.engine import Engine, choose_engine
 from fastcat.errors import InputError
 from fastcat.evaluation import evaluate
-from fastcat.loaders.dataset import channel_statistics
+from fastcat.loaders.choose import choose_loader, make_loader, unchanged_loader
+from fastcat.loaders.dataset import Dataset, channel_statistics
+from fastcat.loaders.extra import load_extra
+from fastcat.loaders.loader import Epochs, Loader
 from fastcat.loaders.registry import load_dataset
 from fastcat.loaders.resident import ResidentLoader
 from fastcat.loaders.split import split_indices
@@ -42,7 +45,7 @@ class Trainer:
     epoch counts finished epochs, batch the finished batches of the one under way.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, dataset: Dataset | None = None) -> None:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         self.device = make_device(config.device)
@@ -54,7 +57,13 @@ class Trainer:
         config = replace(config, precision=precision, step_size=step_size)
         self.config = config
         with task(make_console(), f"reading {config.data}, once") as progress:
-            self.dataset = dataset = load_dataset(config.data, config.data_dir, progress)
+            if dataset is None:
+                dataset = load_dataset(config.data, config.data_dir, progress)
+            extra = None
+            if config.extra is not None:
+                extra = load_extra(config.extra, config.extra_fraction, dataset, progress)
+        self.dataset = dataset
+        self.digest = dataset.digest if extra is None else f"{dataset.digest}+{extra.digest}"
         self.threat = config.threat()
         self.normalize = channel_statistics(dataset.train.images) if config.normalize else None
         self.peers = self._make_peers()
@@ -65,17 +74,22 @@ class Trainer:
             config.warmup_epochs,
         )
         train_index, val_index = self._split()
-        self.loader = ResidentLoader(
-            dataset.train,
-            train_index,
+        augmentation = config.augmentation(dataset.crop_pad, dataset.flip)
+        epochs = Epochs(
+            index=train_index,
             batch_size=config.batch_size,
-            device=self.device,
             seed=config.seed,
             shuffle=True,
-            crop_pad=dataset.crop_pad if config.crop_pad is None else config.crop_pad,
-            flip=dataset.flip if config.flip is None else config.flip,
+            augmentation=augmentation,
+            extra=extra,
+        )
+        self.loader_name = choose_loader(config.loader, dataset.train, epochs, self.device)
+        self.loader = make_loader(
+            self.loader_name, dataset, "train", epochs, self.device, config.data_dir
         )
         self.monitored_on, self.monitor = self._make_monitor(val_index)
+        first_two = Epochs(index=train_index[:2], batch_size=2)
+        example = next(iter(ResidentLoader(dataset.train, first_two, self.device))).x
         self.team = make_team(
             self.peers,
             collab=config.collab,
@@ -83,7 +97,8 @@ class Trainer:
             threat=self.threat,
             precision=self.precision,
             classes=len(dataset.classes),
-            example=self.loader.gather(*next(self.loader.inputs())).x[:2],
+            example=example,
+            mixed=augmentation.mixes,
         )
         self.remarks = list(self.team.remarks)
         self.engine = Engine(
@@ -129,16 +144,16 @@ class Trainer:
             )
         return train_index, val_index
 
-    def _make_monitor(self, val_index: Tensor) -> tuple[str | None, ResidentLoader | None]:
+    def _make_monitor(self, val_index: Tensor) -> tuple[str | None, Loader | None]:
         """The images judged after each epoch, and their name."""
         if self.config.select_on == "test":
-            name, split, index = "test", self.dataset.test, torch.arange(len(self.dataset.test))
+            name, part, index = "test", "test", torch.arange(len(self.dataset.test))
         else:
-            name, split, index = "val", self.dataset.train, val_index
+            name, part, index = "val", "train", val_index
         if not len(index):
             return None, None
-        batch_size = max(self.config.batch_size, 256)
-        return name, ResidentLoader(split, index, batch_size=batch_size, device=self.device)
+        epochs = Epochs(index=index, batch_size=max(self.config.batch_size, 256))
+        return name, unchanged_loader(self.dataset, part, epochs, self.device)
 
     @property
     def steps_done(self) -> int:
@@ -152,7 +167,7 @@ class Trainer:
         cuda = self.device.type == "cuda"
         return {
             "config": self.config.to_dict(),
-            "data_digest": self.dataset.digest,
+            "data_digest": self.digest,
             "epoch": self.epoch,
             "batch": self.batch,
             "totals": self.engine.totals.cpu(),
@@ -169,7 +184,7 @@ class Trainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint. Raises InputError when the data are no longer the same."""
-        if state["data_digest"] != self.dataset.digest:
+        if state["data_digest"] != self.digest:
             raise InputError(
                 f"the images of {self.config.data} are not those that the run began with: "
                 "put them back, or start a new run"
@@ -258,11 +273,11 @@ class Trainer:
         return (
             f"{names}: {self.loader.size} images of {self.dataset.name}, judged on {on}, "
             f"{len(self.loader)} steps an epoch, {self.precision.name} on {self.device}, "
-            f"{self.engine.name}; "
+            f"{self.engine.name}, images {self.loader_name}; "
             f"{run} from {where}"
         )
 
-    def train_step(self, inputs: tuple[Tensor]) -> Tensor:
+    def train_step(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """One collaborative step on what the loader gave, with its learning rate and noise."""
         seed = derive_seed(self.config.seed, "attack", self.steps_done)
         like = self.loader.like(inputs)

@@ -62,6 +62,7 @@ SETTINGS = {
     "unknown bn mode": ("--peers at:bn=off", "unknown attack bn .off.: .*eval"),
     "unknown arch": ("--arch resnet81", "'resnet81'.*did you mean 'resnet18'"),
     "unknown arch of a peer": ("--peers at@resnt34", "did you mean 'resnet34'"),
+    "the home of nobody": ("--data ~nobody-here/images", "cannot be a path"),
     "unknown data": ("--data cifr10", "'cifr10'.*did you mean 'cifar10'"),
     "unknown collaboration": ("--collab kat", "'kat'.*did you mean 'cat'"),
     "eps in grey levels": ("--eps 8", "type 8/255"),
@@ -91,6 +92,14 @@ SETTINGS = {
     "ema not a number": ("--ema nan", r"\[0, 1\)"),
     "graph without a GPU": ("--engine graph --device cpu", "'graph' needs a GPU: type --engine"),
     "both without a GPU": ("--engine compile+graph --device cpu", "needs a GPU: type --engine"),
+    "no such extra images": ("--extra nowhere.npz", "nowhere.npz cannot be read"),
+    "extra images of no kind": ("--extra nonsense", "no data set 'nonsense'"),
+    "no room for extra images": ("--extra a.npz --extra-fraction 0.01", "is 0 images, expected 1"),
+    "two ways of shifting": ("--crop-pad 2 --crop-shift 2", "both move the image"),
+    "two ways of mixing": ("--mixup 1 --cutmix 1", "choose one of them"),
+    "shifted out of sight": ("--crop-shift 8", "images are 8 x 8 pixels: expected less than 8"),
+    "a hole as large as the image": ("--cutout 9", "expected less than 8"),
+    "negative mixup": ("--mixup -1", "at least 0"),
     "batch of 1": ("--batch-size 1", "at least 2"),
     "batch larger than the data": ("--batch-size 4000", "larger than the 70 training images"),
     "more images than there are": ("--train-size 100000", "more than the 1438 there are"),
@@ -117,6 +126,7 @@ COMMANDS = {
     "unknown command": ("trian", "did you mean 'train'"),
     "resume nothing": ("resume nowhere", "not a run"),
     "eval nothing": ("eval nowhere", "no weights"),
+    "unknown data command": ("data covert", "'data covert'.*did you mean 'convert'"),
     "unknown topic": ("list method", "did you mean 'methods'"),
     "config without file": ("train --config", "expected a YAML file"),
     "config that is not there": ("train --config nowhere.yaml", "cannot read nowhere.yaml"),
@@ -126,6 +136,69 @@ COMMANDS = {
 @pytest.mark.parametrize(("arguments", "expected"), COMMANDS.values(), ids=COMMANDS.keys())
 def test_commands(arguments: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert re.search(expected, refusal(capsys, *shlex.split(arguments)))
+
+
+DATA = {
+    "out without an ending": ("convert pets out", "neither .packed nor .beton: type out.packed"),
+    "out that is there": ("convert pets pets.packed", "exists already.*rm -r"),
+    "out in no folder": ("convert pets no/out.packed", "type mkdir -p"),
+    "unknown source": ("convert cifr10 out.packed", "no 'cifr10' .*did you mean 'cifar10'"),
+    "no such folder": ("convert ./dogs out.packed", "dogs does not exist"),
+    "a file that is no source": ("convert notes.txt out.packed", "no 'notes.txt' to convert"),
+    "unknown torchvision": ("convert torchvision:MNST out.packed", "type torchvision:MNIST"),
+    "images of two sizes": (
+        "convert sizes out.packed",
+        "data convert .*sizes.packed --resize",
+    ),
+    "no image to keep": (
+        "convert broken out.packed --resize 8 --skip-unreadable",
+        "no image of class 'cat' in the train split",
+    ),
+    "resize 0": ("convert pets out.packed --resize 0", "--resize is 0, expected a side"),
+    "resize beyond all use": ("convert pets out.packed --resize 99999", "from 1 to 4096"),
+    "share of a folder": ("convert pets out.packed --test-fraction 0.2", "leave --test-frac"),
+    "share of nothing": (
+        "convert one.npz out.packed --test-fraction 0",
+        "is 0.0, expected a share",
+    ),
+    "one split only": ("convert one.npz out.packed", "type fastcat data .*--test-fraction"),
+    "info on nothing": ("info nothing", "no data set 'nothing'"),
+    "info on a damaged pack": ("info empty.packed", "pack.json is missing or damaged.*rm -r"),
+    "verify a damaged pack": ("verify empty.packed", "pack.json is missing or damaged.*rm -r"),
+    "sheet of another format": ("info digits --sheet x.gif", "ending in .png: type x.png"),
+    "sheet that is there": ("info digits --sheet there.png", "exists already"),
+    "sheet in no folder": ("info digits --sheet no/x.png", "cannot write no/x.png"),
+    "torchvision as it is": ("info torchvision:MNIST", "data convert torchvision:MNIST mnist.pack"),
+    "training on one split": ("verify one.npz", "type fastcat data convert .*--test-fraction"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "expected"), DATA.values(), ids=DATA.keys())
+def test_data(
+    arguments: str, expected: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    image_folder(tmp_path / "pets", "cat", "dog")
+    sizes = image_folder(tmp_path / "sizes", "cat", "dog")
+    Image.new("RGB", (9, 9)).save(sizes / "train" / "dog" / "0.jpg")
+    broken = image_folder(tmp_path / "broken", "cat", "dog")
+    for path in (broken / "train" / "cat").iterdir():
+        path.write_bytes(b"no image")
+    np.savez(tmp_path / "one.npz", image=np.zeros((6, 4, 4), np.uint8), label=np.arange(6) % 2)
+    for name in ("pets.packed", "empty.packed"):
+        (tmp_path / name).mkdir()
+    for name in ("notes.txt", "there.png"):
+        (tmp_path / name).write_text("years of work")
+    before = sorted(tmp_path.rglob("*"))
+    assert re.search(expected, refusal(capsys, "data", *shlex.split(arguments)))
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / "there.png").read_text() == "years of work"
+
+
+def test_data_alone_shows_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data"]) == 2
+    assert main(["data", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"fastcat data {name}" in out for name in ("convert", "info", "verify"))
 
 
 CONFIGS = {

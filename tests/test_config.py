@@ -90,7 +90,8 @@ def test_the_command_line_is_frozen() -> None:
     names = " ".join(field.name for field in dataclasses.fields(TrainConfig))
     assert names == (
         "arch peers collab alpha "
-        "data data_dir train_size val_size batch_size crop_pad flip normalize "
+        "data data_dir train_size val_size batch_size loader extra extra_fraction normalize "
+        "crop_pad flip crop_shift cutout mixup cutmix "
         "eps step_size steps restarts val_steps "
         "epochs lr schedule milestones warmup_epochs momentum nesterov weight_decay ema "
         "out seed select_on precision device engine threads log_every save_every"

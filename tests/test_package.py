@@ -18,7 +18,7 @@ SOURCES = sorted(path for top in ("fastcat", *LINKED) for path in ROOT.glob(f"{t
 # who may import whom inside the package: only what stands further down
 LAYERS = (
     "__main__", "cli",
-    "listing", "doctor", "benchmarks",
+    "listing", "doctor", "data_command", "benchmarks",
     "runs", "trainer", "recorder",
     "engine", "step",
     "evaluation", "config",
@@ -26,10 +26,10 @@ LAYERS = (
     "objectives", "attack", "frozen", "modes", "lanes", "threat", "terms",
     "optim", "checkpoint", "models", "precision", "report",
     "environment", "device", "progress", "stop",
-    "loaders", "batch", "seeds", "files", "errors",
+    "loaders", "guard", "batch", "seeds", "files", "errors",
     "kernels",
 )  # fmt: skip
-LOADERS_MAY_IMPORT = {"kernels", "batch", "seeds", "errors", "files"}
+LOADERS_MAY_IMPORT = {"kernels", "guard", "batch", "seeds", "errors", "files"}
 
 
 def module_name(path: Path) -> str:

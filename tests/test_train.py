@@ -184,6 +184,30 @@ def test_the_average_is_judged_and_kept_and_the_weights_go_on(
     assert all(torch.equal(value, averaged[name]) for name, value in kept.state_dict().items())
 
 
+@pytest.mark.parametrize("name", ["stream", "torch", "ffcv"])
+def test_no_number_depends_on_the_loader(name: str) -> None:
+    if name == "ffcv":
+        pytest.importorskip("ffcv", reason="FFCV is not installed")
+    flags = ["--crop-pad", "1", "--flip", "True", "--cutout", "3", "--mixup", "0.5"]
+    small_run(*flags)
+    small_run(*flags, "--loader", name, out="other")
+    assert_same_end(Path("run"), Path("other"))
+
+
+@pytest.mark.parametrize("kind", ["--crop-shift 3", "--cutout 3", "--mixup 1", "--cutmix 1"])
+def test_every_kind_of_augmentation_trains_and_is_recorded(kind: str) -> None:
+    """Catches a flag that is parsed and then forgotten."""
+    small_run("--peers", "mart,at", out="plain")
+    small_run("--peers", "mart,at", *kind.split())
+    weights, plain = (
+        read_checkpoint(Path(run, "checkpoints", "last.pt"))["peers"][0]["model"]
+        for run in ("run", "plain")
+    )
+    assert any(not torch.equal(weights[name], plain[name]) for name in weights)
+    name, value = kind.removeprefix("--").replace("-", "_").split()
+    assert re.search(rf"^{name}: {value}(\.0)?$", Path("run", "config.yaml").read_text(), re.M)
+
+
 def test_peers_learn_on_real_digits() -> None:
     """Chance is 10 %; descending the wrong way, or on the wrong labels, stays there."""
     config = TrainConfig(

@@ -22,9 +22,10 @@ from fastcat.environment import environment
 from fastcat.errors import InputError, nearest
 from fastcat.evaluation.evaluate import evaluate, parse_attacks
 from fastcat.files import explained, write_text
+from fastcat.loaders.choose import unchanged_loader
 from fastcat.loaders.dataset import Dataset
+from fastcat.loaders.loader import Epochs, Loader
 from fastcat.loaders.registry import DATASETS, load_dataset
-from fastcat.loaders.resident import ResidentLoader
 from fastcat.precision import make_precision
 from fastcat.progress import make_console, make_progress, task
 from fastcat.report import renew_report
@@ -84,7 +85,7 @@ def evaluate_run(config: EvalConfig) -> dict[str, Any]:
 def judge(
     model: nn.Module,
     info: WeightsInfo,
-    loader: ResidentLoader,
+    loader: Loader,
     config: EvalConfig,
     device: torch.device,
     console: Console,
@@ -155,7 +156,7 @@ def find_data(config: EvalConfig, info: WeightsInfo) -> tuple[str, Path]:
     return config.data or trained["data"], config.data_dir or Path(trained["data_dir"])
 
 
-def make_loader(dataset: Dataset, config: EvalConfig, device: torch.device) -> ResidentLoader:
+def make_loader(dataset: Dataset, config: EvalConfig, device: torch.device) -> Loader:
     """The first n images of the split in the seed's order, unchanged.
 
     Raises InputError when there are not n.
@@ -166,7 +167,8 @@ def make_loader(dataset: Dataset, config: EvalConfig, device: torch.device) -> R
         raise InputError(f"n is {n}, but the {config.split} split has {len(split)} images")
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "evaluated"))
     index = torch.randperm(len(split), generator=generator)[:n].sort().values
-    return ResidentLoader(split, index, batch_size=config.batch_size, device=device)
+    epochs = Epochs(index=index, batch_size=config.batch_size)
+    return unchanged_loader(dataset, config.split, epochs, device)
 
 
 def check_fit(file: Path, info: WeightsInfo, dataset: Dataset) -> None:
