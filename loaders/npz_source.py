@@ -194,11 +194,11 @@ def _other_type(path: Path, key: str, dtype: np.dtype) -> str:
     for _, part in stream(path, key):
         if part.size:
             low, high = min(low, float(part.min())), max(high, float(part.max()))
+    found = f"{key} in {path} is {dtype} from {low:g} to {high:g}, expected uint8 from 0 to 255: "
+    if not (low >= 0 and high <= 255):
+        return found + "save the pixels themselves, not normalised, as np.uint8"
     scaled = f"({key} * 255).round()" if dtype.kind == "f" and high <= 1 else key
-    return (
-        f"{key} in {path} is {dtype} from {low:g} to {high:g}, expected uint8 from 0 to 255: "
-        f"save {scaled}.astype(np.uint8)"
-    )
+    return found + f"save {scaled}.astype(np.uint8)"
 
 
 def _labels(archive: zipfile.ZipFile, path: Path, keys: tuple[str, str], images: int) -> np.ndarray:
