@@ -12,16 +12,16 @@ def check_images(x: Tensor) -> None:
     low, high = (bound.item() for bound in x.aminmax())
     if low >= 0 and high <= 1:
         return
-    if low < 0 < high - low < 20 and (low < -0.1 or high > 1.1):
+    if low < 0 < high - low < 20 and (low < -0.2 or high > 1.2):
         # black and white are as far apart as the range, or farther
         meant = 8 / (high - low)
         why = (
             f"normalised in the loader, where an epsilon of 8/255 would mean about {meant:.2g}/255 "
             "in pixels: remove Normalize from the data and put it into the model"
         )
-    elif low >= 0 and 1.1 < high <= 255:
+    elif low >= 0 and 1.2 < high <= 255:
         why = "they look like 0 to 255: divide them by 255"
-    elif low > -0.2 and high < 1.2:
+    elif low >= -0.2 and high <= 1.2:
         why = "some have left the range, for example when they were resized: clamp them"
     else:
         why = "eps is counted in pixels of that range"

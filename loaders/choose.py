@@ -25,6 +25,8 @@ LOADERS = {
 }
 # of the free memory; the rest is for networks and their activations
 _RESIDENT_SHARE = 0.4
+# bytes: a larger map would seem to fill the memory of a CPU
+_MOST_MAPPED = 512 << 20
 _WORKERS = 4
 
 
@@ -40,9 +42,11 @@ def choose_loader(name: str, split: Split, epochs: Epochs, device: torch.device)
         return name
     if isinstance(split.images, ItemImages):
         return "torch"
+    size = resident_bytes(split, epochs)
     if device.type == "cpu":
-        return "stream" if needs_copy(split, epochs, device) else "resident"
-    if resident_bytes(split, epochs) <= _RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]:
+        in_place = not needs_copy(split, epochs, device) and size <= _MOST_MAPPED
+        return "resident" if in_place else "stream"
+    if size <= _RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]:
         return "resident"
     return "ffcv" if isinstance(split.images, BetonImages) and has_ffcv() else "stream"
 

@@ -1,5 +1,6 @@
 """What every data set is once it is read: two splits of images with their labels."""
 
+import mmap
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,18 @@ def as_tensor(array: np.ndarray) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return torch.from_numpy(array)
+
+
+def read_rows(images: Any, rows: np.ndarray) -> np.ndarray:
+    """Images [n, H, W, C] of a split, whose map is then given back to the system.
+
+    Else the pages of a large map count as this process's memory, until there is no other left.
+    """
+    read = images[rows]
+    mapped = getattr(getattr(images, "file", images), "_mmap", None)
+    if mapped is not None:
+        mapped.madvise(mmap.MADV_DONTNEED)
+    return read
 
 
 def channel_statistics(images: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from fastcat.errors import InputError
 from fastcat.seeds import derive_seed
 
-from .dataset import Dataset, Split, as_tensor
+from .dataset import Dataset, Split, as_tensor, read_rows
 from .labels import check_labels
 from .npz import map_npz, npz_digest
 from .readers import Reader
@@ -54,16 +54,21 @@ class Extra:
         def read_both(batches: Sequence[np.ndarray], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
             are_own = [places < own for places in batches]
             kept = [places[mine] for places, mine in zip(batches, are_own, strict=True)]
-            for places, mine, (images, y) in zip(batches, are_own, read(kept, seed), strict=True):
-                rows = places[~mine] - own
-                both = images.new_empty(len(places), *images.shape[1:]), y.new_empty(len(places))
-                others = self.split.images[rows], self.split.labels[rows]
-                is_mine = torch.from_numpy(mine)
-                for out, part, other in zip(both, (images, y), others, strict=True):
-                    out[is_mine], out[~is_mine] = part, as_tensor(other)
-                yield both
+            reading = zip(batches, are_own, read(kept, seed), strict=True)
+            return (self._join(places[~m] - own, m, *batch) for places, m, batch in reading)
 
         return read_both
+
+    def _join(
+        self, rows: np.ndarray, is_own: np.ndarray, images: Tensor, y: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Own images and labels where is_own [B] says, these rows of the extra ones elsewhere."""
+        mine = torch.from_numpy(is_own)
+        others = read_rows(self.split.images, rows), self.split.labels[rows]
+        both = images.new_empty(len(mine), *images.shape[1:]), y.new_empty(len(mine))
+        for out, part, other in zip(both, (images, y), others, strict=True):
+            out[mine], out[~mine] = part, as_tensor(other)
+        return both
 
 
 def load_extra(

@@ -147,12 +147,19 @@ def item_reader(split: Split, workers: int) -> Reader:
             collate_fn=_stack,
             generator=torch.Generator().manual_seed(seed),
         )
-        for images, places in zip(loader, batches, strict=True):
-            if isinstance(images, InputError):
-                raise images
-            yield images, torch.from_numpy(split.labels[places])
+        # workers are forked here and not when the first batch is asked for
+        return _labelled(iter(loader), split, batches)
 
     return read
+
+
+def _labelled(
+    loaded: Iterator[Tensor | InputError], split: Split, batches: Sequence[np.ndarray]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    for images, places in zip(loaded, batches, strict=True):
+        if isinstance(images, InputError):
+            raise images
+        yield images, torch.from_numpy(split.labels[places])
 
 
 def _stack(images: list[Tensor | InputError]) -> Tensor | InputError:

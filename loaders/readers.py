@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from torch import Tensor
 
-from .dataset import Split, as_tensor
+from .dataset import Split, as_tensor, read_rows
 
-# from the places of each batch, and a seed, to its images [B, H, W, C] and labels [B]
+# from the places of each batch, and a seed, to its images [B, H, W, C] and labels [B];
+# called in the main thread, read in another
 Reader = Callable[[Sequence[np.ndarray], int], Iterator[tuple[Tensor, Tensor]]]
 
 
@@ -16,6 +17,6 @@ def array_reader(split: Split) -> Reader:
 
     def read(batches: Sequence[np.ndarray], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         for places in batches:
-            yield as_tensor(split.images[places]), as_tensor(split.labels[places])
+            yield as_tensor(read_rows(split.images, places)), as_tensor(split.labels[places])
 
     return read

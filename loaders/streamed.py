@@ -1,7 +1,7 @@
 """Images that stay where they are and come in batches, read and uploaded while the device works."""
 
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
@@ -27,7 +27,11 @@ class StreamedLoader(Loader):
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def inputs(self, epoch: int = 0, first_batch: int = 0) -> Iterator[tuple[Tensor, ...]]:
-        with closing(ahead(self._upload(epoch, first_batch))) as uploaded:
+        drawn = self.draw(epoch, first_batch)
+        seed = derive_seed(self.epochs.seed, "workers", epoch)
+        # here, since processes are not to be forked in a thread
+        read = self.read([draws[0].numpy() for draws, *_ in drawn], seed)
+        with closing(ahead(self._upload(read, drawn))) as uploaded:
             for tensors, event in uploaded:
                 if event is not None:
                     current = torch.cuda.current_stream(self.device)
@@ -37,12 +41,9 @@ class StreamedLoader(Loader):
                 yield tensors
 
     def _upload(
-        self, epoch: int, first_batch: int
+        self, read: Iterator[tuple[Tensor, Tensor]], drawn: Sequence[tuple[Tensor, ...]]
     ) -> Generator[tuple[tuple[Tensor, ...], torch.cuda.Event | None], None, None]:
-        drawn = self.draw(epoch, first_batch)
-        seed = derive_seed(self.epochs.seed, "workers", epoch)
-        batches = self.read([draws[0].numpy() for draws, *_ in drawn], seed)
-        for (images, y), (draws, *mixes) in zip(batches, drawn, strict=True):
+        for (images, y), (draws, *mixes) in zip(read, drawn, strict=True):
             rows = torch.arange(draws.shape[1])
             tensors = (torch.cat([rows[None], draws[1:]]), images, y, draws[0], *mixes)
             if self.stream is None:
