@@ -1,7 +1,7 @@
 """`fastcat data`: convert data sets, say what is in them, and check them."""
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from tyro.conf import Positional
 
 from fastcat.loaders.convert import convert
 from fastcat.loaders.inspection import describe, findings
+from fastcat.loaders.pictures import UnreadableError
 from fastcat.loaders.registry import load_dataset
 from fastcat.loaders.sheet import check_sheet, write_sheet
 from fastcat.progress import make_console, task
@@ -58,21 +59,26 @@ class VerifyCommand:
 
 
 def run_convert(command: ConvertCommand) -> None:
-    with task(make_console(), f"packing {command.source}") as progress:
-        done = convert(
-            command.source,
-            command.out,
-            data_dir=command.data_dir,
-            resize=command.resize,
-            skip_unreadable=command.skip_unreadable,
-            test_fraction=command.test_fraction,
-            seed=command.seed,
-            progress=progress,
-        )
+    try:
+        with task(make_console(), f"packing {command.source}") as progress:
+            done = convert(
+                command.source,
+                command.out,
+                data_dir=command.data_dir,
+                resize=command.resize,
+                skip_unreadable=command.skip_unreadable,
+                test_fraction=command.test_fraction,
+                seed=command.seed,
+                progress=progress,
+            )
+    except UnreadableError as error:
+        _list(error.faults)
+        raise
     dataset = done.dataset
     height, width, channels = dataset.image_shape
     for note in done.notes:
         print(f"note: {note}")
+    _list(done.unreadable)
     if done.skipped:
         print(f"note: {done.skipped} images could not be read and are left out")
     print(
@@ -81,6 +87,11 @@ def run_convert(command: ConvertCommand) -> None:
         + (f"; {done.read / done.seconds:,.0f} images/s" if done.read else "")
     )
     print(f"next: fastcat train --data {shlex.quote(str(command.out))}")
+
+
+def _list(faults: Sequence[str]) -> None:
+    for fault in faults:
+        print(f"unreadable: {fault}")
 
 
 def run_info(command: InfoCommand) -> None:

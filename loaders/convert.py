@@ -4,7 +4,7 @@ import os
 import shlex
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,13 +30,15 @@ _SIDES = range(1, 4097)
 class Conversion:
     """What was written: read and seconds are of this process, without what a killed one had read.
 
-    skipped: images that could not be used; notes: sentences about what else was left out.
+    skipped: how many images could not be used; unreadable: which, the first thousand, and why;
+    notes: sentences about what else was left out.
     """
 
     dataset: Dataset
     read: int
     seconds: float
     skipped: int
+    unreadable: Sequence[str]
     notes: tuple[str, ...]
 
 
@@ -87,7 +89,12 @@ def convert(
             raise
         shutil.rmtree(packed)
     return Conversion(
-        dataset=dataset, read=read, seconds=seconds, skipped=manifest.skipped, notes=found.notes
+        dataset=dataset,
+        read=read,
+        seconds=seconds,
+        skipped=manifest.skipped,
+        unreadable=manifest.unreadable,
+        notes=found.notes,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from .source import SPLITS, Fault
 
-_SHOWN = 3
+_LISTED = 1000
 
 
 @dataclass(kw_only=True)
@@ -18,8 +18,8 @@ class Journal:
 
     identity: the source's digest, its number of images and all that decides their bytes.
     done, kept: per split, how many images were read, and how many of them could be used.
-    grey: all kept ones had one channel. faults: how many could not be used; shown: the first of
-    them; remedies: what to do about all; fatal: leaving images out is not enough.
+    grey: all kept ones had one channel. faults: how many could not be used; listed: them, the first
+    thousand; remedies: what to do about all; fatal: leaving images out is not enough.
     """
 
     identity: dict[str, Any]
@@ -27,15 +27,15 @@ class Journal:
     kept: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
     grey: bool = True
     faults: int = 0
-    shown: list[str] = field(default_factory=list)
+    listed: list[str] = field(default_factory=list)
     remedies: list[str] = field(default_factory=list)
     fatal: bool = False
 
     def add(self, faults: Iterable[Fault]) -> None:
         for fault in faults:
             self.faults += 1
-            if len(self.shown) < _SHOWN:
-                self.shown.append(fault.text)
+            if len(self.listed) < _LISTED:
+                self.listed.append(fault.text)
             if fault.remedy not in self.remedies:
                 self.remedies.append(fault.remedy)
             self.fatal = self.fatal or not fault.skippable

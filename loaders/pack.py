@@ -32,9 +32,9 @@ ARRAYS = tuple(f"{split}-{kind}.npy" for split in SPLITS for kind in ("images", 
 class Manifest:
     """What pack.json says.
 
-    counts: images by split; shape: height, width, channels; skipped: images of the source that
-    could not be used; resize: the side they were resized to; source: the source's digest.
-    checksums: by file name; digest: of the whole data set.
+    counts: images by split; shape: height, width, channels; skipped: how many images of the source
+    could not be used; unreadable: which, the first thousand, and why; resize: the side they were
+    resized to; source: the source's digest. checksums: by file name; digest: of the data set.
     """
 
     classes: list[str]
@@ -43,6 +43,7 @@ class Manifest:
     crop_pad: int
     flip: bool
     skipped: int
+    unreadable: list[str]
     resize: int | None
     source: str
     checksums: dict[str, str]
@@ -136,6 +137,7 @@ def _well_formed(manifest: Manifest) -> bool:
         and isinstance(manifest.flip, bool)
         and isinstance(manifest.checksums, dict)
         and manifest.checksums.keys() == set(ARRAYS)
+        and texts(manifest.unreadable)
         and texts([*manifest.checksums.values(), manifest.source, manifest.digest])
     )
 

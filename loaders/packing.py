@@ -25,6 +25,7 @@ from .workplace import flush, publish, why_not_written, workplace
 
 JOURNAL = "journal.json"
 _JOURNAL_SECONDS = 2.0
+_SHOWN = 3
 _ENOUGH_FAULTS = 1000  # of images of differing sizes not all need to be counted, which takes hours
 _HEADER_BYTES = 128  # of .npy files with the shapes that there are here
 
@@ -116,7 +117,7 @@ def _append(
 
 def _refusal(source: Source, journal: Journal) -> InputError:
     read = sum(journal.done.values())
-    return refusal(source, journal.faults, read, journal.shown, journal.remedies)
+    return refusal(source, journal.faults, read, journal.listed, journal.remedies)
 
 
 def _note(journal: Journal, part: Path, *files: BinaryIO) -> None:
@@ -165,6 +166,7 @@ def _finish(source: Source, part: Path, journal: Journal) -> None:
         crop_pad=max(1, height // 8) if source.crop_pad is None else source.crop_pad,
         flip=source.flip,
         skipped=journal.faults,
+        unreadable=journal.listed,
         resize=source.resize,
         source=source.digest,
         checksums=checksums,
@@ -184,7 +186,7 @@ def _check_classes(source: Source, part: Path, journal: Journal) -> None:
         if lost := [source.classes[k] for k in np.flatnonzero((before > 0) & (after == 0))]:
             raise InputError(
                 f"no image of class {lost[0]!r} in the {split} split of {source.origin} can be "
-                f"read ({', '.join(journal.shown)}): replace them or remove the class"
+                f"read ({', '.join(journal.listed[:_SHOWN])}): replace them or remove the class"
             )
 
 

@@ -6,7 +6,7 @@ Images that cannot be used are collected, not raised one by one, so that one run
 import os
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -55,7 +55,7 @@ class PictureSource(Source):
             self,
             len(faults),
             len(self),
-            [fault.text for fault in faults[:_SHOWN]],
+            [fault.text for fault in faults],
             dict.fromkeys(fault.remedy for fault in faults),
         )
 
@@ -67,15 +67,24 @@ class PictureSource(Source):
         return decode_blocks(self.pictures(split, start), self.size)
 
 
+class UnreadableError(InputError):
+    """Images that cannot be used; its text names the first of them, faults one by one."""
+
+    def __init__(self, text: str, faults: Sequence[str]) -> None:
+        super().__init__(text)
+        self.faults = faults
+
+
 def refusal(
-    source: Source, count: int, read: int, shown: Collection[str], remedies: Iterable[str]
-) -> InputError:
-    """The sentence about `count` faults among `read` images: the first, and what to do."""
-    hidden = count - len(shown)
-    texts = ", ".join(shown) + (f" and {hidden} more ({count} in all)" if hidden else "")
-    return InputError(
+    source: Source, count: int, read: int, faults: Sequence[str], remedies: Iterable[str]
+) -> UnreadableError:
+    """What is said of `count` faults among `read` images: which, and what to do."""
+    hidden = count - min(count, _SHOWN)
+    texts = ", ".join(faults[:_SHOWN]) + (f" and {hidden} more ({count} in all)" if hidden else "")
+    return UnreadableError(
         f"{count} of {read} images in {source.origin} cannot be packed: {texts}; "
-        f"{', '.join(remedies)}"
+        f"{', '.join(remedies)}",
+        faults,
     )
 
 

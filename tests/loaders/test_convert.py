@@ -101,16 +101,25 @@ def test_it_says_what_was_left_out_how_fast_it_was_and_what_is_next(
     (images / "train/cat/0.png").write_bytes(b"no image")
     assert main(["data", "convert", "./pets", "pets.packed", "--skip-unreadable"]) == 0
     out = capsys.readouterr().out
+    assert "unreadable: 'train/cat/0.png' is not an image" in out
     assert "note: 1 images could not be read and are left out" in out
     assert "pets.packed: 9 training and 4 test images, 8 x 8 x 3, 2 classes; " in out
     assert "images/s" in out
     assert "next: fastcat train --data pets.packed" in out
 
 
-def test_unreadable_images_are_refused_with_the_option_that_leaves_them_out(images: Path) -> None:
-    (images / "train/cat/0.png").write_bytes(b"no image")
-    with pytest.raises(InputError, match="--skip-unreadable"):
-        convert(str(images), images.with_name("x.packed"), data_dir=images)
+def test_unreadable_images_are_listed_and_refused_with_the_option_that_leaves_them_out(
+    images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"train/{kind}/{number}.png" for kind in ("cat", "dog") for number in range(3)]
+    for name in names:
+        (images / name).write_bytes(b"no image")
+    assert main(["data", "convert", str(images), str(images.with_name("x.packed"))]) == 2
+    out, error = capsys.readouterr()
+    assert all(f"unreadable: {name!r} is not an image" in out for name in names)
+    assert error.count("\n") == 1
+    assert "and 3 more (6 in all)" in error
+    assert "--skip-unreadable" in error
     assert beside(images) == set()
 
 

@@ -159,7 +159,7 @@ def test_journals(images: Path, tmp_path: Path) -> None:
     random = np.random.default_rng(5)
     journal = (
         b'{"identity": {}, "done": {"train": 4, "test": 0}, "kept": {"train": 4, "test": 0}, '
-        b'"grey": true, "faults": 0, "shown": [], "remedies": [], "fatal": false}'
+        b'"grey": true, "faults": 0, "listed": [], "remedies": [], "fatal": false}'
     )
     for number in range(10):
         shutil.rmtree(images.with_name("pets.packed"))
