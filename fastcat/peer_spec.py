@@ -1,6 +1,8 @@
 """Peers as they are typed: "trades:beta=6,mart@preactresnet18"."""
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from fastcat.errors import InputError
 from fastcat.models import canonical_arch
@@ -10,11 +12,16 @@ from fastcat.objectives.objective import Objective
 
 @dataclass(frozen=True, kw_only=True)
 class PeerSpec:
-    """One entry of --peers: its text, the method with its settings, and the architecture."""
+    """One entry of --peers: the method with its settings, and the architecture.
+
+    weights: the file of a teacher, None for what is trained; named_arch: whether arch was typed.
+    """
 
     method: str
     objective: Objective
     arch: str
+    named_arch: bool = False
+    weights: str | None = None
 
 
 def parse_peers(text: str, default_arch: str) -> tuple[PeerSpec, ...]:
@@ -44,6 +51,23 @@ def parse_peers(text: str, default_arch: str) -> tuple[PeerSpec, ...]:
                 method=method.rpartition(":")[2],
                 objective=make_objective(method, settings),
                 arch=canonical_arch(arch or default_arch),
+                named_arch=bool(arch),
+                weights=settings["weights"] if method == "teacher" else None,
             )
         )
     return tuple(peers)
+
+
+def with_absolute_weights(text: str) -> str:
+    """The peers' text with the weight files of teachers found from any directory.
+
+    Raises InputError for a path that could not be read back from the text.
+    """
+
+    def absolute(match: re.Match[str]) -> str:
+        path = str(Path(match[0]).expanduser().absolute())
+        if set(path) & set(",:@"):
+            raise InputError(f"teacher's weights {path}: expected a path without comma, : and @")
+        return path
+
+    return re.sub(r"(?<=\bteacher:weights=)[^,:@]+", absolute, text)

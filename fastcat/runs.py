@@ -18,6 +18,7 @@ from fastcat.errors import InputError
 from fastcat.files import explained, remove_leftovers, write_text
 from fastcat.loaders.dataset import Dataset
 from fastcat.loaders.registry import find_path, is_folder
+from fastcat.peer_spec import with_absolute_weights
 from fastcat.recorder import Recorder
 from fastcat.stop import Stopped, StopRequest
 from fastcat.trainer import Trainer
@@ -87,7 +88,8 @@ def train(config: TrainConfig, dataset: Dataset | None = None) -> RunResult:
     if extra is not None and is_folder(str(extra)):
         extra = find_path(str(extra)).absolute()
     data_dir = find_path(str(config.data_dir)).absolute()
-    config = replace(config, out=out, data=data, data_dir=data_dir, extra=extra)
+    peers = with_absolute_weights(config.peers)
+    config = replace(config, out=out, data=data, data_dir=data_dir, extra=extra, peers=peers)
     trainer = Trainer(config, dataset)
     with explained(out):
         out.mkdir(parents=True, exist_ok=True)
