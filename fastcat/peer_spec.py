@@ -1,8 +1,6 @@
 """Peers as they are typed: "trades:beta=6,mart@preactresnet18"."""
 
-import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from fastcat.errors import InputError
 from fastcat.models import canonical_arch
@@ -56,18 +54,3 @@ def parse_peers(text: str, default_arch: str) -> tuple[PeerSpec, ...]:
             )
         )
     return tuple(peers)
-
-
-def with_absolute_weights(text: str) -> str:
-    """The peers' text with the weight files of teachers found from any directory.
-
-    Raises InputError for a path that could not be read back from the text.
-    """
-
-    def absolute(match: re.Match[str]) -> str:
-        path = str(Path(match[0]).expanduser().absolute())
-        if set(path) & set(",:@"):
-            raise InputError(f"teacher's weights {path}: expected a path without comma, : and @")
-        return path
-
-    return re.sub(r"(?<=\bteacher:weights=)[^,:@]+", absolute, text)

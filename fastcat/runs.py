@@ -18,9 +18,9 @@ from fastcat.errors import InputError
 from fastcat.files import explained, remove_leftovers, write_text
 from fastcat.loaders.dataset import Dataset
 from fastcat.loaders.registry import find_path, is_folder
-from fastcat.peer_spec import with_absolute_weights
 from fastcat.recorder import Recorder
 from fastcat.stop import Stopped, StopRequest
+from fastcat.teacher import with_absolute_weights
 from fastcat.trainer import Trainer
 
 

@@ -1,6 +1,7 @@
 """A teacher from its weight file."""
 
 import hashlib
+import re
 
 from fastcat.checkpoint import check_fit, load_weights
 from fastcat.errors import InputError
@@ -22,3 +23,18 @@ def load_teacher(name: str, weights: str, arch: str | None, dataset: Dataset) ->
         raise InputError(f"{path} holds a {info.arch}, not a {arch}: leave @{arch} out")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return Teacher(name, info.arch, model, str(path), digest)
+
+
+def with_absolute_weights(text: str) -> str:
+    """The peers' text with the weight files of teachers found from any directory.
+
+    Raises InputError for a path that could not be read back from the text.
+    """
+
+    def absolute(match: re.Match[str]) -> str:
+        path = str(find_path(match[0]).absolute())
+        if set(path) & set(",:@"):
+            raise InputError(f"teacher's weights {path}: expected a path without comma, : and @")
+        return path
+
+    return re.sub(r"(?<=\bteacher:weights=)[^,:@]+", absolute, text)
