@@ -21,6 +21,8 @@ float32  5e-5, on the oracle's views. Rounding is 6e-8 an operation; sums over i
          or off, and a tolerance of 5e-5 would be a matter of the processor.
 half     10 % for bf16 and 2 % for fp16, whose numbers have 8 and 11 bits; one step, on the
          oracle's views (measured 3 % and 0.6 %).
+
+Accuracies must be equal but for images whose two best logits differ by less than the tolerance.
 """
 
 import copy
@@ -167,8 +169,8 @@ CASES = [
         id="cat-teacher+trades+teacher+alp",
     ),
     pytest.param(
-        Case(peers=plain("boosted", "boosted"), collab="mat", mixed=True, restarts=2),
-        id="mat-mixed-restarts_2",
+        Case(peers=plain("natural", "boosted", "boosted"), collab="mat", mixed=True),
+        id="mat-mixed",
     ),
     pytest.param(Case(peers=plain("trades", "at"), restarts=2), id="trades+at-restarts_2"),
     pytest.param(Case(peers=plain("alp", "mart"), nesterov=True), id="alp+mart-nesterov"),
@@ -311,8 +313,13 @@ def assert_step_equals(
             terms["guidance"] = ours.case.guidance_weight * result.guidance[k]
         terms["loss"] = result.totals[k]
         expected_metrics |= {f"{peer.name}/{term}": value for term, value in terms.items()}
-        hits = result.logits[k, taught_view(k, name)].argmax(1) == y
-        expected_metrics[f"{peer.name}/accuracy"] = hits.double().mean()
+        z = result.logits[k, taught_view(k, name)]
+        hits, (first, second) = z.argmax(1) == y, z.topk(2).values.unbind(1)
+        accuracy, key = hits.double().mean(), f"{peer.name}/accuracy"
+        # an image that two classes share up to rounding may count either way
+        undecided = (first - second <= tolerance * z.abs().max()).double().mean()
+        assert (metrics[key] - accuracy).abs() <= undecided + 1e-6, key
+        expected_metrics[key] = metrics[key].double()
     assert sorted(metrics) == sorted(expected_metrics)
     for key, expected in expected_metrics.items():
         assert not metrics[key].requires_grad
