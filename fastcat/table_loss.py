@@ -22,8 +22,8 @@ from fastcat.terms import Sum, Term, term_rows
 
 class TableLoss:
     """names: of the values, "peer/term": each term as its objective weighted it, the guidance, the
-    total loss, and the accuracy on the view on which the peer is tested; of a
-    teacher there is nothing to say.
+    total loss, and the accuracy on the view on which the peer is tested; none
+    of a teacher.
 
     mixed: images may be mixed of two. Raises InputError then for a peer whose loss is a function of
     its own: that gives means over the batch, and shares are of single images.

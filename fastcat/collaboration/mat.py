@@ -1,4 +1,4 @@
-"""MAT: each peer is taught, on its own adversary, by every other peer's view of the clean images.
+"""MAT: each peer is taught, on its own adversary, by the others' predictions on clean images.
 
     total_n = (1 - alpha) * L_n + alpha / (N - 1) * sum_{m != n} mean KL(p_m(x) || p_n(x_n))
 
