@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from fastcat.errors import InputError
 from fastcat.files import explained, write_atomically
+from fastcat.loaders.dataset import Dataset
 from fastcat.models import make_model
 
 FORMAT = 1
@@ -156,3 +157,14 @@ def load_weights(path: Path) -> tuple[nn.Module, WeightsInfo]:
         reason = str(error).splitlines()[0]
         raise InputError(f"{path} does not say rightly which network it holds: {reason}") from error
     return model.eval(), info
+
+
+def check_fit(file: Path, info: WeightsInfo, dataset: Dataset) -> None:
+    """Raise InputError when the network was trained on other classes or channels."""
+    channels = dataset.image_shape[2]
+    if info.classes != dataset.classes or info.channels != channels:
+        raise InputError(
+            f"{file} knows {len(info.classes)} classes in {info.channels} channels "
+            f"({', '.join(info.classes[:3])}, ...), but {dataset.name} has {len(dataset.classes)} "
+            f"in {channels} ({', '.join(dataset.classes[:3])}, ...)"
+        )

@@ -62,11 +62,16 @@ class Peers:
     arch: Annotated[str, arg(aliases=["--model"])] = "resnet18"
     """Architecture of every peer that names none; see `fastcat list archs`."""
     peers: str = "trades,alp"
-    """Methods with settings and architecture, for example trades:beta=6,alp,mart@preactresnet18."""
+    """Methods with settings and architecture, for example trades:beta=6,alp,mart@preactresnet18;
+    teacher:weights=FILE.safetensors teaches and is not trained."""
     collab: str = "cat"
-    """cat: each peer is taught on its adversary by the others; none: side by side."""
+    """cat: each peer is taught on its adversary by the others; mat: by what they say of the clean
+    images; none: side by side."""
     alpha: float | None = None
-    """Weight of the peer's own objective in [0, 1]; the guidance weighs 1 - alpha. None: 0.05."""
+    """As the papers have it, in [0, 1]. cat: weight of the peer's own objective, 1 - alpha of the
+    guidance; None: 0.05. mat: weight of the guidance; None: 0.6 (the paper's CIFAR-100: 0.45)."""
+    teachers: str = "all"
+    """Who teaches whom: all, ring (each the next), or by number, as 0>1,1>2."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +186,6 @@ class TrainConfig(Run, Optimization, Threat, Augment, Data, Peers):
 
     def __post_init__(self) -> None:
         self.threat()
-        self.peer_specs()
         self.augmentation(0, False)
         make_schedule(
             self.schedule,
@@ -189,8 +193,9 @@ class TrainConfig(Run, Optimization, Threat, Augment, Data, Peers):
             parse_milestones(self.milestones),
             self.warmup_epochs,
         )
-        # any views do: the number of peers does not matter to the checks
-        make_collaboration(self.collab, ["adv0", "adv1"], self.alpha)
+        learns = [spec.weights is None for spec in self.peer_specs()]
+        # any views do
+        make_collaboration(self.collab, ["adv"] * len(learns), self.alpha, self.teachers, learns)
         if self.precision not in ("auto", *DTYPES):
             raise InputError(
                 f"unknown precision {self.precision!r}: expected auto, {', '.join(DTYPES)}"

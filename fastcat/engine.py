@@ -146,17 +146,18 @@ class Engine:
     def _prepare(self, *inputs: Tensor) -> None:
         """Compile and capture, as the name says and as it can be had."""
         if "compile" in self.name:
+            for member in self.team.members if self.compile_training else ():
+                member.forward = torch.compile(member.model, dynamic=False)
             for peer in self.team.peers:
-                if self.compile_training:
-                    peer.forward = torch.compile(peer.model, dynamic=False)
                 if peer.frozen is not None:
                     peer.frozen.compile()
             try:
                 self._rehearse(inputs, 1)
             except Exception as error:  # whatever a compiler can come up with
                 self._give_up("compile", error)
+                for member in self.team.members:
+                    member.forward = member.model
                 for peer in self.team.peers:
-                    peer.forward = peer.model
                     if peer.frozen is not None:
                         peer.frozen.uncompile()
         if "graph" in self.name:

@@ -1,4 +1,7 @@
-"""A peer: one network with what it is trained for. It knows nothing of the other peers."""
+"""Who is in a team: peers, which are trained, and teachers, which are not.
+
+Each is one network with what it is trained for, and knows nothing of the others.
+"""
 
 from typing import Any
 
@@ -6,14 +9,23 @@ from torch import nn
 
 from fastcat.frozen import Frozen
 from fastcat.objectives.objective import Objective
+from fastcat.objectives.teacher import teacher
 from fastcat.optim import FlatSGD
 
 
-class Peer:
-    """name: "0-trades"; frozen: what is attacked instead of the model, None for the model itself.
+class Member:
+    """name: "0-trades"; forward: the model in its mode of training, as an engine runs it."""
 
-    forward: the model in train mode, as an engine runs it.
-    """
+    def __init__(self, name: str, arch: str, model: nn.Module, objective: Objective) -> None:
+        self.name = name
+        self.arch = arch
+        self.model = model
+        self.forward: Any = model
+        self.objective = objective
+
+
+class Peer(Member):
+    """frozen: what is attacked instead of the model, None for the model itself."""
 
     def __init__(
         self,
@@ -24,11 +36,7 @@ class Peer:
         optimizer: FlatSGD,
         frozen: Frozen | None = None,
     ) -> None:
-        self.name = name
-        self.arch = arch
-        self.model = model
-        self.forward: Any = model
-        self.objective = objective
+        super().__init__(name, arch, model, objective)
         self.optimizer = optimizer
         self.frozen = frozen
 
@@ -43,3 +51,12 @@ class Peer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+class Teacher(Member):
+    """In eval mode, without gradient, never moved; weights, digest: its file and what is in it."""
+
+    def __init__(self, name: str, arch: str, model: nn.Module, weights: str, digest: str) -> None:
+        super().__init__(name, arch, model.eval().requires_grad_(False), teacher(weights=weights))
+        self.weights = weights
+        self.digest = digest

@@ -10,11 +10,16 @@ from fastcat.objectives.objective import Objective
 
 @dataclass(frozen=True, kw_only=True)
 class PeerSpec:
-    """One entry of --peers: its text, the method with its settings, and the architecture."""
+    """One entry of --peers: the method with its settings, and the architecture.
+
+    weights: the file of a teacher, None for what is trained; named_arch: whether arch was typed.
+    """
 
     method: str
     objective: Objective
     arch: str
+    named_arch: bool = False
+    weights: str | None = None
 
 
 def parse_peers(text: str, default_arch: str) -> tuple[PeerSpec, ...]:
@@ -44,6 +49,8 @@ def parse_peers(text: str, default_arch: str) -> tuple[PeerSpec, ...]:
                 method=method.rpartition(":")[2],
                 objective=make_objective(method, settings),
                 arch=canonical_arch(arch or default_arch),
+                named_arch=bool(arch),
+                weights=settings["weights"] if method == "teacher" else None,
             )
         )
     return tuple(peers)

@@ -14,7 +14,7 @@ Place = tuple[int, str]
 
 
 class Cell(NamedTuple):
-    """Peer k forwards this view in train mode, with or without gradient."""
+    """Peer k forwards this view in train mode, with or without gradient; a teacher in eval mode."""
 
     peer: int
     view: str

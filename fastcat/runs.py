@@ -20,6 +20,7 @@ from fastcat.loaders.dataset import Dataset
 from fastcat.loaders.registry import find_path, is_folder
 from fastcat.recorder import Recorder
 from fastcat.stop import Stopped, StopRequest
+from fastcat.teacher import with_absolute_weights
 from fastcat.trainer import Trainer
 
 
@@ -87,7 +88,8 @@ def train(config: TrainConfig, dataset: Dataset | None = None) -> RunResult:
     if extra is not None and is_folder(str(extra)):
         extra = find_path(str(extra)).absolute()
     data_dir = find_path(str(config.data_dir)).absolute()
-    config = replace(config, out=out, data=data, data_dir=data_dir, extra=extra)
+    peers = with_absolute_weights(config.peers)
+    config = replace(config, out=out, data=data, data_dir=data_dir, extra=extra, peers=peers)
     trainer = Trainer(config, dataset)
     with explained(out):
         out.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """One step of collaborative adversarial training, as Algorithm 1 of the paper has it.
 
 Device tensors of static shape in, device tensors out; nothing here asks the host a question.
-K peers, B images; z[k, v] are peer k's logits on view v.
+K members, B images; z[k, v] are member k's logits on view v.
 """
 
 import torch
@@ -26,7 +26,7 @@ def start_noise(team: Team, x: Tensor, generator: torch.Generator) -> Tensor:
 def attack_views(team: Team, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
     """All views by name: the clean images and one adversarial view of each attacked peer."""
     views = {"clean": batch.x}
-    inners = {k: p.objective.inner for k, p in enumerate(team.peers) if p.objective.inner}
+    inners = {k: p.objective.inner for k, p in team.learners.items() if p.objective.inner}
 
     def attack(group: list[int]) -> None:
         attacked = [k for k in group if k in inners]
@@ -52,16 +52,16 @@ def attack_views(team: Team, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
 
 
 def forward(team: Team, views: dict[str, Tensor]) -> dict[Place, Tensor]:
-    """The logit table, one train-mode forward a cell, in the plan's order."""
+    """The logit table, one forward a cell, in the plan's order: peers in train mode."""
     z: dict[Place, Tensor] = {}
 
     def fill(group: list[int]) -> None:
         for k in group:
-            # one autocast region a peer: weights are cast once, for the cells with gradient first
+            # one autocast region a member: weights are cast once, for the cells with gradient first
             with team.precision.autocast():
                 for cell in team.cells_of(k):
                     with torch.set_grad_enabled(cell.grad):
-                        z[cell.place] = team.peers[k].forward(views[cell.view])
+                        z[cell.place] = team.members[k].forward(views[cell.view])
 
     team.lanes.run(fill)
     return z
@@ -72,7 +72,9 @@ def descend(team: Team, z: dict[Place, Tensor], dz: dict[Place, Tensor]) -> None
 
     def update(group: list[int]) -> None:
         for k in group:
-            optimizer = team.peers[k].optimizer
+            if k not in team.learners:
+                continue
+            optimizer = team.learners[k].optimizer
             optimizer.zero_grad()
             places = [cell.place for cell in team.cells_of(k) if cell.grad]
             torch.autograd.backward(

@@ -22,7 +22,8 @@ from fastcat.terms import Sum, Term, term_rows
 
 class TableLoss:
     """names: of the values, "peer/term": each term as its objective weighted it, the guidance, the
-    total loss, and the accuracy on the view on which the peer is tested.
+    total loss, and the accuracy on the view on which the peer is tested; none
+    of a teacher.
 
     mixed: images may be mixed of two. Raises InputError then for a peer whose loss is a function of
     its own: that gives means over the batch, and shares are of single images.
@@ -40,16 +41,17 @@ class TableLoss:
         mixed: bool = False,
     ) -> None:
         places = [cell.place for cell in plan]
-        self.objective_weight = alpha = collaboration.objective_weight
         terms: list[Term] = []
-        self.own: list[tuple[Callable, dict[str, int]]] = []
+        self.own: list[tuple[float, Callable, dict[str, int]]] = []
         self.names: list[str] = []
         # what is measured: terms, accuracies, terms of functions of one's own; each counts, times
         # a factor, towards some values
         by_term: list[dict[str, float]] = []
         by_own: list[dict[str, float]] = []
         for k, (peer, objective) in enumerate(zip(peer_names, objectives, strict=True)):
-            total = f"{peer}/loss"
+            if not objective.views:
+                continue
+            total, alpha = f"{peer}/loss", collaboration.objective_weights[k]
             cells = {view: (k, view_name(k, view)) for view in objective.views}
             if isinstance(objective.outer, Sum):
                 for term in objective.outer.terms:
@@ -62,19 +64,21 @@ class TableLoss:
                     "expected one put together from fastcat.terms; or mix no images"
                 )
             else:
-                self.own.append((objective.outer, {v: places.index(c) for v, c in cells.items()}))
+                slabs = {view: places.index(cell) for view, cell in cells.items()}
+                self.own.append((alpha, objective.outer, slabs))
                 sample = {view: torch.zeros(2, classes, device=device) for view in cells}
                 labels = torch.zeros(2, dtype=torch.int64, device=device)
                 reported = list(objective.outer(sample, labels))
                 by_own += [{f"{peer}/{name}": 1.0, total: alpha} for name in reported]
-            if collaboration.guidance:
-                for term in collaboration.guidance[k].terms:
-                    terms.append(term)
-                    by_term.append({f"{peer}/guidance": term.weight, total: term.weight})
+            for term in collaboration.guidance[k].terms:
+                terms.append(term)
+                by_term.append({f"{peer}/guidance": term.weight, total: term.weight})
                 reported.append("guidance")
             names = dict.fromkeys([*reported, "loss", "accuracy"])
             self.names += [f"{peer}/{name}" for name in names]
-        counts_towards = [*by_term, *({f"{peer}/accuracy": 1.0} for peer in peer_names), *by_own]
+        trained = [k for k, objective in enumerate(objectives) if objective.views]
+        accuracies = ({f"{peer_names[k]}/accuracy": 1.0} for k in trained)
+        counts_towards = [*by_term, *accuracies, *by_own]
         self.report = torch.tensor(
             [[names.get(name, 0.0) for names in counts_towards] for name in self.names],
             dtype=dtype,
@@ -82,7 +86,7 @@ class TableLoss:
         )
         self.rows = term_rows(terms, places).to(device)
         self.weights = torch.tensor([term.weight for term in terms], dtype=dtype, device=device)
-        tested = [places.index((k, own_view(k, o))) for k, o in enumerate(objectives)]
+        tested = [places.index((k, own_view(k, objectives[k]))) for k in trained]
         self.tested = torch.tensor(tested, device=device)
 
     def __call__(
@@ -111,11 +115,11 @@ class TableLoss:
             y = torch.where(share < 0.5, y_mixed, y)
         hits = z.index_select(0, self.tested).argmax(2) == y
         measured = [losses.mean(1), hits.to(losses.dtype).mean(1)]
-        for outer, cells in self.own:
+        for alpha, outer, cells in self.own:
             row = {v: z[n].detach().to(losses.dtype).requires_grad_() for v, n in cells.items()}
             with torch.enable_grad():
                 own_terms = torch.stack(list(outer(row, y).values()))
-                total = scale(self.objective_weight * own_terms.sum())
+                total = scale(alpha * own_terms.sum())
             # a view may be forwarded for BatchNorm's sake alone
             grads = torch.autograd.grad(total, list(row.values()), materialize_grads=True)
             for n, grad in zip(cells.values(), grads, strict=True):

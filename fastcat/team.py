@@ -1,7 +1,8 @@
-"""All peers with what binds them: the plan, the losses of the table, the threat, the precision."""
+"""All members with what binds them: plan, losses of the table, threat, precision."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from fastcat.attack import Network
 from fastcat.collaboration import make_collaboration
 from fastcat.frozen import CannotFreeze, Frozen
 from fastcat.lanes import Lanes
-from fastcat.peer import Peer
+from fastcat.peer import Member, Peer
 from fastcat.plan import Cell, make_plan, own_view
 from fastcat.precision import Precision
 from fastcat.table_loss import TableLoss
@@ -19,9 +20,11 @@ from fastcat.threat import ThreatModel
 
 @dataclass
 class Team:
-    """remarks: a line for each thing that could not be had, and why."""
+    """members: in the order of the table's numbers; remarks: a line for each thing that could not
+    be had, and why.
+    """
 
-    peers: Sequence[Peer]
+    members: Sequence[Member]
     plan: tuple[Cell, ...]
     loss: TableLoss
     threat: ThreatModel
@@ -30,12 +33,22 @@ class Team:
     scaler: torch.amp.GradScaler
     remarks: list[str]
 
+    @cached_property
+    def learners(self) -> dict[int, Peer]:
+        """Those who are trained, by number."""
+        return {k: peer for k, peer in enumerate(self.members) if isinstance(peer, Peer)}
+
+    @cached_property
+    def peers(self) -> list[Peer]:
+        """Those who are trained."""
+        return list(self.learners.values())
+
     def cells_of(self, k: int) -> list[Cell]:
         return [cell for cell in self.plan if cell.peer == k]
 
     def attacked(self, k: int) -> Network:
         """What peer k's attack runs on: its frozen twin, brought up to date, or its model."""
-        peer = self.peers[k]
+        peer = self.learners[k]
         inner = peer.objective.inner
         if peer.frozen is None or (inner is not None and inner.bn != "eval"):
             return peer.model
@@ -44,7 +57,7 @@ class Team:
 
 
 def make_team(
-    peers: Sequence[Peer],
+    members: Sequence[Member],
     *,
     collab: str,
     alpha: float | None,
@@ -54,19 +67,22 @@ def make_team(
     example: Tensor,
     side_by_side: bool = True,
     mixed: bool = False,
+    teachers: str = "all",
 ) -> Team:
-    """A team of peers whose attacked networks are frozen where they can be.
+    """A team of members whose attacked networks are frozen where they can be.
 
     example: two images or more [B, C, H, W] like those to come, on the device. side_by_side: give
-    each peer a stream of its own on a GPU. mixed: batches are of images mixed of two. Raises
-    InputError as `make_collaboration` and `TableLoss` do.
+    each member a stream of its own on a GPU. mixed: batches are of images mixed of two. teachers:
+    who teaches whom. Raises InputError as `make_collaboration` and `TableLoss` do.
     """
-    objectives = [peer.objective for peer in peers]
+    objectives = [member.objective for member in members]
     taught_on = [own_view(k, objective) for k, objective in enumerate(objectives)]
-    collaboration = make_collaboration(collab, taught_on, alpha)
+    learns = [isinstance(member, Peer) for member in members]
+    collaboration = make_collaboration(collab, taught_on, alpha, teachers, learns)
     plan = make_plan(objectives, collaboration.reads)
+    peers = [member for member in members if isinstance(member, Peer)]
     weight_dtype = peers[0].optimizer.flat.dtype
-    names = [peer.name for peer in peers]
+    names = [member.name for member in members]
     loss = TableLoss(
         plan, names, objectives, collaboration, classes, example.device, weight_dtype, mixed
     )
@@ -77,10 +93,10 @@ def make_team(
             peer.frozen = Frozen(peer.model, compute_dtype, example.to(weight_dtype))
         except CannotFreeze as error:
             remarks.append(f"{peer.name} ({peer.arch}) is attacked as it is, more slowly: {error}")
-    everyone = list(range(len(peers)))
+    everyone = list(range(len(members)))
     groups = [[k] for k in everyone] if side_by_side and example.is_cuda else [everyone]
     return Team(
-        peers=peers,
+        members=members,
         plan=plan,
         loss=loss,
         threat=threat,

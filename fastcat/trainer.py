@@ -30,12 +30,13 @@ from fastcat.loaders.resident import ResidentLoader
 from fastcat.loaders.split import split_indices
 from fastcat.models import make_model
 from fastcat.optim import FlatSGD, make_schedule, parse_milestones
-from fastcat.peer import Peer
+from fastcat.peer import Member, Peer, Teacher
 from fastcat.precision import make_precision
 from fastcat.progress import make_console, task
 from fastcat.recorder import Recorder
 from fastcat.seeds import derive_seed
 from fastcat.stop import Stopped, StopRequest
+from fastcat.teacher import load_teacher
 from fastcat.team import make_team
 
 
@@ -66,7 +67,7 @@ class Trainer:
         self.digest = dataset.digest if extra is None else f"{dataset.digest}+{extra.digest}"
         self.threat = config.threat()
         self.normalize = channel_statistics(dataset.train.images) if config.normalize else None
-        self.peers = self._make_peers()
+        members = self._make_members()
         self.schedule = make_schedule(
             config.schedule,
             config.epochs,
@@ -91,15 +92,17 @@ class Trainer:
         first_two = Epochs(index=train_index[:2], batch_size=2)
         example = next(iter(ResidentLoader(dataset.train, first_two, self.device))).x
         self.team = make_team(
-            self.peers,
+            members,
             collab=config.collab,
             alpha=config.alpha,
+            teachers=config.teachers,
             threat=self.threat,
             precision=self.precision,
             classes=len(dataset.classes),
             example=example,
             mixed=augmentation.mixes,
         )
+        self.peers = self.team.peers
         self.remarks = list(self.team.remarks)
         self.engine = Engine(
             self.team, self.loader.gather, config.batch_size, engine, self.remarks.append
@@ -109,10 +112,17 @@ class Trainer:
         self.best: dict[str, dict[str, Any]] = {}
         self.last_record: dict[str, Any] = {"peers": {}}
 
-    def _make_peers(self) -> list[Peer]:
+    def _make_members(self) -> list[Member]:
         config, (_, _, channels) = self.config, self.dataset.image_shape
-        peers = []
+        members: list[Member] = []
         for k, spec in enumerate(config.peer_specs()):
+            name = f"{k}-{spec.method}"
+            if spec.weights is not None:
+                arch = spec.arch if spec.named_arch else None
+                teacher = load_teacher(name, spec.weights, arch, self.dataset)
+                teacher.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+                members.append(teacher)
+                continue
             torch.manual_seed(derive_seed(config.seed, "weights", k))
             model = make_model(spec.arch, len(self.dataset.classes), channels, self.normalize)
             model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -124,11 +134,10 @@ class Trainer:
                 nesterov=config.nesterov,
                 ema=config.ema,
             )
-            name = f"{k}-{spec.method}"
-            peers.append(Peer(name, spec.arch, model, spec.objective, optimizer))
+            members.append(Peer(name, spec.arch, model, spec.objective, optimizer))
         # what networks themselves draw (dropout) continues from here and is kept in checkpoints
         torch.manual_seed(derive_seed(config.seed, "networks"))
-        return peers
+        return members
 
     def _split(self) -> tuple[Tensor, Tensor]:
         """Places of the images to train on and of those held out."""
@@ -180,7 +189,12 @@ class Trainer:
             },
             "scaler": self.team.scaler.state_dict(),
             "peers": [peer.state_dict() for peer in self.peers],
+            "teachers": {teacher.name: teacher.digest for teacher in self.teachers},
         }
+
+    @property
+    def teachers(self) -> list[Teacher]:
+        return [member for member in self.team.members if isinstance(member, Teacher)]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint. Raises InputError when the data are no longer the same."""
@@ -189,6 +203,13 @@ class Trainer:
                 f"the images of {self.config.data} are not those that the run began with: "
                 "put them back, or start a new run"
             )
+        digests = state.get("teachers", {})
+        for teacher in self.teachers:
+            if digests[teacher.name] != teacher.digest:
+                raise InputError(
+                    f"the weights of {teacher.name} in {teacher.weights} are not those that the "
+                    "run began with: put them back, or start a new run"
+                )
         for peer, peer_state in zip(self.peers, state["peers"], strict=True):
             peer.load_state_dict(peer_state)
         self.epoch, self.batch = state["epoch"], state["batch"]
@@ -269,7 +290,7 @@ class Trainer:
             else f"{self.monitor.size} {self.monitored_on} images"
         )
         where = f"epoch {self.epoch + 1}/{self.config.epochs}, batch {self.batch + 1}"
-        names = ", ".join(f"{peer.name} ({peer.arch})" for peer in self.peers)
+        names = ", ".join(f"{peer.name} ({peer.arch})" for peer in self.team.members)
         return (
             f"{names}: {self.loader.size} images of {self.dataset.name}, judged on {on}, "
             f"{len(self.loader)} steps an epoch, {self.precision.name} on {self.device}, "
@@ -315,7 +336,7 @@ class Trainer:
         begin = time.perf_counter()
         means = self._mean_metrics()
         peers: dict[str, dict[str, Any]] = {}
-        for k, peer in enumerate(self.peers):
+        for k, peer in self.team.learners.items():
             prefix = f"{peer.name}/"
             with peer.optimizer.averaged():
                 accuracy = self._judge(k, request)

@@ -9,7 +9,7 @@ from torch import nn
 from fastcat.objectives import make_objective
 from fastcat.objectives.objective import Objective
 from fastcat.optim import FlatSGD
-from fastcat.peer import Peer
+from fastcat.peer import Member, Peer, Teacher
 from fastcat.precision import Precision, make_precision
 from fastcat.team import Team, make_team
 from fastcat.threat import ThreatModel
@@ -36,6 +36,7 @@ def team_of(
     classes: int = CLASSES,
     side: int = 8,
     mixed: bool = False,
+    teachers: str = "all",
     **sgd: Any,
 ) -> Team:
     """A team of `tiny_net`s, unless there are others, for images [B, 3, side, side].
@@ -44,12 +45,15 @@ def team_of(
     """
     nets = nets or [tiny_net(k) for k in range(len(methods))]
     names = names or [method if isinstance(method, str) else "own" for method in methods]
-    peers = []
+    members: list[Member] = []
     for k, (name, method, net) in enumerate(zip(names, methods, nets, strict=True)):
+        if name == "teacher":
+            members.append(Teacher(f"{k}-{name}", "tiny", net, "a.safetensors", "digest"))
+            continue
         objective = make_objective(method, {}) if isinstance(method, str) else method
-        peers.append(peer_of(f"{k}-{name}", objective, net, **sgd))
+        members.append(peer_of(f"{k}-{name}", objective, net, **sgd))
     return make_team(
-        peers,
+        members,
         collab=collab,
         alpha=alpha,
         threat=threat or ThreatModel(steps=2),
@@ -57,4 +61,5 @@ def team_of(
         classes=classes,
         example=images(99, 2, side)[0].to(memory_format=torch.channels_last),
         mixed=mixed,
+        teachers=teachers,
     )

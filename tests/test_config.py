@@ -89,7 +89,7 @@ def test_the_command_line_is_frozen() -> None:
     """Scripts rely on these names; a new one is added here on purpose."""
     names = " ".join(field.name for field in dataclasses.fields(TrainConfig))
     assert names == (
-        "arch peers collab alpha "
+        "arch peers collab alpha teachers "
         "data data_dir train_size val_size batch_size loader extra extra_fraction normalize "
         "crop_pad flip crop_shift cutout mixup cutmix "
         "eps step_size steps restarts val_steps "

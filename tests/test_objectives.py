@@ -10,10 +10,11 @@ from fastcat.attack import ATTACK_LOSSES, Inner
 from fastcat.collaboration import COLLABORATIONS, make_collaboration
 from fastcat.errors import InputError
 from fastcat.objectives import METHODS, make_objective
+from fastcat.terms import Sum
 from tests.reference import losses as reference
 
 B, C = 9, 6
-ALL_METHODS = ["natural", "at", "trades", "alp", "mart"]
+ALL_METHODS = ["natural", "at", "trades", "alp", "mart", "boosted"]
 
 
 def logits(seed: int, size: float = 2.0) -> Tensor:
@@ -106,6 +107,12 @@ def test_terms_and_gradients_equal_the_oracle(name: str) -> None:
         pytest.param(
             "mart", ("clean", "adv"), Inner(loss="ce", start="gaussian", bn="eval"), id="mart"
         ),
+        pytest.param(
+            "boosted",
+            ("adv",),
+            Inner(loss="boosted_ce", start="gaussian", bn="eval"),
+            id="boosted",
+        ),
     ],
 )
 def test_views_and_attack_of_each_method(
@@ -192,7 +199,7 @@ def test_cat_teaches_by_formula_and_teachers_get_no_gradient(
     """
     peers = range(len(taught_on))
     cat = make_collaboration("cat", taught_on, alpha)
-    assert cat.objective_weight == alpha
+    assert cat.objective_weights == (alpha,) * len(taught_on)
     cells = [(j, view) for j in peers for view in dict.fromkeys(taught_on)]
     assert sorted(cat.reads) == sorted(cells)
     z = {cell: logits(seed) for seed, cell in enumerate(cells)}
@@ -214,20 +221,67 @@ def test_cat_teaches_by_formula_and_teachers_get_no_gradient(
                 assert grad is None or not grad.any(), cell
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.45, 1.0])
+@pytest.mark.parametrize(
+    ("taught_on", "teachers"),
+    [
+        (["adv0", "adv1"], [[1], [0]]),
+        (["clean", "adv1"], [[1], [0]]),
+        (["adv0", "clean", "adv2"], [[1, 2], [0, 2], [0, 1]]),
+        (["adv0", "adv1", "adv2"], [[], [0], [0, 1]]),
+    ],
+    ids=["two", "natural", "three", "chain"],
+)
+def test_mat_teaches_by_formula_and_teachers_get_no_gradient(
+    taught_on: list[str], teachers: list[list[int]], alpha: float
+) -> None:
+    """d/dz[n, v_n] = alpha/(B M) sum_m (p_n(v_n) - p_m(x)) over its M teachers, else nothing.
+
+    Catches teachers on the adversarial images, CAT's alpha, and a weight by the number of peers.
+    """
+    text = ",".join(f"{m}>{n}" for n, of_n in enumerate(teachers) for m in of_n)
+    mat = make_collaboration("mat", taught_on, alpha, text)
+    assert mat.objective_weights == tuple(1 - alpha if of_n else 1.0 for of_n in teachers)
+    cells = list(dict.fromkeys((k, v) for k, view in enumerate(taught_on) for v in ("clean", view)))
+    assert set(mat.reads) <= set(cells)
+    z = {cell: logits(seed) for seed, cell in enumerate(cells)}
+    for n, (view, of_n) in enumerate(zip(taught_on, teachers, strict=True)):
+        if not of_n:
+            assert not mat.guidance[n].terms
+            continue
+        guidance = mat.guidance[n](z, labels())["kl"]
+        clean = [z[m, "clean"] for m in of_n]
+        expected = alpha * reference.mat_guidance(z[n, view], clean)
+        torch.testing.assert_close(guidance, expected, rtol=1e-12, atol=0)
+        grads = torch.autograd.grad(guidance, [z[c] for c in cells], allow_unused=True)
+        for cell, grad in zip(cells, grads, strict=True):
+            if cell == (n, view):
+                p = z[cell].detach().softmax(1)
+                wanted = sum(p - teacher.detach().softmax(1) for teacher in clean)
+                torch.testing.assert_close(grad, alpha / (B * len(of_n)) * wanted)
+            else:
+                assert grad is None or not grad.any(), cell
+
+
 def test_alpha_of_the_paper_is_the_default() -> None:
-    assert make_collaboration("cat", ["adv0", "adv1"], None).objective_weight == 1 / 20
+    assert make_collaboration("cat", ["adv0", "adv1"], None).objective_weights == (1 / 20, 1 / 20)
+    assert make_collaboration("mat", ["adv0", "adv1"], None).objective_weights == (0.4, 0.4)
 
 
+@pytest.mark.parametrize("teachers", ["all", "ring"])
 @pytest.mark.parametrize("alpha", [None, 0.05, 0.5])
-def test_one_peer_alone_descends_its_plain_loss(alpha: float | None) -> None:
-    cat = make_collaboration("cat", ["adv0"], alpha)
-    assert (cat.objective_weight, cat.reads, cat.guidance) == (1.0, (), ())
+@pytest.mark.parametrize("name", ["cat", "mat"])
+def test_one_peer_alone_descends_its_plain_loss(
+    name: str, alpha: float | None, teachers: str
+) -> None:
+    alone = make_collaboration(name, ["adv0"], alpha, teachers)
+    assert (alone.objective_weights, alone.reads, alone.guidance) == ((1.0,), (), (Sum(),))
 
 
 def test_none_owes_nothing() -> None:
     side_by_side = make_collaboration("none", ["adv0", "clean"], None)
-    assert (side_by_side.objective_weight, side_by_side.reads) == (1.0, ())
-    assert side_by_side.guidance == ()
+    assert (side_by_side.objective_weights, side_by_side.reads) == ((1.0, 1.0), ())
+    assert side_by_side.guidance == (Sum(), Sum())
 
 
 @pytest.mark.parametrize(
@@ -237,6 +291,7 @@ def test_none_owes_nothing() -> None:
         pytest.param("cat", -0.1, "alpha is -0.1, expected a weight in [0, 1]", id="negative"),
         pytest.param("cat", 20.0, "alpha is 20, expected a weight in [0, 1]", id="above-1"),
         pytest.param("cat", float("nan"), "alpha is nan, expected a weight in [0, 1]", id="nan"),
+        pytest.param("mat", 1.5, "alpha is 1.5, expected a weight in [0, 1]", id="mat-above-1"),
         pytest.param("none", 0.05, "'none' has no guidance", id="none-with-alpha"),
     ],
 )
@@ -252,8 +307,8 @@ def test_collaborations_that_mean_nothing_are_refused(
 
 
 def test_names_are_those_of_the_papers() -> None:
-    assert sorted(METHODS) == sorted(ALL_METHODS)
-    assert sorted(COLLABORATIONS) == ["cat", "none"]
+    assert sorted(METHODS) == sorted([*ALL_METHODS, "teacher"])
+    assert sorted(COLLABORATIONS) == ["cat", "mat", "none"]
 
 
 def test_settings_come_as_text() -> None:
@@ -295,10 +350,14 @@ def test_settings_come_as_text() -> None:
         pytest.param(
             "alp", {"weight": "-0.5"}, ["alp:weight=-0.5", "at least 0"], id="alp-negative"
         ),
+        pytest.param(
+            "boosted", {"inner": "bce"}, ["unknown attack loss 'bce'", "mean 'ce'"], id="boosted"
+        ),
+        pytest.param("teacher", {}, ["teacher:weights: expected a weight file"], id="teacher"),
         pytest.param("at", {"bn": "evil"}, ["attack bn 'evil'", "mean 'eval'"], id="at-bn"),
         pytest.param("tradse", {}, ["unknown method 'tradse': did you mean 'trades'?"], id="typo"),
         pytest.param(
-            "zzz", {}, ["unknown method 'zzz': known are alp, at, mart"], id="nothing-near"
+            "zzz", {}, ["unknown method 'zzz': known are alp, at, boosted, mart"], id="nothing-near"
         ),
     ],
 )

@@ -22,7 +22,7 @@ LAYERS = (
     "runs", "trainer", "recorder",
     "engine", "step",
     "evaluation", "config",
-    "team", "table_loss", "collaboration", "plan", "peer_spec", "peer",
+    "team", "table_loss", "collaboration", "plan", "peer_spec", "teacher", "peer",
     "objectives", "attack", "frozen", "modes", "lanes", "threat", "terms",
     "optim", "checkpoint", "models", "precision", "report",
     "environment", "device", "progress", "stop",

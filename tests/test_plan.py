@@ -48,6 +48,10 @@ CASES = [
     ("mart alp natural", "cat",
      "0:clean,adv0,(adv1) 1:adv1,clean,(adv0) 2:clean,(adv0),(adv1)"),
     ("natural at natural", "cat", "0:clean,(adv1) 1:adv1,(clean) 2:clean,(adv1)"),
+    ("boosted", "mat", "0:adv0"),
+    ("boosted boosted", "mat", "0:adv0,(clean) 1:adv1,(clean)"),
+    ("natural boosted", "mat", "0:clean 1:adv1,(clean)"),
+    ("boosted trades alp", "mat", "0:adv0,(clean) 1:clean,adv1 2:adv2,clean"),
     ("trades alp", "none", "0:clean,adv0 1:adv1,clean"),
     ("natural at alp", "none", "0:clean 1:adv1 2:adv2,clean"),
 ]  # fmt: skip

@@ -41,7 +41,7 @@ TWICE = Objective(
 )
 
 TEAMS: dict[str, Sequence[str | Objective]] = {
-    **{name: [name] for name in ("natural", "at", "trades", "alp", "mart")},
+    **{name: [name] for name in ("natural", "at", "trades", "alp", "mart", "boosted")},
     "own": [OWN],
     "blind": [BLIND],
     "twice": [TWICE],
@@ -50,6 +50,7 @@ TEAMS: dict[str, Sequence[str | Objective]] = {
     "natural+natural": ["natural", "natural"],
     "mart+mart": ["mart", "mart"],
     "own+trades": [OWN, "trades"],
+    "boosted+boosted": ["boosted", "boosted"],
     "own+own": [OWN, OWN],
     "at+blind": ["at", BLIND],
     "trades+alp+mart": ["trades", "alp", "mart"],
@@ -58,7 +59,7 @@ TEAMS: dict[str, Sequence[str | Objective]] = {
 PARAMS = [
     pytest.param(methods, collab, id=f"{name}-{collab}")
     for name, methods in TEAMS.items()
-    for collab in ("cat", "none")
+    for collab in ("cat", "mat", "none")
 ]
 
 
@@ -80,7 +81,7 @@ class Losses:
         self.objectives = [make_objective(m, {}) if isinstance(m, str) else m for m in methods]
         self.names = [f"{k}-peer" for k in range(len(methods))]
         taught_on = [own_view(k, objective) for k, objective in enumerate(self.objectives)]
-        alpha = 0.3 if collab == "cat" else None
+        alpha = None if collab == "none" else 0.3
         self.collaboration: Collaboration = make_collaboration(collab, taught_on, alpha)
         self.plan: tuple[Cell, ...] = make_plan(self.objectives, self.collaboration.reads)
         self.loss = TableLoss(
@@ -105,8 +106,8 @@ class Losses:
             row = {view: z[k, view_name(k, view)] for view in objective.views}
             terms = objective.outer(row, y)
             values |= {f"{peer}/{name}": term for name, term in terms.items()}
-            total = self.collaboration.objective_weight * sum(terms.values())
-            if self.collaboration.guidance:
+            total = self.collaboration.objective_weights[k] * sum(terms.values())
+            if self.collaboration.guidance[k].terms:
                 guidance = sum(self.collaboration.guidance[k](z, y).values())
                 values[f"{peer}/guidance"] = guidance
                 total = total + guidance

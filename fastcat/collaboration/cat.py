@@ -4,23 +4,19 @@
 
 Source: Liu et al. 2023 (arXiv 2303.14922), Eqs. 4-6 and the public code, alpha = 1/20. The paper
 writes the KL the other way round; the code, which made its tables, is followed. A peer without an
-attack is taught on the clean images. One peer alone has no teacher and descends its plain L.
+attack is taught on the clean images. One peer alone has no teacher and descends its plain L. With
+--teachers the sum is over the peer's own teachers.
 """
 
 from collections.abc import Sequence
 
-from fastcat.collaboration.collaboration import Collaboration
+from fastcat.collaboration.collaboration import Collaboration, Teachers, weighted
 from fastcat.terms import Sum, kl
 
 
-def cat(taught_on: Sequence[str], *, alpha: float = 0.05) -> Collaboration:
-    peers = range(len(taught_on))
-    if len(taught_on) == 1:
-        return Collaboration(objective_weight=1.0)
+def cat(taught_on: Sequence[str], teachers: Teachers, *, alpha: float = 0.05) -> Collaboration:
     guidance = [
-        sum((kl((j, view), (k, view), constant=True) for j in peers if j != k), Sum())
+        sum((kl((j, view), (k, view), constant=True) for j in teachers[k]), Sum())
         for k, view in enumerate(taught_on)
     ]
-    return Collaboration(
-        objective_weight=alpha, guidance=tuple((1 - alpha) * taught for taught in guidance)
-    )
+    return weighted([(1 - alpha) * taught for taught in guidance], alpha)

@@ -1,23 +1,35 @@
 """A collaboration: what each peer is taught, in terms of the logit table."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastcat.plan import Place
 from fastcat.terms import Sum
 
+# of each peer the numbers of those that teach it
+Teachers = Sequence[Sequence[int]]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Collaboration:
-    """Peer k descends objective_weight * L_k + guidance[k].
+    """Peer k descends objective_weights[k] * L_k + guidance[k].
 
     guidance: for each peer a weighted sum over cells (peer, view) of the table, in which the other
-    peers' cells are constant teachers; empty where peers owe each other nothing.
+    peers' cells are constant teachers; empty for a peer that nobody teaches.
     """
 
-    objective_weight: float
-    guidance: tuple[Sum, ...] = ()
+    objective_weights: tuple[float, ...]
+    guidance: tuple[Sum, ...]
 
     @property
     def reads(self) -> tuple[Place, ...]:
         """Every cell that guides anyone, each once."""
         return tuple(dict.fromkeys(cell for taught in self.guidance for cell in taught.cells))
+
+
+def weighted(guidance: Sequence[Sum], objective_weight: float) -> Collaboration:
+    """A peer that nobody teaches descends its plain objective."""
+    return Collaboration(
+        objective_weights=tuple(objective_weight if taught.terms else 1.0 for taught in guidance),
+        guidance=tuple(guidance),
+    )

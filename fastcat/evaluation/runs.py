@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import nn
 
-from fastcat.checkpoint import WeightsInfo, load_weights
+from fastcat.checkpoint import WeightsInfo, check_fit, load_weights
 from fastcat.config import EvalConfig, format_pixels
 from fastcat.device import make_device
 from fastcat.environment import environment
@@ -169,17 +169,6 @@ def make_loader(dataset: Dataset, config: EvalConfig, device: torch.device) -> L
     index = torch.randperm(len(split), generator=generator)[:n].sort().values
     epochs = Epochs(index=index, batch_size=config.batch_size)
     return unchanged_loader(dataset, config.split, epochs, device)
-
-
-def check_fit(file: Path, info: WeightsInfo, dataset: Dataset) -> None:
-    """Raise InputError when the network was trained on other classes or channels."""
-    channels = dataset.image_shape[2]
-    if info.classes != dataset.classes or info.channels != channels:
-        raise InputError(
-            f"{file} knows {len(info.classes)} classes in {info.channels} channels "
-            f"({', '.join(info.classes[:3])}, ...), but {dataset.name} has {len(dataset.classes)} "
-            f"in {channels} ({', '.join(dataset.classes[:3])}, ...)"
-        )
 
 
 def threat_of(config: EvalConfig, info: WeightsInfo) -> ThreatModel:

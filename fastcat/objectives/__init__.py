@@ -11,13 +11,15 @@ from typing import Any
 from fastcat.errors import InputError, nearest
 from fastcat.objectives.alp import alp
 from fastcat.objectives.at import at
+from fastcat.objectives.boosted import boosted
 from fastcat.objectives.mart import mart
 from fastcat.objectives.natural import natural
 from fastcat.objectives.objective import Objective
+from fastcat.objectives.teacher import teacher
 from fastcat.objectives.trades import trades
 
 METHODS: dict[str, Callable[..., Objective]] = {
-    method.__name__: method for method in (natural, at, trades, alp, mart)
+    method.__name__: method for method in (natural, at, trades, alp, mart, boosted, teacher)
 }
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fastcat.attack import Inner
 from fastcat.errors import InputError
+from fastcat.terms import Sum
 
 Terms = dict[str, Tensor]
 
@@ -19,7 +20,7 @@ class Objective:
     BatchNorm updates); inner: the attack behind "adv", None without one; outer: from logits
     [B, C] by view and labels [B] to weighted scalar terms, whose sum is the loss: one of
     `fastcat.terms`, which the fused kernel computes, or any differentiable function; that one
-    cannot train on images mixed of two.
+    cannot train on images mixed of two. Without views and terms nothing is trained: a teacher.
     """
 
     views: tuple[str, ...]
@@ -28,7 +29,8 @@ class Objective:
 
     def __post_init__(self) -> None:
         """Raise InputError for views that are not known, and for "adv" without its attack."""
-        if not self.views or not set(self.views) <= {"clean", "adv"}:
+        nothing = not self.views and self.outer != Sum()
+        if nothing or not set(self.views) <= {"clean", "adv"}:
             raise InputError(f"views are {self.views}, expected some of clean and adv")
         if ("adv" in self.views) != (self.inner is not None):
             raise InputError("an objective has an inner attack if and only if it views adv")

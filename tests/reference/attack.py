@@ -1,10 +1,11 @@
 """Projected gradient ascent under l-inf, with the start noise given.
 
 x' <- clip(x' + step_size * sign(d inner / d x'), x - eps, x + eps), then clip to [0, 1].
-Inner objective: CE(z(x'), y) for at, alp and mart; KL(p(x) || p(x')) with p(x) constant for trades.
-Of images mixed of two CE is share CE(z(x'), y) + (1 - share) CE(z(x'), y_mixed).
-Start: clip(x + eps * U(-1, 1), 0, 1) for at and alp; x + 0.001 * N(0, 1), unclipped, for trades
-and mart.
+Inner objective: CE(z(x'), y) for at, alp and mart; KL(p(x) || p(x')) with p(x) constant for trades;
+the boosted cross-entropy of p(x') for boosted.
+Of images mixed of two, L(y) of a label is share L(y) + (1 - share) L(y_mixed).
+Start: clip(x + eps * U(-1, 1), 0, 1) for at and alp; x + 0.001 * N(0, 1), unclipped, for trades,
+mart and boosted.
 Source: Madry et al. 2018, section 2.1; the starts are those of each method's published code.
 Shapes: R restarts, B batch, C channels, H height, W width.
 """
@@ -14,7 +15,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from tests.reference.losses import cross_entropy, kl
+from tests.reference.losses import boosted, cross_entropy, kl
 
 GAUSSIAN_SCALE = 0.001
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -36,7 +37,7 @@ def start(x: Tensor, method: str, eps: float, noise: Tensor) -> Tensor:
     """The first iterate; x in [0, 1] and noise are `[B, C, H, W]`."""
     if method in ("at", "alp"):
         return (x + eps * noise).clamp(0.0, 1.0)
-    if method in ("trades", "mart"):
+    if method in ("trades", "mart", "boosted"):
         return x + GAUSSIAN_SCALE * noise
     raise ValueError(f"{method} has no attack")
 
@@ -52,9 +53,15 @@ def inner(
     """What the attack ascends, per sample `[B]`; logits are `[B, classes]`."""
     if method == "trades":
         return kl(z_clean, z_adv)
+    loss = boosted_cross_entropy if method == "boosted" else cross_entropy
     if y_mixed is None:
-        return cross_entropy(z_adv, y)
-    return share * cross_entropy(z_adv, y) + (1.0 - share) * cross_entropy(z_adv, y_mixed)
+        return loss(z_adv, y)
+    return share * loss(z_adv, y) + (1.0 - share) * loss(z_adv, y_mixed)
+
+
+def boosted_cross_entropy(z_adv: Tensor, y: Tensor) -> Tensor:
+    """The boosted cross-entropy of each image alone, `[B]`."""
+    return torch.stack([boosted(z_adv[i : i + 1], y[i : i + 1])["bce"] for i in range(len(y))])
 
 
 def pgd(
@@ -73,7 +80,7 @@ def pgd(
     """The adversarial view `[B, C, H, W]` of x.
 
     x: images in [0, 1], `[B, C, H, W]`. eps, step_size: pixels in [0, 1]. bn: "eval" or "train".
-    noise: `[R, B, C, H, W]`, U(-1, 1) for at and alp, N(0, 1) for trades and mart.
+    noise: `[R, B, C, H, W]`, U(-1, 1) for at and alp, N(0, 1) for the others.
     y_mixed, share: `[B]`, of images mixed of two; share in [0, 1].
     Each restart runs all steps; each sample keeps the last iterate of the restart with the largest
     inner objective there, the earliest one among equals.

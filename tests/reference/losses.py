@@ -95,12 +95,27 @@ def mart(clean_BC: Tensor, adv_BC: Tensor, y_B: Tensor, beta: float = 5.0) -> di
     }
 
 
+def boosted(adv_BC: Tensor, y_B: Tensor, inner: str = "boosted_ce") -> dict[str, Tensor]:
+    """BCE as in `mart`, alone; inner is what the attack climbs and does not matter here.
+
+    The C of Liu et al., Mutual Adversarial Training, 2021 (arXiv 2112.05005), with MART's margins.
+    """
+    rows_B = torch.arange(len(y_B), device=y_B.device)
+    q_BC = log_softmax(adv_BC).exp()
+    is_label_BC = torch.zeros_like(q_BC, dtype=torch.bool)
+    is_label_BC[rows_B, y_B] = True
+    runner_up_B = q_BC.masked_fill(is_label_BC, -1.0).max(dim=1).values
+    margin_B = BCE_MARGIN - runner_up_B + BCE_FLOOR
+    return {"bce": -(log_softmax(adv_BC)[rows_B, y_B] + margin_B.log()).sum() / len(y_B)}
+
+
 OBJECTIVES: dict[str, Callable[..., dict[str, Tensor]]] = {
     "natural": natural,
     "at": at,
     "trades": trades,
     "alp": alp,
     "mart": mart,
+    "boosted": boosted,
 }
 
 
@@ -139,3 +154,15 @@ def cat_guidance(own_BC: Tensor, others: list[Tensor]) -> Tensor:
     for other_BC in others:
         total = total + kl(other_BC.detach(), own_BC).sum() / len(own_BC)
     return total
+
+
+def mat_guidance(own_BC: Tensor, clean: list[Tensor]) -> Tensor:
+    """1/M sum_m (1/B) sum_i KL_i(sg[p_m(x)] || p_own), M the number of teachers.
+
+    own_BC: the taught peer's logits on its own adversarial view, with gradient. clean: the
+    teachers' logits on the clean images, `[B, C]` each, which get none. Returns a scalar, 0 without
+    teachers.
+    Liu et al., Mutual Adversarial Training, 2021 (arXiv 2112.05005), where M is the number of peers
+    less one (the paper prints M - 1 with M undefined there).
+    """
+    return cat_guidance(own_BC, clean) / max(len(clean), 1)
