@@ -108,8 +108,9 @@ def _renamed(
     remarks: list[str] = []
     tensors, beside = _without(tensors, wanted, (*MEANS, *STDS, *COUNTS))
     normalize = _normalisation(beside)
-    if normalize is not None:
-        remarks.append(f"took mean and std from {_some(list(beside))}")
+    if beside:
+        what = "set aside" if normalize is None else "took mean and std from"
+        remarks.append(f"{what} {_some(list(beside))}")
     prefix = _prefix(list(tensors), wanted)
     if prefix:
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
