@@ -44,7 +44,7 @@ class Loaded:
 
 
 def load_foreign(path: Path, model: nn.Module) -> Loaded:
-    """Put the tensors of a checkpoint into `model`, which comes without a normalisation.
+    """Put the tensors of a checkpoint into `model`.
 
     Raises InputError for a file that cannot be read, holds no weights, or those of another network;
     then `model` is as it was.

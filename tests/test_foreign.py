@@ -124,6 +124,14 @@ def test_a_network_whose_own_names_look_like_a_wrapping(tmp_path: Path) -> None:
     assert torch.equal(model[0].weight, own[0].weight)
 
 
+def test_a_network_with_a_mean_of_its_own_keeps_it(tmp_path: Path) -> None:
+    own, model = normalized(net(1), [0.5], [0.25]), normalized(net(0), [0.1], [0.2])
+    torch.save(own.state_dict(), tmp_path / "it.pt")
+    loaded = load_foreign(tmp_path / "it.pt", model)
+    assert (loaded.normalize, loaded.remarks) == (None, ())
+    assert all(torch.equal(t, own.state_dict()[n]) for n, t in model.state_dict().items())
+
+
 @pytest.mark.parametrize(
     ("content", "text"),
     [
