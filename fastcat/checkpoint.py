@@ -143,9 +143,15 @@ def load_weights(path: Path) -> tuple[nn.Module, WeightsInfo]:
     except FileNotFoundError as error:
         raise InputError(f"there is no weight file {path}") from error
     except (safetensors.SafetensorError, OSError) as error:
+        if path.suffix in (".pt", ".pth"):
+            raise InputError(
+                f"{path} does not say which network it holds: type --arch, as --arch wrn-34-10"
+            ) from error
         raise InputError(f"{path} is damaged or not a safetensors file: {error}") from error
     if header is None:
-        raise InputError(f"{path} was not written by fastcat: it does not say which network it is")
+        raise InputError(
+            f"{path} was not written by fastcat: say which network it is, as --arch wrn-34-10"
+        )
     try:
         fields = json.loads(header)
         for name in ("classes", "mean", "std"):

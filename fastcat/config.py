@@ -16,6 +16,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from fastcat.collaboration import make_collaboration
 from fastcat.errors import InputError, nearest
 from fastcat.loaders.augmentation import Augmentation
+from fastcat.models import canonical_arch
 from fastcat.optim import make_schedule, parse_milestones
 from fastcat.peer_spec import PeerSpec, parse_peers
 from fastcat.precision import DTYPES
@@ -292,7 +293,13 @@ class EvalConfig:
     """Judge the weights of a run, or one weight file, under attacks; strictly in float32."""
 
     target: Positional[Path]
-    """Folder of a run, or one peers/*.safetensors file."""
+    """Folder of a run, one peers/*.safetensors file, or with --arch another's checkpoint."""
+    arch: Annotated[str | None, arg(aliases=["--model"])] = None
+    """Architecture of a checkpoint that fastcat did not write; see `fastcat list archs`."""
+    mean: str | None = None
+    """With --arch: mean that the network subtracts, as 0.4914,0.4822,0.4465. None: its file's."""
+    std: str | None = None
+    """With --arch: deviation that the network divides by, as 0.2471,0.2435,0.2616."""
     attacks: str = "clean,fgsm,pgd20,cw20"
     """Attacks by name; see `fastcat list attacks`."""
     peer: str = "all"
@@ -329,6 +336,34 @@ class EvalConfig:
                 raise InputError(f"{name.replace('_', '-')} is {value}, expected at least {least}")
         if self.out is not None and self.out.exists():
             raise InputError(f"{self.out} exists already: choose another --out")
+        if self.arch is not None:
+            canonical_arch(self.arch)
+        elif (self.mean, self.std) != (None, None):
+            raise InputError("--mean and --std are for a checkpoint of others: type --arch too")
+        self.normalize()
+
+    def normalize(self) -> tuple[list[float], list[float]] | None:
+        """--mean and --std as numbers."""
+        if self.mean is None or self.std is None:
+            if self.mean != self.std:
+                raise InputError("--mean and --std need each other: type both")
+            return None
+        mean, std = _numbers("mean", self.mean), _numbers("std", self.std)
+        if len(mean) != len(std) or not all(value > 0 for value in std):
+            raise InputError(
+                f"std is {self.std!r}, expected {len(mean)} numbers above 0, as many as in --mean"
+            )
+        return mean, std
+
+
+def _numbers(name: str, text: str) -> list[float]:
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InputError(f"{name} is {text!r}, expected numbers as 0.49,0.48,0.45") from error
+    if not all(map(math.isfinite, values)):
+        raise InputError(f"{name} is {text!r}, expected finite numbers")
+    return values
 
 
 def to_yaml(config: TrainConfig) -> str:

@@ -12,6 +12,7 @@ OPTIONAL = {
     "sklearn": ("the digits data set", "pip install scikit-learn"),
     "scipy": ("the svhn data set", "pip install scipy"),
     "pyarrow": ("parquet files", "pip install pyarrow"),
+    "timm": ("networks as timm:NAME", "pip install timm"),
     "ffcv": ("the loader ffcv", INSTALL),
 }
 

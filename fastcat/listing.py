@@ -28,7 +28,12 @@ LISTINGS: dict[str, Callable[[], dict[str, str]]] = {
     "methods": lambda: {
         name: f"{_about(method)}  [{usage(name, method)}]" for name, method in METHODS.items()
     },
-    "archs": lambda: _described(ARCHS),
+    "archs": lambda: {
+        **_described(ARCHS),
+        "torchvision:NAME": "torchvision's, as torchvision:convnext_tiny",
+        "timm:NAME": "timm's, as timm:convnext_tiny; needs `pip install timm`",
+        "MODULE:FUNCTION": "your own: a function (classes, channels) annotated -> nn.Module",
+    },
     "datasets": lambda: {
         **DATASETS,
         "FOLDER": "a folder of images train/CLASS/*, test/CLASS/*, or NAME.packed, .beton, .npz",

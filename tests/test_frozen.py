@@ -18,7 +18,10 @@ from fastcat.attack import Inner, attack_all
 from fastcat.batch import Batch
 from fastcat.frozen import CannotFreeze, Frozen
 from fastcat.models import Normalize, make_model
+from fastcat.models.mobilenet import SeparableBlock
+from fastcat.models.mobilenet_v2 import InvertedBlock
 from fastcat.models.wide_resnet import WideResNet
+from fastcat.models.wide_resnet_swish import SwishWideResNet
 from fastcat.modes import attack_mode
 from fastcat.objectives import make_objective
 from fastcat.precision import make_precision
@@ -76,6 +79,8 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "resnet50": lambda: make_model("resnet50", CLASSES, 3),
     "preactresnet18": lambda: make_model("preactresnet18", CLASSES, 3),
     "wrn-10-2": lambda: WideResNet(10, 2, CLASSES, 3),
+    "swish-10-1": lambda: SwishWideResNet(10, 1, CLASSES, 3),
+    "separable": lambda: chain(SeparableBlock(8, 8, 2), InvertedBlock(8, 8, 2, 1)),
     "normalised": lambda: nn.Sequential(Normalize((0.5, 0.4, 0.3), (0.2, 0.2, 0.1)), tiny_net(0)),
     "smooth": lambda: tiny_net(0, nn.SiLU),
     "leaky": lambda: tiny_net(0, lambda: nn.LeakyReLU(0.3)),
@@ -249,7 +254,15 @@ def test_twin_equals_model(name: str) -> None:
 
 def test_what_can_be_folded_is_folded() -> None:
     """A twin that copies the model is right, too, and slow: no BatchNorm may be left over."""
-    folded = ["resnet18", "preactresnet18", "wrn-10-2", "two convolutions in a sum", "dropout"]
+    folded = [
+        "resnet18",
+        "preactresnet18",
+        "wrn-10-2",
+        "swish-10-1",
+        "separable",
+        "two convolutions in a sum",
+        "dropout",
+    ]
     for name in folded:
         twin = Frozen(randomised(NETWORKS[name]()), torch.float64, images64())
         left = {str(node.target) for node in twin._network.graph.nodes if node.op == "call_module"}

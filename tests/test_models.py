@@ -1,5 +1,8 @@
 """Networks against torchvision, formulas and the parameter names of checkpoints in circulation."""
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,16 +10,20 @@ import torchvision
 from torch import Tensor, nn
 
 from fastcat.errors import InputError
-from fastcat.models import Normalize, canonical_arch, make_model
+from fastcat.frozen import Frozen
+from fastcat.models import ARCHS, Normalize, canonical_arch, make_model, normalized
 from fastcat.models.wide_resnet import WideResNet
+from fastcat.models.wide_resnet_swish import SwishWideResNet
 from tests.networks import images
 
 DEPTHS = {
     "resnet18": (2, 2, 2, 2),
     "resnet34": (3, 4, 6, 3),
     "resnet50": (3, 4, 6, 3),
+    "resnet101": (3, 4, 23, 3),
     "preactresnet18": (2, 2, 2, 2),
 }
+BOTTLENECKS = ("resnet50", "resnet101")
 WIDTHS = (64, 128, 256, 512)
 
 
@@ -90,13 +97,17 @@ def lived(arch: str) -> nn.Module:
     """In eval mode, for 3 channels and 10 classes, its BatchNorm with statistics of its own."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = make_model(arch, 10, 3)
-        for module in net.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                nn.init.uniform_(module.weight, 0.5, 1.0)
-                nn.init.normal_(module.bias, 0.0, 0.1)
-                nn.init.normal_(module.running_mean, 0.0, 0.1)
-                nn.init.uniform_(module.running_var, 0.5, 1.5)
+        return randomised(make_model(arch, 10, 3))
+
+
+def randomised(net: nn.Module) -> nn.Module:
+    """In eval mode, its BatchNorm with statistics of its own."""
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.0)
+            nn.init.normal_(module.bias, 0.0, 0.1)
+            nn.init.normal_(module.running_mean, 0.0, 0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
     return net.eval()
 
 
@@ -110,7 +121,20 @@ def lived(arch: str) -> nn.Module:
         ("resnet34", 21_282_122),
         ("resnet50", 23_520_842),
         ("preactresnet18", 11_172_170),
+        ("resnet101", 42_512_970),
+        ("wrn-28-10", 36_479_194),
         ("wrn-34-10", 46_160_474),
+        ("wrn-34-20", 184_531_674),
+        ("wrn-70-16", 266_796_506),
+        ("wrn-28-10-swish", 36_479_194),
+        ("wrn-34-20-swish", 184_531_674),
+        ("wrn-70-16-swish", 266_796_506),
+        ("vgg11", 9_231_114),
+        ("vgg13", 9_416_010),
+        ("vgg16", 14_728_266),
+        ("vgg19", 20_040_522),
+        ("mobilenet", 3_217_226),
+        ("mobilenetv2", 2_296_922),
     ],
 )
 def test_parameter_counts_in_the_literature(arch: str, expected: int) -> None:
@@ -123,7 +147,7 @@ def test_parameter_counts_by_formula(arch: str, channels: int, classes: int) -> 
     if arch == "preactresnet18":
         expected = preact_parameters(DEPTHS[arch], channels, classes)
     else:
-        expansion = 4 if arch == "resnet50" else 1
+        expansion = 4 if arch in BOTTLENECKS else 1
         expected = resnet_parameters(DEPTHS[arch], expansion, channels, classes)
     assert count(skeleton(arch, classes, channels)) == expected
 
@@ -133,7 +157,7 @@ def test_parameters_have_the_names_and_order_of_checkpoints(arch: str) -> None:
     if arch == "preactresnet18":
         expected = preact_names(DEPTHS[arch])
     else:
-        expected = resnet_names(DEPTHS[arch], convs=3 if arch == "resnet50" else 2)
+        expected = resnet_names(DEPTHS[arch], convs=3 if arch in BOTTLENECKS else 2)
     net = skeleton(arch)
     assert [name for name, _ in net.named_parameters()] == expected
     buffers = {name.rpartition(".")[2] for name, _ in net.named_buffers()}
@@ -153,6 +177,52 @@ def test_wide_resnets_have_the_names_of_checkpoints() -> None:
                 expected.append(f"{prefix}convShortcut.weight")
     expected += ["bn1.weight", "bn1.bias", "fc.weight", "fc.bias"]
     assert [name for name, _ in skeleton("wrn-34-10").named_parameters()] == expected
+
+
+def test_swish_wide_resnets_have_the_names_of_checkpoints() -> None:
+    """Those of DeepMind, Rade and Wang et al."""
+    expected = ["init_conv.weight"]
+    for group in range(3):
+        for i in range(4):
+            prefix = f"layer.{group}.block.{i}."
+            for k in (0, 1):
+                kinds = (f"batchnorm_{k}.weight", f"batchnorm_{k}.bias", f"conv_{k}.weight")
+                expected += [f"{prefix}{kind}" for kind in kinds]
+            if i == 0:
+                expected.append(f"{prefix}shortcut.weight")
+    expected += ["batchnorm.weight", "batchnorm.bias", "logits.weight", "logits.bias"]
+    net = skeleton("wrn-28-10-swish")
+    assert [name for name, _ in net.named_parameters()] == expected
+    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert {norm.momentum for norm in norms} == {0.01}
+
+
+def test_vgg_and_mobilenets_have_the_names_of_checkpoints() -> None:
+    """Those of kuangliu's pytorch-cifar."""
+    expected = []
+    # convolution, normalisation, activation; a pooling after the 2nd, 4th, 7th, 10th and 13th
+    for at in (0, 3, 7, 10, 14, 17, 20, 24, 27, 30, 34, 37, 40):
+        expected += [f"features.{at + i}.{kind}" for i in (0, 1) for kind in ("weight", "bias")]
+    names = [name for name, _ in skeleton("vgg16").named_parameters()]
+    assert names == [*expected, "classifier.weight", "classifier.bias"]
+
+    expected = conv_bn("", "conv1", "bn1")
+    for i in range(13):
+        expected += conv_bn(f"layers.{i}.", "conv1", "bn1")
+        expected += conv_bn(f"layers.{i}.", "conv2", "bn2")
+    names = [name for name, _ in skeleton("mobilenet").named_parameters()]
+    assert names == [*expected, "linear.weight", "linear.bias"]
+
+    expected = conv_bn("", "conv1", "bn1")
+    for i in range(17):
+        for k in (1, 2, 3):
+            expected += conv_bn(f"layers.{i}.", f"conv{k}", f"bn{k}")
+        # where a stage widens without a stride: 32 to 16, 16 to 24, 64 to 96 and 160 to 320
+        if i in (0, 1, 10, 16):
+            expected += conv_bn(f"layers.{i}.", "shortcut.0", "shortcut.1")
+    expected += conv_bn("", "conv2", "bn2")
+    names = [name for name, _ in skeleton("mobilenetv2").named_parameters()]
+    assert names == [*expected, "linear.weight", "linear.bias"]
 
 
 # the function
@@ -246,19 +316,142 @@ def test_wide_resnet_by_formula(depth: int, widening: int) -> None:
     Without widening the first group keeps its width, and so its images: no convolution there.
     """
     torch.manual_seed(0)
-    net = WideResNet(depth, widening, 10, 3)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.0)
-            nn.init.normal_(module.bias, 0.0, 0.1)
-            nn.init.normal_(module.running_mean, 0.0, 0.1)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
-    net = net.double().eval()
+    net = randomised(WideResNet(depth, widening, 10, 3)).double()
     for side in (8, 20):
         x = images(0, 3, side=side)[0].double()
         with torch.no_grad():
             expected = wide_forward(net.state_dict(), x)
             torch.testing.assert_close(net(x), expected, rtol=1e-9, atol=1e-10)
+
+
+def same_convolution(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    """TensorFlow's SAME: ceil(n / stride) outputs, of the padding the odd pixel at the end."""
+    k, pads = weight.shape[-1], []
+    for n in (x.shape[3], x.shape[2]):
+        total = max((-(-n // stride) - 1) * stride + k - n, 0)
+        pads += [total // 2, total - total // 2]
+    return F.conv2d(F.pad(x, pads), weight, stride=stride)
+
+
+def swish_forward(state: dict[str, Tensor], x: Tensor) -> Tensor:
+    """Gowal et al. 2020: WideResNet with x * sigmoid(x), every convolution SAME."""
+
+    def activated(name: str, x: Tensor) -> Tensor:
+        mean, var, weight, bias = (
+            state[f"{name}.{part}"][:, None, None]
+            for part in ("running_mean", "running_var", "weight", "bias")
+        )
+        x = (x - mean) / (var + 1e-5).sqrt() * weight + bias
+        return x * x.sigmoid()
+
+    x = same_convolution(x, state["init_conv.weight"], 1)
+    for group in range(3):
+        for i in range(sum(f"layer.{group}.block.{i}.conv_0.weight" in state for i in range(9))):
+            prefix, stride = f"layer.{group}.block.{i}.", 2 if group and i == 0 else 1
+            out = activated(f"{prefix}batchnorm_0", x)
+            if f"{prefix}shortcut.weight" in state:
+                x = same_convolution(out, state[f"{prefix}shortcut.weight"], stride)
+            out = same_convolution(out, state[f"{prefix}conv_0.weight"], stride)
+            out = activated(f"{prefix}batchnorm_1", out)
+            x = x + same_convolution(out, state[f"{prefix}conv_1.weight"], 1)
+    return activated("batchnorm", x).mean((2, 3)) @ state["logits.weight"].T + state["logits.bias"]
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (20, 32), (13, 10), (9, 15)], ids=str)
+def test_swish_wide_resnet_by_formula(shape: tuple[int, int]) -> None:
+    """Catches symmetric padding of a strided convolution, and a shortcut of another size."""
+    net = randomised(SwishWideResNet(16, 2, 10, 3)).double()
+    x = images(0, 3, side=32)[0].double()[:, :, : shape[0], : shape[1]]
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), swish_forward(net.state_dict(), x), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("arch", ["vgg11", "vgg16"])
+def test_vgg_is_that_of_torchvision_with_another_head(arch: str) -> None:
+    ours = lived(arch)
+    theirs = getattr(torchvision.models, f"{arch}_bn")().eval()
+    theirs.features.load_state_dict(ours.get_submodule("features").state_dict())
+    x = images(0, 2, side=32)[0]
+    with torch.no_grad():
+        expected = ours.get_submodule("classifier")(theirs.features(x).flatten(1))
+        torch.testing.assert_close(ours(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def mobile_forward(w: dict[str, Tensor], x: Tensor, strides: dict[int, int]) -> Tensor:
+    """Both MobileNets in eval mode: what a block has is what its parameters say."""
+
+    def conv(name: str, norm: str, x: Tensor, stride: int = 1) -> Tensor:
+        kernel, shape = w[f"{name}.weight"], (1, -1, 1, 1)
+        groups = x.shape[1] // kernel.shape[1]
+        x = F.conv2d(x, kernel, None, stride, kernel.shape[-1] // 2, 1, groups)
+        mean, var = w[f"{norm}.running_mean"].view(shape), w[f"{norm}.running_var"].view(shape)
+        scale = w[f"{norm}.weight"].view(shape) / (var + 1e-5).sqrt()
+        return (x - mean) * scale + w[f"{norm}.bias"].view(shape)
+
+    x = conv("conv1", "bn1", x).clamp(min=0)
+    for i in range(sum(f"layers.{i}.conv1.weight" in w for i in range(99))):
+        name, stride = f"layers.{i}", strides.get(i, 1)
+        expands = f"{name}.conv3.weight" in w
+        out = conv(f"{name}.conv1", f"{name}.bn1", x, 1 if expands else stride).clamp(min=0)
+        out = conv(f"{name}.conv2", f"{name}.bn2", out, stride if expands else 1).clamp(min=0)
+        if expands:
+            out = conv(f"{name}.conv3", f"{name}.bn3", out)
+            if f"{name}.shortcut.0.weight" in w:
+                out = out + conv(f"{name}.shortcut.0", f"{name}.shortcut.1", x)
+            elif stride == 1:
+                out = out + x
+        x = out
+    if "conv2.weight" in w:
+        x = conv("conv2", "bn2", x).clamp(min=0)
+    return x.mean((2, 3)) @ w["linear.weight"].T + w["linear.bias"]
+
+
+@pytest.mark.parametrize(
+    ("arch", "strides"),
+    [("mobilenet", {1: 2, 3: 2, 5: 2, 11: 2}), ("mobilenetv2", {3: 2, 6: 2, 13: 2})],
+    ids=["v1", "v2"],
+)
+def test_mobilenets_by_formula(arch: str, strides: dict[int, int]) -> None:
+    net = lived(arch)
+    for side in (16, 21):
+        x = images(0, 2, side=side)[0]
+        with torch.no_grad():
+            expected = mobile_forward(net.state_dict(), x, strides)
+            torch.testing.assert_close(net(x), expected, rtol=1e-3, atol=1e-4)
+
+
+SMALL: dict[str, Callable[[int, int], nn.Module]] = {
+    **{name: ARCHS[name] for name in ("vgg11", "mobilenet", "mobilenetv2")},
+    "wide": partial(WideResNet, 10, 1),
+    "swish": partial(SwishWideResNet, 10, 1),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_they_freeze(name: str) -> None:
+    """Frozen refuses a twin that disagrees; also with a normalisation in front."""
+    net = randomised(SMALL[name](10, 3))
+    Frozen(net, torch.float32, images(0, 2, side=16)[0])
+    Frozen(normalized(net, [0.5] * 3, [0.2] * 3), torch.float32, images(0, 2, side=9)[0])
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_sizes_channels_and_gradients_of_the_others(name: str) -> None:
+    torch.manual_seed(0)
+    net = SMALL[name](7, 1)
+    for shape in ((8, 8), (13, 28), (32, 32), (64, 64)):
+        x = images(0, 2, 64, 1)[0][:, :, : shape[0], : shape[1]].requires_grad_()
+        z = net(x)
+        assert z.shape == (2, 7)
+        z.square().sum().backward()
+        assert x.grad is not None
+        assert x.grad.isfinite().all()
+        # no pixel is lost, also at odd sizes
+        assert x.grad[:, :, -1, :].abs().sum() > 0
+        assert x.grad[:, :, :, -1].abs().sum() > 0
+    without = [n for n, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    # a bias before a normalisation does nothing, and has a gradient of rounding or none
+    assert [n for n in without if not (name == "vgg11" and n.endswith("bias"))] == []
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -336,6 +529,11 @@ def test_normalize_by_hand() -> None:
         ("WRN-34-10", "wrn-34-10"),
         ("WideResNet-34-10", "wrn-34-10"),
         ("wide_resnet_34_10", "wrn-34-10"),
+        ("WRN-28-10-swish", "wrn-28-10-swish"),
+        ("wrn_70_16_silu", "wrn-70-16-swish"),
+        ("VGG16", "vgg16"),
+        ("vgg19-bn", "vgg19"),
+        ("MobileNet_V2", "mobilenetv2"),
     ],
 )
 def test_spellings(name: str, expected: str) -> None:
@@ -348,7 +546,7 @@ def test_spellings(name: str, expected: str) -> None:
         pytest.param("resnet81", "architecture 'resnet81': did you mean 'resnet18'?", id="typo"),
         pytest.param("PreActResNet19", "did you mean 'preactresnet18'?", id="near-preact"),
         pytest.param(
-            "vit", "known are preactresnet18, resnet18, resnet34, resnet50", id="nothing-near"
+            "vit", "known are mobilenet, mobilenetv2, preactresnet18, resnet101", id="nothing-near"
         ),
     ],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""`fastcat eval`: the weights of a run, or one weight file, judged on their data set."""
+"""`fastcat eval`: the weights of a run, one weight file or checkpoint, judged on a data set."""
 
 import itertools
 import json
@@ -22,15 +22,20 @@ from fastcat.environment import environment
 from fastcat.errors import InputError, nearest
 from fastcat.evaluation.evaluate import evaluate, parse_attacks
 from fastcat.files import explained, write_text
+from fastcat.foreign import load_foreign
 from fastcat.loaders.choose import unchanged_loader
 from fastcat.loaders.dataset import Dataset
 from fastcat.loaders.loader import Epochs, Loader
 from fastcat.loaders.registry import DATASETS, load_dataset
+from fastcat.models import canonical_arch, make_model, normalized
 from fastcat.precision import make_precision
 from fastcat.progress import make_console, make_progress, task
 from fastcat.report import renew_report
 from fastcat.seeds import derive_seed
 from fastcat.threat import ThreatModel
+
+# of whom nothing is known: the radius of nearly every CIFAR paper
+EPS = 8 / 255
 
 
 def evaluate_run(config: EvalConfig) -> dict[str, Any]:
@@ -41,7 +46,9 @@ def evaluate_run(config: EvalConfig) -> dict[str, Any]:
     parse_attacks(config.attacks)
     device = make_device(config.device)
     files = find_weights(config.target, config.weights, config.peer)
-    peers = [load_weights(file) for file in files]
+    if config.arch is not None:
+        check_foreign(config)
+    peers = [] if config.arch is not None else [load_weights(file) for file in files]
     out = config.out or (free_file(config) if config.target.is_dir() else None)
     if out is not None:
         # now, and not only after hours of attacks
@@ -50,9 +57,11 @@ def evaluate_run(config: EvalConfig) -> dict[str, Any]:
             out.touch(exist_ok=False)
     try:
         console = make_console()
-        data, data_dir = find_data(config, peers[0][1])
+        data, data_dir = find_data(config, peers[0][1] if peers else None)
         with task(console, f"reading {data}, once") as progress:
             dataset = load_dataset(data, data_dir, progress)
+        if config.arch is not None:
+            peers = [foreign_weights(config, dataset, console)]
         loader = make_loader(dataset, config, device)
         record: dict[str, Any] = {
             "data": data,
@@ -140,11 +149,61 @@ def find_weights(target: Path, which: str, peer: str) -> list[Path]:
     ]
 
 
-def find_data(config: EvalConfig, info: WeightsInfo) -> tuple[str, Path]:
+def check_foreign(config: EvalConfig) -> None:
+    """Raise InputError where --arch does not belong, or the images are not said."""
+    if config.target.is_dir():
+        raise InputError(f"{config.target} is a run, which knows its networks: leave --arch out")
+    if config.data is None:
+        raise InputError(f"say which images {config.target} is for: type --data cifar10")
+
+
+def foreign_weights(
+    config: EvalConfig, dataset: Dataset, console: Console
+) -> tuple[nn.Module, WeightsInfo]:
+    """The network of a checkpoint of others, for the classes and channels of the data.
+
+    What was done to the names is printed, and what the file cannot say and is therefore assumed.
+    """
+    assert config.arch is not None
+    channels = dataset.image_shape[2]
+    arch = canonical_arch(config.arch)
+    net = make_model(arch, len(dataset.classes), channels)
+    loaded = load_foreign(config.target, net)
+    for remark in loaded.remarks:
+        console.print(f"note: {remark}", markup=False)
+    normalize = config.normalize() or loaded.normalize
+    if normalize is not None:
+        if len(normalize[0]) not in (1, channels):
+            raise InputError(f"mean has {len(normalize[0])} numbers for {channels} channels")
+        net = normalized(net, *normalize)
+    elif arch.endswith("-swish"):
+        console.print("note: the published networks of this kind normalise: see --mean and --std")
+    eps = EPS if config.eps is None else config.eps
+    if config.eps is None:
+        console.print(f"note: eps {format_pixels(eps)} is assumed; --eps says another")
+    info = WeightsInfo(
+        peer=config.target.stem,
+        arch=arch,
+        data=dataset.name,
+        classes=dataset.classes,
+        channels=channels,
+        mean=None if normalize is None else tuple(normalize[0]),
+        std=None if normalize is None else tuple(normalize[1]),
+        eps=eps,
+        step_size=ThreatModel(eps=eps).step,
+        epoch=0,
+        selected="of others",
+    )
+    return net.eval(), info
+
+
+def find_data(config: EvalConfig, info: WeightsInfo | None) -> tuple[str, Path]:
     """--data and --data-dir as asked for, else of the run; a lone weight file knows only a name.
 
     Raises InputError for a name that says nothing on another machine.
     """
+    if info is None:
+        return str(config.data), config.data_dir or Path("data")
     trained: dict[str, Any] = {"data": info.data, "data_dir": "data"}
     if config.target.is_dir():
         with suppress(OSError, yaml.YAMLError, ValueError):
@@ -183,8 +242,9 @@ def threat_of(config: EvalConfig, info: WeightsInfo) -> ThreatModel:
 
 def table(info: WeightsInfo, data: str, split: str, entry: dict[str, Any]) -> str:
     """A peer's record in lines for people."""
+    epoch = f", epoch {info.epoch}" if info.epoch else ""
     lines = [
-        f"{info.peer}  {info.arch}, {info.selected}, epoch {info.epoch}: {entry['n']} {split} "
+        f"{info.peer}  {info.arch}, {info.selected}{epoch}: {entry['n']} {split} "
         f"images of {data}, eps {entry['eps']}, step {entry['step_size']}, "
         f"restarts {entry['restarts']}"
     ]

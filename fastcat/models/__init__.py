@@ -7,27 +7,50 @@ import torch
 from torch import Tensor, nn
 
 from fastcat.errors import InputError, nearest
+from fastcat.models.elsewhere import find_elsewhere
+from fastcat.models.mobilenet import mobilenet
+from fastcat.models.mobilenet_v2 import mobilenetv2
 from fastcat.models.preact_resnet import preactresnet18
-from fastcat.models.resnet import resnet18, resnet34, resnet50
-from fastcat.models.wide_resnet import wrn_34_10
+from fastcat.models.resnet import resnet18, resnet34, resnet50, resnet101
+from fastcat.models.vgg import vgg11, vgg13, vgg16, vgg19
+from fastcat.models.wide_resnet import wrn_28_10, wrn_34_10, wrn_34_20, wrn_70_16
+from fastcat.models.wide_resnet_swish import wrn_28_10_swish, wrn_34_20_swish, wrn_70_16_swish
 
 ARCHS: dict[str, Callable[[int, int], nn.Module]] = {
     make.__name__.replace("_", "-"): make
-    for make in (resnet18, resnet34, resnet50, preactresnet18, wrn_34_10)
+    for make in (
+        *(resnet18, resnet34, resnet50, resnet101, preactresnet18),
+        *(wrn_28_10, wrn_34_10, wrn_34_20, wrn_70_16),
+        *(wrn_28_10_swish, wrn_34_20_swish, wrn_70_16_swish),
+        *(vgg11, vgg13, vgg16, vgg19, mobilenet, mobilenetv2),
+    )
 }
-_ALIASES = {"prn18": "preactresnet18", "wideresnet3410": "wrn-34-10", "wrn3410": "wrn-34-10"}
+# what stands for what in names without - and _
+_SYNONYMS = {"wideresnet": "wrn", "prn18": "preactresnet18", "silu": "swish"}
 
 
 def canonical_arch(name: str) -> str:
-    """The name in ARCHS for any common spelling: ResNet18, PreAct-ResNet-18, PRN18.
+    """The name in ARCHS for any common spelling: ResNet18, PreAct-ResNet-18, PRN18, VGG16-BN.
 
-    Raises InputError for a name that is not known.
+    A name with a colon is someone else's, see `find_elsewhere`, and stays as it is. Raises
+    InputError for a name that leads nowhere.
     """
-    plain = name.lower().replace("-", "").replace("_", "")
-    plain = _ALIASES.get(plain, plain)
-    if plain not in ARCHS:
+    if ":" in name:
+        find_elsewhere(name)
+        return name
+    plain = _plain(name)
+    for synonym, word in _SYNONYMS.items():
+        plain = plain.replace(synonym, word)
+    if plain.startswith("vgg"):
+        plain = plain.removesuffix("bn")
+    known = {_plain(arch): arch for arch in ARCHS}
+    if plain not in known:
         raise InputError(f"unknown architecture {name!r}: {nearest(plain, ARCHS)}")
-    return plain
+    return known[plain]
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")
 
 
 class Normalize(nn.Module):
@@ -53,10 +76,15 @@ def make_model(
 ) -> nn.Module:
     """A freshly initialised network, drawn from torch's global generator.
 
-    `normalize` = (mean, std) per channel puts a Normalize in front; the network's own parameters
-    are then named `net.*`. Raises InputError for an unknown architecture.
+    `normalize` = (mean, std) per channel puts a Normalize in front. Raises InputError for an
+    architecture that is unknown, or cannot take these channels.
     """
-    net = ARCHS[canonical_arch(arch)](classes, channels)
-    if normalize is None:
-        return net
-    return nn.Sequential(OrderedDict(normalize=Normalize(*normalize), net=net))
+    arch = canonical_arch(arch)
+    make = find_elsewhere(arch) if ":" in arch else ARCHS[arch]
+    net = make(classes, channels)
+    return net if normalize is None else normalized(net, *normalize)
+
+
+def normalized(net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
+    """The network with a Normalize in front; its own parameters are then named `net.*`."""
+    return nn.Sequential(OrderedDict(normalize=Normalize(mean, std), net=net))

@@ -102,3 +102,7 @@ def resnet34(classes: int, channels: int) -> ResNet:
 
 def resnet50(classes: int, channels: int) -> ResNet:
     return ResNet(Bottleneck, (3, 4, 6, 3), classes, channels)
+
+
+def resnet101(classes: int, channels: int) -> ResNet:
+    return ResNet(Bottleneck, (3, 4, 23, 3), classes, channels)

@@ -39,6 +39,15 @@ class WideGroup(nn.Module):
         return self.layer(x)
 
 
+def initialise(net: nn.Module, head: nn.Linear) -> None:
+    """Convolutions normal with variance 2 / fan-out, the head without bias, as in all of them."""
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            fan_out = module.out_channels * math.prod(module.kernel_size)
+            nn.init.normal_(module.weight, 0.0, math.sqrt(2 / fan_out))
+    nn.init.zeros_(head.bias)
+
+
 class WideResNet(nn.Module):
     """x [B, channels, H, W] in [0, 1] -> logits [B, classes]; any H and W from 8 pixels up."""
 
@@ -52,11 +61,7 @@ class WideResNet(nn.Module):
         self.block3 = WideGroup(widths[2], widths[3], blocks, 2)
         self.bn1 = nn.BatchNorm2d(widths[3])
         self.fc = nn.Linear(widths[3], classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                fan_out = module.out_channels * math.prod(module.kernel_size)
-                nn.init.normal_(module.weight, 0.0, math.sqrt(2 / fan_out))
-        nn.init.zeros_(self.fc.bias)
+        initialise(self, self.fc)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.block3(self.block2(self.block1(self.conv1(x))))
@@ -64,6 +69,21 @@ class WideResNet(nn.Module):
         return self.fc(F.adaptive_avg_pool2d(out, 1).flatten(1))
 
 
+def wrn_28_10(classes: int, channels: int) -> WideResNet:
+    """WideResNet-28-10, pre-activation (Zagoruyko & Komodakis 2016, arXiv 1605.07146)."""
+    return WideResNet(28, 10, classes, channels)
+
+
 def wrn_34_10(classes: int, channels: int) -> WideResNet:
     """WideResNet-34-10, pre-activation (Zagoruyko & Komodakis 2016, arXiv 1605.07146)."""
     return WideResNet(34, 10, classes, channels)
+
+
+def wrn_34_20(classes: int, channels: int) -> WideResNet:
+    """WideResNet-34-20, pre-activation (Zagoruyko & Komodakis 2016, arXiv 1605.07146)."""
+    return WideResNet(34, 20, classes, channels)
+
+
+def wrn_70_16(classes: int, channels: int) -> WideResNet:
+    """WideResNet-70-16, pre-activation (Zagoruyko & Komodakis 2016, arXiv 1605.07146)."""
+    return WideResNet(70, 16, classes, channels)
