@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import nn
 
+from fastcat.awp import WeightPerturbation
 from fastcat.frozen import Frozen
 from fastcat.objectives.objective import Objective
 from fastcat.optim import FlatSGD
@@ -12,7 +13,7 @@ from fastcat.optim import FlatSGD
 class Peer:
     """name: "0-trades"; frozen: what is attacked instead of the model, None for the model itself.
 
-    forward: the model in train mode, as an engine runs it.
+    forward: the model in train mode, as an engine runs it; awp: None for weights left as they are.
     """
 
     def __init__(
@@ -23,6 +24,7 @@ class Peer:
         objective: Objective,
         optimizer: FlatSGD,
         frozen: Frozen | None = None,
+        awp: WeightPerturbation | None = None,
     ) -> None:
         self.name = name
         self.arch = arch
@@ -31,6 +33,7 @@ class Peer:
         self.objective = objective
         self.optimizer = optimizer
         self.frozen = frozen
+        self.awp = awp
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed peer needs, as tensors and plain values."""

@@ -1,5 +1,6 @@
 """Peers as they are typed: "trades:beta=6,mart@preactresnet18"."""
 
+import math
 from dataclasses import dataclass
 
 from fastcat.errors import InputError
@@ -10,18 +11,23 @@ from fastcat.objectives.objective import Objective
 
 @dataclass(frozen=True, kw_only=True)
 class PeerSpec:
-    """One entry of --peers: its text, the method with its settings, and the architecture."""
+    """One entry of --peers: the method with its settings, the architecture, gamma of AWP.
+
+    awp: None where it is left to the run.
+    """
 
     method: str
     objective: Objective
     arch: str
+    awp: float | None
 
 
 def parse_peers(text: str, default_arch: str) -> tuple[PeerSpec, ...]:
     """ "trades:beta=6,mart@preactresnet18" -> a PeerSpec for each peer.
 
     Grammar: METHOD[:KEY=VALUE]...[@ARCH], separated by commas; METHOD may be the user's own as
-    package.module:function. Raises InputError for what it cannot read.
+    package.module:function. The setting awp is every method's: gamma of its weight perturbation.
+    Raises InputError for what it cannot read.
     """
     peers = []
     for entry in text.split(","):
@@ -39,11 +45,23 @@ def parse_peers(text: str, default_arch: str) -> tuple[PeerSpec, ...]:
             if not equals or not key or not value:
                 raise InputError(f"peer {entry.strip()!r}: expected settings like trades:beta=6")
             settings[key] = value
+        awp = settings.pop("awp", None)
         peers.append(
             PeerSpec(
                 method=method.rpartition(":")[2],
                 objective=make_objective(method, settings),
                 arch=canonical_arch(arch or default_arch),
+                awp=None if awp is None else _gamma(awp, entry.strip()),
             )
         )
     return tuple(peers)
+
+
+def _gamma(text: str, entry: str) -> float:
+    try:
+        gamma = float(text)
+    except ValueError:
+        gamma = math.nan
+    if not 0 <= gamma < math.inf:
+        raise InputError(f"peer {entry!r}: awp is {text}, expected a gamma like 0.005, or 0")
+    return gamma

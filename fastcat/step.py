@@ -4,11 +4,15 @@ Device tensors of static shape in, device tensors out; nothing here asks the hos
 K peers, B images; z[k, v] are peer k's logits on view v.
 """
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
 import torch
 from torch import Tensor
 
 from fastcat.attack import attack_all
 from fastcat.batch import Batch
+from fastcat.modes import attack_mode
 from fastcat.plan import Place, view_name
 from fastcat.team import Team
 
@@ -67,20 +71,67 @@ def forward(team: Team, views: dict[str, Tensor]) -> dict[Place, Tensor]:
     return z
 
 
+def losses(team: Team, z: dict[Place, Tensor], batch: Batch) -> tuple[Tensor, dict[Place, Tensor]]:
+    """The values of team.loss.names, and the gradients of the logits."""
+    table = torch.stack([z[cell.place].detach() for cell in team.plan])
+    values, dz = team.loss(table, batch.y, team.scaler.scale, batch.y_mixed, batch.share)
+    return values, {cell.place: dz[n] for n, cell in enumerate(team.plan)}
+
+
+def backward(team: Team, k: int, z: dict[Place, Tensor], dz: dict[Place, Tensor]) -> None:
+    """Peer k's gradients from those of its logits, gathered in its optimizer."""
+    optimizer = team.peers[k].optimizer
+    optimizer.zero_grad()
+    places = [cell.place for cell in team.cells_of(k) if cell.grad]
+    torch.autograd.backward(
+        [z[place] for place in places],
+        [dz[place].to(z[place].dtype) for place in places],
+    )
+    optimizer.gather()
+
+
+def perturb(team: Team, batch: Batch, views: dict[str, Tensor]) -> None:
+    """Weights of peers with AWP from w to w + v; running statistics stay as they are."""
+    with ExitStack() as modes:
+        for peer in team.peers:
+            modes.enter_context(attack_mode(peer.model, "train"))
+        z = forward(team, views)
+    _, dz = losses(team, z, batch)
+
+    def climb(group: list[int]) -> None:
+        for k in group:
+            peer = team.peers[k]
+            if peer.awp is not None:
+                backward(team, k, z, dz)
+                peer.awp.perturb()
+                peer.optimizer.zero_grad()
+
+    team.lanes.run(climb)
+
+
+@contextmanager
+def perturbed(team: Team, batch: Batch, views: dict[str, Tensor]) -> Iterator[None]:
+    """At w + v, until `descend` or an exception restores w; without AWP nothing is done."""
+    perturbations = [peer.awp for peer in team.peers if peer.awp is not None]
+    try:
+        if perturbations:
+            perturb(team, batch, views)
+        yield
+    finally:
+        for perturbation in perturbations:
+            perturbation.undo()
+
+
 def descend(team: Team, z: dict[Place, Tensor], dz: dict[Place, Tensor]) -> None:
     """Backward through every peer from the gradient of its logits, and the optimizers' steps."""
 
     def update(group: list[int]) -> None:
         for k in group:
-            optimizer = team.peers[k].optimizer
-            optimizer.zero_grad()
-            places = [cell.place for cell in team.cells_of(k) if cell.grad]
-            torch.autograd.backward(
-                [z[place] for place in places],
-                [dz[place].to(z[place].dtype) for place in places],
-            )
-            optimizer.gather()
-            team.scaler.step(optimizer)
+            peer = team.peers[k]
+            backward(team, k, z, dz)
+            if peer.awp is not None:
+                peer.awp.restore(team.scaler.scale)
+            team.scaler.step(peer.optimizer)
 
     team.lanes.run(update)
     team.scaler.update()
@@ -89,8 +140,8 @@ def descend(team: Team, z: dict[Place, Tensor], dz: dict[Place, Tensor]) -> None
 def collaborative_step(team: Team, batch: Batch, noise: Tensor) -> Tensor:
     """Attack, forward, loss, backward and update of all peers; the values of team.loss.names."""
     views = attack_views(team, batch, noise)
-    z = forward(team, views)
-    table = torch.stack([z[cell.place].detach() for cell in team.plan])
-    values, dz = team.loss(table, batch.y, team.scaler.scale, batch.y_mixed, batch.share)
-    descend(team, z, {cell.place: dz[n] for n, cell in enumerate(team.plan)})
+    with perturbed(team, batch, views):
+        z = forward(team, views)
+        values, dz = losses(team, z, batch)
+        descend(team, z, dz)
     return values

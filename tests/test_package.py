@@ -24,7 +24,7 @@ LAYERS = (
     "evaluation", "config",
     "team", "table_loss", "collaboration", "plan", "peer_spec", "peer",
     "objectives", "attack", "frozen", "modes", "lanes", "threat", "terms",
-    "optim", "checkpoint", "models", "precision", "report",
+    "awp", "optim", "checkpoint", "models", "precision", "report",
     "environment", "device", "progress", "stop",
     "loaders", "guard", "batch", "seeds", "files", "errors",
     "kernels",

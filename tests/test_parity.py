@@ -66,6 +66,7 @@ class Case:
     nesterov: bool = False
     bn: str = "eval"
     mixed: bool = False
+    awp: Sequence[float] | None = None
 
     @property
     def threat(self) -> ThreatModel:
@@ -120,6 +121,13 @@ CASES = [
         Case(peers=plain("natural", "alp"), mixed=True, restarts=2),
         id="natural+alp-mixed-restarts_2",
     ),
+    pytest.param(Case(peers=plain("trades"), awp=[0.005]), id="trades-awp"),
+    pytest.param(Case(peers=plain("at"), awp=[0.05], nesterov=True), id="at-awp-nesterov"),
+    pytest.param(Case(peers=plain("trades", "alp"), awp=[0.02, 0.01]), id="trades+alp-awp"),
+    pytest.param(
+        Case(peers=plain("natural", "mart"), awp=[0.0, 0.02], mixed=True),
+        id="natural+mart-awp_of_one-mixed",
+    ),
 ]
 
 
@@ -150,6 +158,7 @@ class Ours:
             precision=self.precision,
             side=16,
             mixed=self.case.mixed,
+            awp=self.case.awp,
             **self.case.sgd,
             ema=self.ema,
         )
@@ -206,6 +215,7 @@ def oracle_step(
         buffers=buffers,
         bn=case.bn,
         **case.mixing(len(y), torch.float64),
+        awp=case.awp,
     )
 
 

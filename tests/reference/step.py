@@ -11,6 +11,7 @@ the views v_j of the others by rising j, without gradient, each view once. Every
 the running statistics of the BatchNorm layers.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.reference.attack import pgd
+from tests.reference.awp import add, perturbation
 from tests.reference.losses import OBJECTIVES, cat_guidance, mixed
 
 OWN_VIEWS = {
@@ -84,46 +86,31 @@ def sgd_update(
     return new_buffers
 
 
-def cat_step(
+Computed = tuple[
+    dict[tuple[int, str], Tensor],
+    list[dict[str, Tensor]],
+    list[Tensor],
+    list[Tensor],
+    list[dict[str, Tensor]],
+]
+
+
+def forward_and_backward(
     nets: Sequence[nn.Module],
     methods: Sequence[tuple[str, dict[str, Any]]],
-    x: Tensor,
+    views: dict[str, Tensor],
     y: Tensor,
-    noise: Tensor,
-    *,
-    eps: float,
-    step_size: float,
-    steps: int,
-    alpha: float,
+    weight: float,
     collab: str,
-    lr: float,
-    momentum: float,
-    weight_decay: float,
-    nesterov: bool,
-    buffers: Sequence[dict[str, Tensor]] | None,
-    bn: str = "eval",
-    y_mixed: Tensor | None = None,
-    share: Tensor | None = None,
-) -> StepResult:
-    """One step in place on nets, which are left in train mode.
+    y_mixed: Tensor | None,
+    share: Tensor | None,
+) -> Computed:
+    """logits, terms, guidance, totals and gradients of a step, on views that are there.
 
-    methods: per peer its name and settings, e.g. ("trades", {"beta": 6.0}).
-    x: images in [0, 1], `[B, C, H, W]`. y: `[B]`. noise: `[R, K, B, C, H, W]`, see `attack.pgd`;
-    the part of a natural peer is not read. collab: "cat" or "none". bn: statistics in the attack.
-    buffers: those of the previous step, None at the first.
-    y_mixed, share: `[B]`, of images mixed of two; share in [0, 1].
+    weight: of the objectives; the guidance weighs 1 - weight.
     """
     peers = range(len(nets))
     names = [name for name, _ in methods]
-    weight = {"cat": alpha, "none": 1.0}[collab] if len(nets) > 1 else 1.0
-
-    views = {"clean": x}
-    for k in peers:
-        if "adv" in OWN_VIEWS[names[k]]:
-            views[f"adv{k}"] = pgd(
-                nets[k], x, y, names[k], eps, step_size, steps, noise[:, k], bn, y_mixed, share
-            )
-
     z: dict[tuple[int, str], Tensor] = {}
     for k in peers:
         nets[k].train()
@@ -148,13 +135,68 @@ def cat_step(
         totals.append(weight * sum(terms[k].values()) + (1.0 - weight) * guidance[k])
 
     joint = torch.stack(totals).sum()
-    grads, new_buffers = [], []
+    grads = []
     for net in nets:
         params = {n: p for n, p in net.named_parameters() if p.requires_grad}
         found = torch.autograd.grad(
             joint, list(params.values()), retain_graph=True, allow_unused=True
         )
         grads.append({n: g for n, g in zip(params, found, strict=True) if g is not None})
+    return z, terms, guidance, totals, grads
+
+
+def cat_step(
+    nets: Sequence[nn.Module],
+    methods: Sequence[tuple[str, dict[str, Any]]],
+    x: Tensor,
+    y: Tensor,
+    noise: Tensor,
+    *,
+    eps: float,
+    step_size: float,
+    steps: int,
+    alpha: float,
+    collab: str,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    nesterov: bool,
+    buffers: Sequence[dict[str, Tensor]] | None,
+    bn: str = "eval",
+    y_mixed: Tensor | None = None,
+    share: Tensor | None = None,
+    awp: Sequence[float] | None = None,
+) -> StepResult:
+    """One step in place on nets, which are left in train mode.
+
+    methods: per peer its name and settings, e.g. ("trades", {"beta": 6.0}).
+    x: images in [0, 1], `[B, C, H, W]`. y: `[B]`. noise: `[R, K, B, C, H, W]`, see `attack.pgd`;
+    the part of a natural peer is not read. collab: "cat" or "none". bn: statistics in the attack.
+    buffers: those of the previous step, None at the first.
+    y_mixed, share: `[B]`, of images mixed of two; share in [0, 1].
+    awp: gamma of each peer's weight perturbation; all that is computed is then computed at w + v.
+    """
+    peers = range(len(nets))
+    names = [name for name, _ in methods]
+    weight = {"cat": alpha, "none": 1.0}[collab] if len(nets) > 1 else 1.0
+
+    views = {"clean": x}
+    for k in peers:
+        if "adv" in OWN_VIEWS[names[k]]:
+            views[f"adv{k}"] = pgd(
+                nets[k], x, y, names[k], eps, step_size, steps, noise[:, k], bn, y_mixed, share
+            )
+
+    if awp is not None:
+        copies = [copy.deepcopy(net) for net in nets]  # whose running statistics nobody reads
+        *_, grads = forward_and_backward(copies, methods, views, y, weight, collab, y_mixed, share)
+        v = [perturbation(*both) for both in zip(nets, grads, awp, strict=True)]
+        for net, v_k in zip(nets, v, strict=True):
+            add(net, v_k, 1.0)
+    z, terms, guidance, totals, grads = forward_and_backward(
+        nets, methods, views, y, weight, collab, y_mixed, share
+    )
+    new_buffers = []
     for k, net in enumerate(nets):
         new_buffers.append(
             sgd_update(
@@ -167,6 +209,10 @@ def cat_step(
                 nesterov=nesterov,
             )
         )
+
+    if awp is not None:
+        for net, v_k in zip(nets, v, strict=True):
+            add(net, v_k, -1.0)
 
     return StepResult(
         views=views,
