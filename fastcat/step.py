@@ -5,21 +5,31 @@ K peers, B images; z[k, v] are peer k's logits on view v.
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
 
-from fastcat.attack import attack_all
+from fastcat.attack import Inner, attack_all
 from fastcat.batch import Batch
 from fastcat.modes import attack_mode
 from fastcat.plan import Place, view_name
+from fastcat.squeeze import Squeeze, squeeze
 from fastcat.team import Team
 
 
+def noise_places(team: Team) -> list[Place]:
+    """Views that are sought: those of PGD, so that they lie side by side, then pairs."""
+    inners = [peer.objective.inner for peer in team.peers]
+    alone = [(k, "adv") for k, inner in enumerate(inners) if isinstance(inner, Inner)]
+    pairs = [k for k, inner in enumerate(inners) if isinstance(inner, Squeeze)]
+    return alone + [(k, view) for k in pairs for view in ("adv", "col")]
+
+
 def start_noise(team: Team, x: Tensor, generator: torch.Generator) -> Tensor:
-    """Start noise [restarts, A, B, C, H, W] for the A peers that are attacked."""
-    starts = [peer.objective.inner.start for peer in team.peers if peer.objective.inner]
+    """Start noise [restarts, S, B, C, H, W] for the S views that are sought, by `noise_places`."""
+    inners = [team.peers[k].objective.inner for k, _ in noise_places(team)]
+    starts = [inner.start for inner in inners if inner is not None]
     draws = [
         [team.threat.draw_noise(start, x, generator) for start in starts]
         for _ in range(team.threat.restarts)
@@ -28,15 +38,22 @@ def start_noise(team: Team, x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def attack_views(team: Team, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
-    """All views by name: the clean images and one adversarial view of each attacked peer."""
+    """All views by name: the clean images, and what is sought for each attacked peer."""
     views = {"clean": batch.x}
-    inners = {k: p.objective.inner for k, p in enumerate(team.peers) if p.objective.inner}
+    places = noise_places(team)
 
     def attack(group: list[int]) -> None:
-        attacked = [k for k in group if k in inners]
+        inners = {}
+        for k in group:
+            inner = team.peers[k].objective.inner
+            if isinstance(inner, Squeeze):
+                seek_two(k, inner)
+            elif inner is not None:
+                inners[k] = inner
+        attacked = list(inners)
         if not attacked:
             return
-        begin = list(inners).index(attacked[0])
+        begin = places.index((attacked[0], "adv"))
         with team.precision.autocast():
             x_adv = attack_all(
                 [team.attacked(k) for k in attacked],
@@ -51,6 +68,20 @@ def attack_views(team: Team, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
             )
         views.update({view_name(k, "adv"): x_adv[a] for a, k in enumerate(attacked)})
 
+    def seek_two(k: int, inner: Squeeze) -> None:
+        begin = places.index((k, "adv"))
+        with team.precision.autocast():
+            found = squeeze(
+                team.attacked(k),
+                inner,
+                batch.x,
+                batch.y,
+                team.threat,
+                noise[0, begin : begin + 2],
+                team.precision.attack_scale,
+            )
+        views.update({view_name(k, view): found[n] for n, view in enumerate(("adv", "col"))})
+
     team.lanes.run(attack)
     return views
 
@@ -61,11 +92,13 @@ def forward(team: Team, views: dict[str, Tensor]) -> dict[Place, Tensor]:
 
     def fill(group: list[int]) -> None:
         for k in group:
+            peer = team.peers[k]
             # one autocast region a peer: weights are cast once, for the cells with gradient first
             with team.precision.autocast():
                 for cell in team.cells_of(k):
-                    with torch.set_grad_enabled(cell.grad):
-                        z[cell.place] = team.peers[k].forward(views[cell.view])
+                    untracked = nullcontext() if cell.tracked else attack_mode(peer.model, "train")
+                    with torch.set_grad_enabled(cell.grad), untracked:
+                        z[cell.place] = peer.forward(views[cell.view])
 
     team.lanes.run(fill)
     return z

@@ -23,7 +23,7 @@ LAYERS = (
     "engine", "step",
     "evaluation", "config",
     "team", "table_loss", "collaboration", "plan", "peer_spec", "peer",
-    "objectives", "attack", "frozen", "modes", "lanes", "threat", "terms",
+    "objectives", "squeeze", "attack", "frozen", "modes", "lanes", "threat", "terms",
     "awp", "optim", "checkpoint", "models", "precision", "report",
     "environment", "device", "progress", "stop",
     "loaders", "guard", "batch", "seeds", "files", "errors",

@@ -41,7 +41,7 @@ TWICE = Objective(
 )
 
 TEAMS: dict[str, Sequence[str | Objective]] = {
-    **{name: [name] for name in ("natural", "at", "trades", "alp", "mart")},
+    **{name: [name] for name in ("natural", "at", "trades", "alp", "mart", "st")},
     "own": [OWN],
     "blind": [BLIND],
     "twice": [TWICE],
@@ -63,7 +63,7 @@ PARAMS = [
 
 
 MIXABLE = [
-    param for param in PARAMS if not any(method in (OWN, BLIND) for method in param.values[0])
+    param for param in PARAMS if not any(method in (OWN, BLIND, "st") for method in param.values[0])
 ]
 
 

@@ -14,10 +14,11 @@ from fastcat.objectives.at import at
 from fastcat.objectives.mart import mart
 from fastcat.objectives.natural import natural
 from fastcat.objectives.objective import Objective
+from fastcat.objectives.st import st
 from fastcat.objectives.trades import trades
 
 METHODS: dict[str, Callable[..., Objective]] = {
-    method.__name__: method for method in (natural, at, trades, alp, mart)
+    method.__name__: method for method in (natural, at, trades, alp, mart, st)
 }
 
 

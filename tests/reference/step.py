@@ -14,6 +14,7 @@ the running statistics of the BatchNorm layers.
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from tests.reference.attack import pgd
 from tests.reference.awp import add, perturbation
 from tests.reference.losses import OBJECTIVES, cat_guidance, mixed
+from tests.reference.squeeze import squeeze, untracked_forward
 
 OWN_VIEWS = {
     "natural": ("clean",),
@@ -29,6 +31,7 @@ OWN_VIEWS = {
     "trades": ("clean", "adv"),
     "alp": ("adv", "clean"),
     "mart": ("clean", "adv"),
+    "st": ("clean", "adv", "col"),
 }
 
 
@@ -53,12 +56,17 @@ class StepResult:
 
 def own_views(k: int, name: str) -> list[str]:
     """Names of the views that peer k's objective reads, in the order of its forwards."""
-    return [f"adv{k}" if view == "adv" else view for view in OWN_VIEWS[name]]
+    return [view if view == "clean" else f"{view}{k}" for view in OWN_VIEWS[name]]
 
 
 def taught_view(k: int, name: str) -> str:
     """Name of v_k, the view on which peer k is taught."""
     return f"adv{k}" if "adv" in OWN_VIEWS[name] else "clean"
+
+
+def col_noise(noise: Tensor, k: int) -> Tensor:
+    """The start noise of peer k's second view: that of its first, of the other images in turn."""
+    return noise[0, k].flip(0)
 
 
 @torch.no_grad()
@@ -115,7 +123,9 @@ def forward_and_backward(
     for k in peers:
         nets[k].train()
         for view in own_views(k, names[k]):
-            z[k, view] = nets[k](views[view])
+            tracked = not view.startswith("col")
+            forward = nets[k] if tracked else partial(untracked_forward, nets[k])
+            z[k, view] = forward(views[view])
         for j in peers:
             view = taught_view(j, names[j])
             if collab == "cat" and (k, view) not in z:
@@ -182,7 +192,13 @@ def cat_step(
 
     views = {"clean": x}
     for k in peers:
-        if "adv" in OWN_VIEWS[names[k]]:
+        if names[k] == "st":
+            both = torch.stack([noise[0, k], col_noise(noise, k)])
+            settings = {key: v for key, v in methods[k][1].items() if key in ("start", "bn")}
+            views[f"adv{k}"], views[f"col{k}"] = squeeze(
+                nets[k], x, y, eps, step_size, steps, both, **settings
+            )
+        elif "adv" in OWN_VIEWS[names[k]]:
             views[f"adv{k}"] = pgd(
                 nets[k], x, y, names[k], eps, step_size, steps, noise[:, k], bn, y_mixed, share
             )
