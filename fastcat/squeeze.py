@@ -9,7 +9,7 @@ image. At each step, of {adv, clean, col} and for each image alone,
 
 so that roles may swap, and either may start again from the image. Of equals adv is upper and col
 is lower. The gradient in the upper logits is 0.5 (p_upper - p_lower), in the lower its negative.
-The clean images never move, so they are forwarded once.
+The clean images never move, so a model forwards them once.
 """
 
 from collections.abc import Sequence
@@ -86,8 +86,10 @@ def squeeze(
             return leaf, network(leaf)
 
     with attack_mode(model, inner.bn):
-        clean, z_clean = forward(x)
+        # a compiled twin's backward can run once only
+        kept = None if isinstance(network, Frozen) else forward(x)
         for _ in range(threat.steps):
+            clean, z_clean = kept or forward(x)
             (adv, z_adv), (col, z_col) = forward(views[0]), forward(views[1])
             outputs, leaves = (z_adv, z_clean, z_col), (adv, clean, col)
             z = at_least_float32(torch.stack([z_c.detach() for z_c in outputs]))
@@ -100,7 +102,7 @@ def squeeze(
                     leaf,
                     # nothing for whom neither role fell to this one
                     (((upper == c).int() - (lower == c).int())[:, None] * pull).to(z_c.dtype),
-                    retain_graph=leaf is clean,
+                    retain_graph=leaf is clean and kept is not None,
                 )[0]
                 for c, (z_c, leaf) in enumerate(zip(outputs, leaves, strict=True))
             ]
