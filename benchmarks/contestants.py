@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastcat.awp import WeightPerturbation
 from fastcat.benchmarks.reference.loader import plain_loader
 from fastcat.benchmarks.reference.mixed import MixedLoop, half_dtype
 from fastcat.benchmarks.reference.plain import PlainLoop
@@ -99,7 +100,9 @@ class Ours:
         for k, spec in enumerate(specs):
             model = make_network(k, spec.arch).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             optimizer = FlatSGD(model, lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=False)
-            peers.append(Peer(f"{k}-{spec.method}", spec.arch, model, spec.objective, optimizer))
+            awp = WeightPerturbation(model, optimizer, spec.awp) if spec.awp else None
+            name = f"{k}-{spec.method}"
+            peers.append(Peer(name, spec.arch, model, spec.objective, optimizer, awp=awp))
         self.threat = ThreatModel()
         (self.inputs,) = self.loader.inputs()
         self.team = make_team(

@@ -66,6 +66,18 @@ def at_least_float32(z: Tensor) -> Tensor:
     return z if z.dtype == torch.float64 else z.float()
 
 
+def room_for(views: int, x: Tensor) -> Tensor:
+    """Uninitialised [views, *x.shape], each laid out like x."""
+    one = torch.empty_like(x)
+    shape, strides = (views, *x.shape), (one.numel(), *one.stride())
+    return torch.empty_strided(shape, strides, dtype=x.dtype, device=x.device)
+
+
+def stack_images(images: Sequence[Tensor]) -> Tensor:
+    """[K, B, C, H, W], channels-last, as networks give gradients; `torch.stack` would rearrange."""
+    return torch.stack([one.permute(0, 2, 3, 1) for one in images]).permute(0, 1, 4, 2, 3)
+
+
 class _Views:
     """Adversarial views under way, one for each network, on which they are updated in place.
 
@@ -75,9 +87,7 @@ class _Views:
 
     def __init__(self, networks: Sequence[Network], x: Tensor) -> None:
         self.networks = networks
-        one = torch.empty_like(x)
-        shape, strides = (len(networks), *x.shape), (one.numel(), *one.stride())
-        self.x_adv = torch.empty_strided(shape, strides, dtype=x.dtype, device=x.device)
+        self.x_adv = room_for(len(networks), x)
         dtypes = {network.dtype for network in networks if isinstance(network, Frozen)} - {x.dtype}
         self.low = torch.empty_like(self.x_adv, dtype=dtypes.pop()) if dtypes else None
 
@@ -107,8 +117,7 @@ class _Views:
         ]
         if len(grads) == 1:
             return grads[0][None]
-        # channels-last, as the networks give them; stacked as they are they would be rearranged
-        return torch.stack([grad.permute(0, 2, 3, 1) for grad in grads]).permute(0, 1, 4, 2, 3)
+        return stack_images(grads)
 
 
 def attack_all(

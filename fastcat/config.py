@@ -155,6 +155,10 @@ class Optimization:
     """L2 penalty on all parameters, per step."""
     ema: float | None = None
     """Decay per step of an average of the weights, as 0.995, which is what is judged and kept."""
+    awp: Annotated[float, arg(aliases=["--awp-gamma"])] = 0.0
+    """Size of adversarial weight perturbation relative to the weights, as 0.005. 0: none."""
+    awp_warmup: int = 0
+    """Finished epochs before weights are perturbed; until then the pass costs, and adds 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,6 +284,8 @@ _LEAST = {
     "val_steps": 1,
     "epochs": 1,
     "warmup_epochs": 0,
+    "awp": 0,
+    "awp_warmup": 0,
     "weight_decay": 0,
     "threads": 1,
     "log_every": 1,

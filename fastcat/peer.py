@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from fastcat.awp import WeightPerturbation
 from fastcat.frozen import Frozen
 from fastcat.objectives.objective import Objective
 from fastcat.objectives.teacher import teacher
@@ -25,7 +26,9 @@ class Member:
 
 
 class Peer(Member):
-    """frozen: what is attacked instead of the model, None for the model itself."""
+    """frozen: what is attacked instead of the model, None for the model itself; awp: None for
+    weights left as they are.
+    """
 
     def __init__(
         self,
@@ -35,10 +38,12 @@ class Peer(Member):
         objective: Objective,
         optimizer: FlatSGD,
         frozen: Frozen | None = None,
+        awp: WeightPerturbation | None = None,
     ) -> None:
         super().__init__(name, arch, model, objective)
         self.optimizer = optimizer
         self.frozen = frozen
+        self.awp = awp
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed peer needs, as tensors and plain values."""

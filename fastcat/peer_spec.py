@@ -1,5 +1,6 @@
 """Peers as they are typed: "trades:beta=6,mart@preactresnet18"."""
 
+import math
 from dataclasses import dataclass
 
 from fastcat.errors import InputError
@@ -12,7 +13,8 @@ from fastcat.objectives.objective import Objective
 class PeerSpec:
     """One entry of --peers: the method with its settings, and the architecture.
 
-    weights: the file of a teacher, None for what is trained; named_arch: whether arch was typed.
+    weights: the file of a teacher, None for what is trained; named_arch: whether arch was typed;
+    awp: gamma of AWP, None where it is left to the run.
     """
 
     method: str
@@ -20,13 +22,15 @@ class PeerSpec:
     arch: str
     named_arch: bool = False
     weights: str | None = None
+    awp: float | None = None
 
 
 def parse_peers(text: str, default_arch: str) -> tuple[PeerSpec, ...]:
     """ "trades:beta=6,mart@preactresnet18" -> a PeerSpec for each peer.
 
     Grammar: METHOD[:KEY=VALUE]...[@ARCH], separated by commas; METHOD may be the user's own as
-    package.module:function. Raises InputError for what it cannot read.
+    package.module:function. The setting awp is every method's: gamma of its weight perturbation.
+    Raises InputError for what it cannot read.
     """
     peers = []
     for entry in text.split(","):
@@ -44,6 +48,7 @@ def parse_peers(text: str, default_arch: str) -> tuple[PeerSpec, ...]:
             if not equals or not key or not value:
                 raise InputError(f"peer {entry.strip()!r}: expected settings like trades:beta=6")
             settings[key] = value
+        awp = settings.pop("awp", None)
         peers.append(
             PeerSpec(
                 method=method.rpartition(":")[2],
@@ -51,6 +56,17 @@ def parse_peers(text: str, default_arch: str) -> tuple[PeerSpec, ...]:
                 arch=canonical_arch(arch or default_arch),
                 named_arch=bool(arch),
                 weights=settings["weights"] if method == "teacher" else None,
+                awp=None if awp is None else _gamma(awp, entry.strip()),
             )
         )
     return tuple(peers)
+
+
+def _gamma(text: str, entry: str) -> float:
+    try:
+        gamma = float(text)
+    except ValueError:
+        gamma = math.nan
+    if not 0 <= gamma < math.inf:
+        raise InputError(f"peer {entry!r}: awp is {text}, expected a gamma like 0.005, or 0")
+    return gamma

@@ -1,8 +1,8 @@
 """Which network sees which view: the cells of the logit table z, in order, each once.
 
-A place is (peer, view), z[k, v] are peer k's logits on view v. Views are "clean" and one
-adversarial view a peer, "adv0", "adv1", ... Order belongs to the method: every train-mode forward
-moves BatchNorm's statistics.
+A place is (peer, view), z[k, v] are peer k's logits on view v. Views are "clean", one adversarial
+view a peer, "adv0", "adv1", ..., and "col0", ... where a method seeks a second one. Order belongs
+to the method: every train-mode forward moves BatchNorm's statistics, unless it is untracked.
 """
 
 from collections.abc import Sequence
@@ -14,11 +14,15 @@ Place = tuple[int, str]
 
 
 class Cell(NamedTuple):
-    """Peer k forwards this view in train mode, with or without gradient; a teacher in eval mode."""
+    """Peer k forwards this view in train mode, with or without gradient; a teacher in eval mode.
+
+    tracked: whether that moves BatchNorm's running statistics.
+    """
 
     peer: int
     view: str
     grad: bool
+    tracked: bool = True
 
     @property
     def place(self) -> Place:
@@ -26,8 +30,8 @@ class Cell(NamedTuple):
 
 
 def view_name(k: int, own_view: str) -> str:
-    """The table's name for what peer k's objective calls "clean" or "adv"."""
-    return f"adv{k}" if own_view == "adv" else own_view
+    """The table's name for what peer k's objective calls "clean", "adv" or "col"."""
+    return own_view if own_view == "clean" else f"{own_view}{k}"
 
 
 def own_view(k: int, objective: Objective) -> str:
@@ -40,7 +44,10 @@ def make_plan(objectives: Sequence[Objective], cross_cells: Sequence[Place]) -> 
     plan: list[Cell] = []
     for k, objective in enumerate(objectives):
         own = [view_name(k, view) for view in objective.views]
-        plan += [Cell(k, view, True) for view in own]
+        plan += [
+            Cell(k, view_name(k, view), True, view not in objective.untracked)
+            for view in objective.views
+        ]
         plan += [
             Cell(k, view, False) for peer, view in cross_cells if peer == k and view not in own
         ]

@@ -4,18 +4,32 @@ Device tensors of static shape in, device tensors out; nothing here asks the hos
 K members, B images; z[k, v] are member k's logits on view v.
 """
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+
 import torch
 from torch import Tensor
 
-from fastcat.attack import attack_all
+from fastcat.attack import Inner, attack_all
 from fastcat.batch import Batch
+from fastcat.modes import attack_mode
 from fastcat.plan import Place, view_name
+from fastcat.squeeze import Squeeze, squeeze
 from fastcat.team import Team
 
 
+def noise_places(team: Team) -> list[Place]:
+    """Views that are sought: those of PGD, so that they lie side by side, then pairs."""
+    inners = {k: peer.objective.inner for k, peer in team.learners.items()}
+    alone = [(k, "adv") for k, inner in inners.items() if isinstance(inner, Inner)]
+    pairs = [k for k, inner in inners.items() if isinstance(inner, Squeeze)]
+    return alone + [(k, view) for k in pairs for view in ("adv", "col")]
+
+
 def start_noise(team: Team, x: Tensor, generator: torch.Generator) -> Tensor:
-    """Start noise [restarts, A, B, C, H, W] for the A peers that are attacked."""
-    starts = [peer.objective.inner.start for peer in team.peers if peer.objective.inner]
+    """Start noise [restarts, S, B, C, H, W] for the S views that are sought, by `noise_places`."""
+    inners = [team.learners[k].objective.inner for k, _ in noise_places(team)]
+    starts = [inner.start for inner in inners if inner is not None]
     draws = [
         [team.threat.draw_noise(start, x, generator) for start in starts]
         for _ in range(team.threat.restarts)
@@ -24,15 +38,22 @@ def start_noise(team: Team, x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def attack_views(team: Team, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
-    """All views by name: the clean images and one adversarial view of each attacked peer."""
+    """All views by name: the clean images, and what is sought for each attacked peer."""
     views = {"clean": batch.x}
-    inners = {k: p.objective.inner for k, p in team.learners.items() if p.objective.inner}
+    places = noise_places(team)
 
     def attack(group: list[int]) -> None:
-        attacked = [k for k in group if k in inners]
+        inners = {}
+        for k in group:
+            inner = team.members[k].objective.inner
+            if isinstance(inner, Squeeze):
+                seek_two(k, inner)
+            elif inner is not None:
+                inners[k] = inner
+        attacked = list(inners)
         if not attacked:
             return
-        begin = list(inners).index(attacked[0])
+        begin = places.index((attacked[0], "adv"))
         with team.precision.autocast():
             x_adv = attack_all(
                 [team.attacked(k) for k in attacked],
@@ -47,6 +68,20 @@ def attack_views(team: Team, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
             )
         views.update({view_name(k, "adv"): x_adv[a] for a, k in enumerate(attacked)})
 
+    def seek_two(k: int, inner: Squeeze) -> None:
+        begin = places.index((k, "adv"))
+        with team.precision.autocast():
+            found = squeeze(
+                team.attacked(k),
+                inner,
+                batch.x,
+                batch.y,
+                team.threat,
+                noise[0, begin : begin + 2],
+                team.precision.attack_scale,
+            )
+        views.update({view_name(k, view): found[n] for n, view in enumerate(("adv", "col"))})
+
     team.lanes.run(attack)
     return views
 
@@ -57,14 +92,67 @@ def forward(team: Team, views: dict[str, Tensor]) -> dict[Place, Tensor]:
 
     def fill(group: list[int]) -> None:
         for k in group:
+            member = team.members[k]
             # one autocast region a member: weights are cast once, for the cells with gradient first
             with team.precision.autocast():
                 for cell in team.cells_of(k):
-                    with torch.set_grad_enabled(cell.grad):
-                        z[cell.place] = team.members[k].forward(views[cell.view])
+                    mode = nullcontext() if cell.tracked else attack_mode(member.model, "train")
+                    with torch.set_grad_enabled(cell.grad), mode:
+                        z[cell.place] = member.forward(views[cell.view])
 
     team.lanes.run(fill)
     return z
+
+
+def losses(team: Team, z: dict[Place, Tensor], batch: Batch) -> tuple[Tensor, dict[Place, Tensor]]:
+    """The values of team.loss.names, and the gradients of the logits."""
+    table = torch.stack([z[cell.place].detach() for cell in team.plan])
+    values, dz = team.loss(table, batch.y, team.scaler.scale, batch.y_mixed, batch.share)
+    return values, {cell.place: dz[n] for n, cell in enumerate(team.plan)}
+
+
+def backward(team: Team, k: int, z: dict[Place, Tensor], dz: dict[Place, Tensor]) -> None:
+    """Peer k's gradients from those of its logits, gathered in its optimizer."""
+    optimizer = team.learners[k].optimizer
+    optimizer.zero_grad()
+    places = [cell.place for cell in team.cells_of(k) if cell.grad]
+    torch.autograd.backward(
+        [z[place] for place in places],
+        [dz[place].to(z[place].dtype) for place in places],
+    )
+    optimizer.gather()
+
+
+def perturb(team: Team, batch: Batch, views: dict[str, Tensor]) -> None:
+    """Weights of peers with AWP from w to w + v; running statistics stay as they are."""
+    with ExitStack() as modes:
+        for peer in team.peers:
+            modes.enter_context(attack_mode(peer.model, "train"))
+        z = forward(team, views)
+    _, dz = losses(team, z, batch)
+
+    def climb(group: list[int]) -> None:
+        for k in group:
+            peer = team.learners.get(k)
+            if peer is not None and peer.awp is not None:
+                backward(team, k, z, dz)
+                peer.awp.perturb()
+                peer.optimizer.zero_grad()
+
+    team.lanes.run(climb)
+
+
+@contextmanager
+def perturbed(team: Team, batch: Batch, views: dict[str, Tensor]) -> Iterator[None]:
+    """At w + v, until `descend` or an exception restores w; without AWP nothing is done."""
+    perturbations = [peer.awp for peer in team.peers if peer.awp is not None]
+    try:
+        if perturbations:
+            perturb(team, batch, views)
+        yield
+    finally:
+        for perturbation in perturbations:
+            perturbation.undo()
 
 
 def descend(team: Team, z: dict[Place, Tensor], dz: dict[Place, Tensor]) -> None:
@@ -72,17 +160,13 @@ def descend(team: Team, z: dict[Place, Tensor], dz: dict[Place, Tensor]) -> None
 
     def update(group: list[int]) -> None:
         for k in group:
-            if k not in team.learners:
+            peer = team.learners.get(k)
+            if peer is None:
                 continue
-            optimizer = team.learners[k].optimizer
-            optimizer.zero_grad()
-            places = [cell.place for cell in team.cells_of(k) if cell.grad]
-            torch.autograd.backward(
-                [z[place] for place in places],
-                [dz[place].to(z[place].dtype) for place in places],
-            )
-            optimizer.gather()
-            team.scaler.step(optimizer)
+            backward(team, k, z, dz)
+            if peer.awp is not None:
+                peer.awp.restore(team.scaler.scale)
+            team.scaler.step(peer.optimizer)
 
     team.lanes.run(update)
     team.scaler.update()
@@ -91,8 +175,8 @@ def descend(team: Team, z: dict[Place, Tensor], dz: dict[Place, Tensor]) -> None
 def collaborative_step(team: Team, batch: Batch, noise: Tensor) -> Tensor:
     """Attack, forward, loss, backward and update of all peers; the values of team.loss.names."""
     views = attack_views(team, batch, noise)
-    z = forward(team, views)
-    table = torch.stack([z[cell.place].detach() for cell in team.plan])
-    values, dz = team.loss(table, batch.y, team.scaler.scale, batch.y_mixed, batch.share)
-    descend(team, z, {cell.place: dz[n] for n, cell in enumerate(team.plan)})
+    with perturbed(team, batch, views):
+        z = forward(team, views)
+        values, dz = losses(team, z, batch)
+        descend(team, z, dz)
     return values

@@ -9,11 +9,13 @@ from torch import Tensor
 
 from fastcat.attack import Network
 from fastcat.collaboration import make_collaboration
+from fastcat.errors import InputError
 from fastcat.frozen import CannotFreeze, Frozen
 from fastcat.lanes import Lanes
 from fastcat.peer import Member, Peer
 from fastcat.plan import Cell, make_plan, own_view
 from fastcat.precision import Precision
+from fastcat.squeeze import Squeeze
 from fastcat.table_loss import TableLoss
 from fastcat.threat import ThreatModel
 
@@ -73,7 +75,8 @@ def make_team(
 
     example: two images or more [B, C, H, W] like those to come, on the device. side_by_side: give
     each member a stream of its own on a GPU. mixed: batches are of images mixed of two. teachers:
-    who teaches whom. Raises InputError as `make_collaboration` and `TableLoss` do.
+    who teaches whom. Raises InputError as `make_collaboration` and `TableLoss` do, and for several
+    starts of `Squeeze`.
     """
     objectives = [member.objective for member in members]
     taught_on = [own_view(k, objective) for k, objective in enumerate(objectives)]
@@ -86,6 +89,8 @@ def make_team(
     loss = TableLoss(
         plan, names, objectives, collaboration, classes, example.device, weight_dtype, mixed
     )
+    if threat.restarts > 1 and any(isinstance(o.inner, Squeeze) for o in objectives):
+        raise InputError("st seeks its two views from one start: type --restarts 1")
     remarks = []
     for peer in peers:
         compute_dtype = weight_dtype if weight_dtype == torch.float64 else precision.dtype

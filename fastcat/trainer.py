@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from fastcat.awp import WeightPerturbation
 from fastcat.checkpoint import WeightsInfo, save_checkpoint, save_weights
 from fastcat.config import TrainConfig
 from fastcat.device import make_device
@@ -134,7 +135,11 @@ class Trainer:
                 nesterov=config.nesterov,
                 ema=config.ema,
             )
-            members.append(Peer(name, spec.arch, model, spec.objective, optimizer))
+            peer = Peer(name, spec.arch, model, spec.objective, optimizer)
+            gamma = config.awp if spec.awp is None else spec.awp
+            if gamma:
+                peer.awp = WeightPerturbation(model, optimizer, gamma)
+            members.append(peer)
         # what networks themselves draw (dropout) continues from here and is kept in checkpoints
         torch.manual_seed(derive_seed(config.seed, "networks"))
         return members
@@ -302,6 +307,9 @@ class Trainer:
         """One collaborative step on what the loader gave, with its learning rate and noise."""
         seed = derive_seed(self.config.seed, "attack", self.steps_done)
         like = self.loader.like(inputs)
+        for peer in self.peers:
+            if peer.awp is not None:
+                peer.awp.set_active(self.epoch >= self.config.awp_warmup)
         values = self.engine.step(inputs, like, seed, self.current_lr())
         self.batch += 1
         return values

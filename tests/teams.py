@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastcat.awp import WeightPerturbation
 from fastcat.objectives import make_objective
 from fastcat.objectives.objective import Objective
 from fastcat.optim import FlatSGD
@@ -37,11 +38,12 @@ def team_of(
     side: int = 8,
     mixed: bool = False,
     teachers: str = "all",
+    awp: Sequence[float] | None = None,
     **sgd: Any,
 ) -> Team:
     """A team of `tiny_net`s, unless there are others, for images [B, 3, side, side].
 
-    names: those of the methods by default, "own" for what has none.
+    names: those of the methods by default, "own" for what has none. awp: gamma of each peer.
     """
     nets = nets or [tiny_net(k) for k in range(len(methods))]
     names = names or [method if isinstance(method, str) else "own" for method in methods]
@@ -52,6 +54,10 @@ def team_of(
             continue
         objective = make_objective(method, {}) if isinstance(method, str) else method
         members.append(peer_of(f"{k}-{name}", objective, net, **sgd))
+    for peer, gamma in zip(members, awp or [], strict=awp is not None):
+        if gamma:
+            assert isinstance(peer, Peer)
+            peer.awp = WeightPerturbation(peer.model, peer.optimizer, gamma)
     return make_team(
         members,
         collab=collab,

@@ -180,6 +180,20 @@ def test_after_the_first_step_nothing_is_compiled_again() -> None:
     assert not said
 
 
+def test_a_warm_up_of_perturbed_weights_compiles_once() -> None:
+    """Catches a guard on the strength, and on the statistics held still for the gradient."""
+    nets = [tiny_net(k, nn.SiLU) for k in range(2)]
+    engine, said = engine_of(team_of(["trades", "alp"], nets, awp=[0.02, 0.01]), "compile")
+    for step, active in enumerate((False, True, True)):
+        for peer in engine.team.peers:
+            assert peer.awp is not None
+            peer.awp.set_active(active)
+        with torch.compiler.set_stance("fail_on_recompile" if step else "default"):
+            run(engine, step)
+    assert not said
+    assert engine.name == "compile"
+
+
 def test_a_ragged_batch_runs_eagerly_and_is_mentioned_once() -> None:
     """Catches a compilation for each epoch's last batch, and one line for each of them."""
     engines, said = zip(

@@ -13,7 +13,7 @@ float32  5e-5, on the oracle's views. Rounding is 6e-8 an operation; sums over i
          The views are handed in because an attack takes the sign of a gradient: where that is zero
          up to rounding, rounding decides, and a pixel moves the other way. So of views made in
          float32 a share of the pixels must agree to 1e-6, at the first step, where the weights are
-         still equal: 99.9 %, and 98 % where TRADES climbs the KL, which near its start is a
+         still equal: 99.9 %, and 98 % where TRADES and ST climb a KL, which near its start is a
          difference of almost equal numbers (measured: all, and 99.4 %).
          With its own views a run of three steps then follows the oracle's to 1 % in the losses and
          5 % in the weights (measured 0.3 % and 1.4 %).
@@ -47,7 +47,7 @@ from fastcat.step import attack_views, collaborative_step
 from fastcat.team import Team
 from fastcat.threat import ThreatModel
 from tests.networks import CLASSES, images, mixing, tiny_net
-from tests.reference.step import StepResult, cat_step, taught_view
+from tests.reference.step import StepResult, cat_step, col_noise, taught_view
 from tests.teams import FP32, team_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -56,7 +56,7 @@ STEPS = 3
 FLOAT64_TOLERANCE = 1e-11
 FLOAT32_TOLERANCE = 5e-5
 START = {"at": "uniform", "alp": "uniform"}
-START |= dict.fromkeys(("trades", "mart", "boosted"), "gaussian")
+START |= dict.fromkeys(("trades", "mart", "boosted", "st"), "gaussian")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +72,7 @@ class Case:
     bn: str = "eval"
     mixed: bool = False
     teachers: str = "all"
+    awp: Sequence[float] | None = None
 
     @property
     def learners(self) -> list[int]:
@@ -182,6 +183,21 @@ CASES = [
         Case(peers=plain("natural", "alp"), mixed=True, restarts=2),
         id="natural+alp-mixed-restarts_2",
     ),
+    pytest.param(Case(peers=plain("trades"), awp=[0.005]), id="trades-awp"),
+    pytest.param(Case(peers=plain("at"), awp=[0.05], nesterov=True), id="at-awp-nesterov"),
+    pytest.param(Case(peers=plain("trades", "alp"), awp=[0.02, 0.01]), id="trades+alp-awp"),
+    pytest.param(Case(peers=plain("st")), id="st"),
+    pytest.param(Case(peers=[("st", {"reg": "js", "bn": "eval"})]), id="st-js-bn_eval"),
+    pytest.param(Case(peers=[("st", {"reg": "l2", "start": "uniform"})]), id="st-l2-uniform"),
+    pytest.param(Case(peers=plain("st", "alp")), id="st+alp"),
+    pytest.param(
+        Case(peers=plain("at", "st", "trades"), collab="none", alpha=None), id="at+st+trades"
+    ),
+    pytest.param(Case(peers=plain("trades", "st"), awp=[0.005, 0.005]), id="trades+st-awp"),
+    pytest.param(
+        Case(peers=plain("natural", "mart"), awp=[0.0, 0.02], mixed=True),
+        id="natural+mart-awp_of_one-mixed",
+    ),
 ]
 
 
@@ -216,6 +232,7 @@ class Ours:
             side=16,
             mixed=self.case.mixed,
             teachers=self.case.teachers,
+            awp=self.case.awp,
             **self.case.sgd,
             ema=self.ema,
         )
@@ -231,7 +248,16 @@ class Ours:
         self, x: Tensor, y: Tensor, noise_RKB: Tensor, given: dict[str, Tensor] | None = None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The views and metrics of a step in the dtype of x; `given` views replace the attack."""
-        attacked = [k for k, (name, _) in enumerate(self.case.peers) if name in START]
+        names = [name for name, _ in self.case.peers]
+        # those of PGD, then pairs
+        alone = [noise_RKB[:, k] for k, name in enumerate(names) if name in START and name != "st"]
+        pairs = [
+            each
+            for k, name in enumerate(names)
+            if name == "st"
+            for each in (noise_RKB[:, k], col_noise(noise_RKB, k)[None])
+        ]
+        noise = torch.stack(alone + pairs, 1) if alone + pairs else noise_RKB[:, :0]
         views = {}
 
         def watched_attack(*args: Any) -> dict[str, Tensor]:
@@ -242,7 +268,7 @@ class Ours:
             values = collaborative_step(
                 self.team,
                 Batch(x, y, torch.arange(len(y)), **self.case.mixing(len(y))),
-                noise_RKB[:, attacked].to(x.dtype),
+                noise.to(x.dtype),
             )
         assert values.shape == (len(self.team.loss.names),)
         return views, dict(zip(self.team.loss.names, values, strict=True))
@@ -272,6 +298,7 @@ def oracle_step(
         buffers=buffers,
         bn=case.bn,
         **case.mixing(len(y), torch.float64),
+        awp=case.awp,
     )
 
 
@@ -452,7 +479,7 @@ def test_three_steps_in_float32(case: Case) -> None:
             assert view.dtype == torch.float32
             if step == 0:
                 differs = (view - result.views[name]).abs() > 1e-6
-                climbs_kl = name != "clean" and case.peers[int(name[3:])][0] == "trades"
+                climbs_kl = name != "clean" and case.peers[int(name[3:])][0] in ("trades", "st")
                 assert differs.double().mean() <= (0.02 if climbs_kl else 0.001), f"view {name}"
         for k, peer in ours.peers.items():
             loss = metrics[f"{peer.name}/loss"]

@@ -20,7 +20,10 @@ def cells(text: str) -> tuple[Cell, ...]:
     found = []
     for row in text.split():
         peer, _, views = row.partition(":")
-        found += [Cell(int(peer), v.strip("()"), not v.startswith("(")) for v in views.split(",")]
+        found += [
+            Cell(int(peer), v.strip("()"), not v.startswith("("), not v.startswith("col"))
+            for v in views.split(",")
+        ]
     return tuple(found)
 
 
@@ -52,6 +55,9 @@ CASES = [
     ("boosted boosted", "mat", "0:adv0,(clean) 1:adv1,(clean)"),
     ("natural boosted", "mat", "0:clean 1:adv1,(clean)"),
     ("boosted trades alp", "mat", "0:adv0,(clean) 1:clean,adv1 2:adv2,clean"),
+    ("st", "cat", "0:clean,adv0,col0"),
+    ("st alp", "cat", "0:clean,adv0,col0,(adv1) 1:adv1,clean,(adv0)"),
+    ("at st", "none", "0:adv0 1:clean,adv1,col1"),
     ("trades alp", "none", "0:clean,adv0 1:adv1,clean"),
     ("natural at alp", "none", "0:clean 1:adv1 2:adv2,clean"),
 ]  # fmt: skip
@@ -99,6 +105,7 @@ def test_forward_fills_the_table_in_the_order_of_the_plan(
     team = team_of(methods, collab=collab)
     views = {"clean": images(0, 6)[0]}
     views |= {f"adv{k}": images(k + 1, 6)[0] for k in range(len(methods))}
+    views |= {f"col{k}": images(k + 11, 6)[0] for k in range(len(methods))}
     forwarded: list[tuple[int, str]] = []
 
     def watch(k: int, net: nn.Module) -> None:
@@ -119,11 +126,13 @@ def test_forward_fills_the_table_in_the_order_of_the_plan(
         assert logits.shape == (6, CLASSES)
         assert logits.requires_grad == cell.grad
     for k, peer in enumerate(team.peers):
-        rows = [cell for cell in expected if cell.peer == k]
+        rows = [cell for cell in expected if cell.peer == k and cell.tracked]
+        assert all(module.training for module in peer.model.modules())
+        assert peer.model.get_submodule("bn1").track_running_stats
         assert peer.model.state_dict()["bn1.num_batches_tracked"] == len(rows)
 
 
 def test_views_are_named_after_their_peer() -> None:
-    assert [view_name(3, view) for view in ("clean", "adv")] == ["clean", "adv3"]
-    names = [own_view(2, make_objective(name, {})) for name in ("natural", "at", "trades", "alp")]
+    assert [view_name(3, view) for view in ("clean", "adv", "col")] == ["clean", "adv3", "col3"]
+    names = [own_view(2, make_objective(name, {})) for name in ("natural", "at", "trades", "st")]
     assert names == ["clean", "adv2", "adv2", "adv2"]

@@ -41,7 +41,7 @@ TWICE = Objective(
 )
 
 TEAMS: dict[str, Sequence[str | Objective]] = {
-    **{name: [name] for name in ("natural", "at", "trades", "alp", "mart", "boosted")},
+    **{name: [name] for name in ("natural", "at", "trades", "alp", "mart", "boosted", "st")},
     "own": [OWN],
     "blind": [BLIND],
     "twice": [TWICE],
@@ -64,7 +64,7 @@ PARAMS = [
 
 
 MIXABLE = [
-    param for param in PARAMS if not any(method in (OWN, BLIND) for method in param.values[0])
+    param for param in PARAMS if not any(method in (OWN, BLIND, "st") for method in param.values[0])
 ]
 
 

@@ -15,11 +15,12 @@ from fastcat.objectives.boosted import boosted
 from fastcat.objectives.mart import mart
 from fastcat.objectives.natural import natural
 from fastcat.objectives.objective import Objective
+from fastcat.objectives.st import st
 from fastcat.objectives.teacher import teacher
 from fastcat.objectives.trades import trades
 
 METHODS: dict[str, Callable[..., Objective]] = {
-    method.__name__: method for method in (natural, at, trades, alp, mart, boosted, teacher)
+    method.__name__: method for method in (natural, at, trades, alp, mart, boosted, st, teacher)
 }
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import fastcat.engine
 import fastcat.step
+from fastcat.awp import WeightPerturbation
 from fastcat.batch import Batch
 from fastcat.engine import Engine
 from fastcat.evaluation import parse_attacks
@@ -83,13 +84,16 @@ class Run:
         precision: str = "fp32",
         collab: str = "cat",
         side: int = SIDE,
+        awp: float = 0.0,
         **settings: Any,
     ) -> None:
         peers = []
         for k, (net, method) in enumerate(zip(nets, methods, strict=True)):
             net = copy.deepcopy(net).to(DEVICE, memory_format=torch.channels_last)
             optimizer = FlatSGD(net, **SGD, **settings)
-            peers.append(Peer(f"{k}-{method}", "tiny", net, make_objective(method, {}), optimizer))
+            peer = Peer(f"{k}-{method}", "tiny", net, make_objective(method, {}), optimizer)
+            peer.awp = WeightPerturbation(net, optimizer, awp) if awp else None
+            peers.append(peer)
         example = images(0, 2, side)[0].to(DEVICE).contiguous(memory_format=torch.channels_last)
         self.team = make_team(
             peers,
@@ -229,15 +233,27 @@ def test_a_step_in_half_precision_on_the_views_of_the_oracle(engine: str, precis
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("ema", [None, 0.9])
-def test_graph_equals_eager_from_the_first_step(precision: str, ema: float | None) -> None:
+@pytest.mark.parametrize(
+    ("methods", "awp"),
+    [
+        pytest.param(("trades", "alp"), 0.0, id="trades+alp"),
+        pytest.param(("trades", "alp"), 0.01, id="trades+alp-awp"),
+        pytest.param(("at", "st"), 0.0, id="at+st"),
+    ],
+)
+def test_graph_equals_eager_from_the_first_step(
+    methods: tuple[str, ...], awp: float, precision: str, ema: float | None
+) -> None:
     """Warm-up that trains, momentum that restarts, noise that does not advance."""
-    methods = ("trades", "alp")
     nets = nets_of(2)
     ends = []
     for engine in ("eager", "graph"):
-        run = Run(nets, methods, engine, precision, ema=ema)
+        run = Run(nets, methods, engine, precision, ema=ema, awp=awp)
         values = []
         for step in range(8):
+            for peer in run.team.peers:
+                if peer.awp is not None:
+                    peer.awp.set_active(step >= 2)
             x, y = images(step, BATCH, SIDE)
             values.append(run.step(x, y, seed=step).clone())
         ends.append((torch.stack(values), [peer.optimizer.flat for peer in run.team.peers]))
@@ -266,8 +282,11 @@ def test_rehearsal_leaves_nothing_behind(engine: str) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("engine", ["eager", "graph"])
 @pytest.mark.parametrize("mixed", [False, True], ids=["plain", "mixed"])
-def test_a_step_asks_the_host_nothing(mixed: bool, engine: str, precision: str) -> None:
-    run = Run(nets_of(2), ("trades", "alp"), engine, precision)
+@pytest.mark.parametrize("other", ["alp", "st"])
+def test_a_step_asks_the_host_nothing(other: str, mixed: bool, engine: str, precision: str) -> None:
+    if mixed and other == "st":
+        pytest.skip("ST cannot train on mixed images")
+    run = Run(nets_of(2), ("trades", other), engine, precision, awp=0.01)
     x, y = images(0, BATCH, SIDE)
     x = x.to(DEVICE).contiguous(memory_format=torch.channels_last)
     others = mixing(0, BATCH) if mixed else ()

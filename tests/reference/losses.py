@@ -109,6 +109,62 @@ def boosted(adv_BC: Tensor, y_B: Tensor, inner: str = "boosted_ce") -> dict[str,
     return {"bce": -(log_softmax(adv_BC)[rows_B, y_B] + margin_B.log()).sum() / len(y_B)}
 
 
+def roles(z: dict[str, Tensor], y_B: Tensor) -> list[tuple[str, str]]:
+    """Of the views in z, for each image the name of that of lowest and that of highest log p_y."""
+    log_p = {name: log_softmax(z_BC.detach()) for name, z_BC in z.items()}
+    chosen = []
+    for i, label in enumerate(y_B.tolist()):
+        # of equals the first is the lowest, the last the highest
+        order = ("adv", "clean", "col")
+        by_size = sorted(order, key=lambda name: log_p[name][i, label].item())
+        chosen.append((by_size[0], by_size[-1]))
+    return chosen
+
+
+def symmetric(upper_BC: Tensor, lower_BC: Tensor) -> Tensor:
+    """1/2 [KL_i(sg[l] || u) + KL_i(sg[u] || l)], u and l their softmaxes; returns `[B]`."""
+    return 0.5 * (kl(lower_BC.detach(), upper_BC) + kl(upper_BC.detach(), lower_BC))
+
+
+def jensen_shannon(upper_BC: Tensor, lower_BC: Tensor) -> Tensor:
+    """1/2 sum_c [u (log u - log m) + l (log l - log m)], m = (u + l) / 2; returns `[B]`."""
+    log_u, log_l = log_softmax(upper_BC), log_softmax(lower_BC)
+    log_m = (0.5 * (log_u.exp() + log_l.exp())).log()
+    return 0.5 * (log_u.exp() * (log_u - log_m) + log_l.exp() * (log_l - log_m)).sum(dim=1)
+
+
+def squared_distance(upper_BC: Tensor, lower_BC: Tensor) -> Tensor:
+    """sum_c (u_c - l_c)^2; returns `[B]`."""
+    return ((log_softmax(upper_BC).exp() - log_softmax(lower_BC).exp()) ** 2).sum(dim=1)
+
+
+def st(
+    clean_BC: Tensor,
+    adv_BC: Tensor,
+    col_BC: Tensor,
+    y_B: Tensor,
+    beta: float = 6.0,
+    reg: str = "symmkl",
+    start: str = "gaussian",
+    bn: str = "train",
+) -> dict[str, Tensor]:
+    """(1/B) sum_i CE_i(z(x), y) + beta (1/B) sum_i R_i(upper, lower), the roles by these logits.
+
+    Li et al., Squeeze Training for Adversarial Robustness, 2023; start and bn are the attack's.
+    """
+    del start, bn
+    z = {"clean": clean_BC, "adv": adv_BC, "col": col_BC}
+    distance = {"symmkl": symmetric, "js": jensen_shannon, "l2": squared_distance}[reg]
+    images = [
+        distance(z[upper][i : i + 1], z[lower][i : i + 1]).sum()
+        for i, (upper, lower) in enumerate(roles(z, y_B))
+    ]
+    return {
+        "ce": cross_entropy(clean_BC, y_B).sum() / len(y_B),
+        "squeeze": beta * torch.stack(images).sum() / len(y_B),
+    }
+
+
 OBJECTIVES: dict[str, Callable[..., dict[str, Tensor]]] = {
     "natural": natural,
     "at": at,
@@ -116,6 +172,7 @@ OBJECTIVES: dict[str, Callable[..., dict[str, Tensor]]] = {
     "alp": alp,
     "mart": mart,
     "boosted": boosted,
+    "st": st,
 }
 
 

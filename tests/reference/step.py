@@ -15,15 +15,19 @@ gradient, each view once. Every such call moves the running statistics of the Ba
 "teacher" computes the latter views alone, in eval mode, and nothing of it moves.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tests.reference.attack import pgd
+from tests.reference.awp import add, perturbation
 from tests.reference.losses import OBJECTIVES, cat_guidance, mat_guidance, mixed
+from tests.reference.squeeze import squeeze, untracked_forward
 
 OWN_VIEWS = {
     "natural": ("clean",),
@@ -33,6 +37,7 @@ OWN_VIEWS = {
     "mart": ("clean", "adv"),
     "boosted": ("adv",),
     "teacher": (),
+    "st": ("clean", "adv", "col"),
 }
 
 
@@ -58,12 +63,17 @@ class StepResult:
 
 def own_views(k: int, name: str) -> list[str]:
     """Names of the views that peer k's objective reads, in the order of its forwards."""
-    return [f"adv{k}" if view == "adv" else view for view in OWN_VIEWS[name]]
+    return [view if view == "clean" else f"{view}{k}" for view in OWN_VIEWS[name]]
 
 
 def taught_view(k: int, name: str) -> str:
     """Name of v_k, the view on which peer k is taught."""
     return f"adv{k}" if "adv" in OWN_VIEWS[name] else "clean"
+
+
+def col_noise(noise: Tensor, k: int) -> Tensor:
+    """The start noise of peer k's second view: that of its first, of the other images in turn."""
+    return noise[0, k].flip(0)
 
 
 @torch.no_grad()
@@ -91,6 +101,80 @@ def sgd_update(
     return new_buffers
 
 
+Computed = tuple[
+    dict[tuple[int, str], Tensor],
+    list[dict[str, Tensor]],
+    list[Tensor],
+    list[Tensor],
+    list[dict[str, Tensor]],
+]
+
+
+def forward_and_backward(
+    nets: Sequence[nn.Module],
+    methods: Sequence[tuple[str, dict[str, Any]]],
+    views: dict[str, Tensor],
+    y: Tensor,
+    alpha: float,
+    collab: str,
+    teachers: Sequence[Sequence[int]],
+    y_mixed: Tensor | None,
+    share: Tensor | None,
+) -> Computed:
+    """logits, terms, guidance, totals and gradients of a step, on views that are there."""
+    peers = range(len(nets))
+    names = [name for name, _ in methods]
+
+    def read_by(k: int) -> str:
+        """The view of its teachers that peer k reads."""
+        return "clean" if collab == "mat" else taught_view(k, names[k])
+
+    z: dict[tuple[int, str], Tensor] = {}
+    for k in peers:
+        nets[k].train(names[k] != "teacher")
+        for view in own_views(k, names[k]):
+            tracked = not view.startswith("col")
+            forward = nets[k] if tracked else partial(untracked_forward, nets[k])
+            z[k, view] = forward(views[view])
+        for j in peers:
+            view = read_by(j)
+            if k in teachers[j] and (k, view) not in z:
+                with torch.no_grad():
+                    z[k, view] = nets[k](views[view])
+
+    terms, guidance, totals = [], [], []
+    for k, (name, settings) in enumerate(methods):
+        if name == "teacher":
+            terms.append({})
+            guidance.append(y.new_zeros((), dtype=torch.float64))
+            totals.append(y.new_zeros((), dtype=torch.float64))
+            continue
+        own = [z[k, view] for view in own_views(k, name)]
+        if y_mixed is None or share is None:
+            terms.append(OBJECTIVES[name](*own, y, **settings))
+        else:
+            terms.append(mixed(OBJECTIVES[name], own, y, y_mixed, share, **settings))
+        taught = z[k, taught_view(k, name)]
+        taught_by = [z[j, read_by(k)] for j in teachers[k]]
+        guidance.append({"mat": mat_guidance}.get(collab, cat_guidance)(taught, taught_by))
+        guidance_weight = {"cat": 1.0 - alpha, "mat": alpha, "none": 0.0}[collab]
+        objective_weight = 1.0 - guidance_weight if taught_by else 1.0
+        totals.append(objective_weight * sum(terms[k].values()) + guidance_weight * guidance[k])
+
+    joint = torch.stack(totals).sum()
+    grads = []
+    for net in nets:
+        params = {n: p for n, p in net.named_parameters() if p.requires_grad}
+        if not params:
+            grads.append({})
+            continue
+        found = torch.autograd.grad(
+            joint, list(params.values()), retain_graph=True, allow_unused=True
+        )
+        grads.append({n: g for n, g in zip(params, found, strict=True) if g is not None})
+    return z, terms, guidance, totals, grads
+
+
 def cat_step(
     nets: Sequence[nn.Module],
     methods: Sequence[tuple[str, dict[str, Any]]],
@@ -112,6 +196,7 @@ def cat_step(
     y_mixed: Tensor | None = None,
     share: Tensor | None = None,
     teachers: Sequence[Sequence[int]] | None = None,
+    awp: Sequence[float] | None = None,
 ) -> StepResult:
     """One step in place on nets, which are left in train mode, those of teachers in eval mode.
 
@@ -122,6 +207,7 @@ def cat_step(
     buffers: those of the previous step, None at the first.
     y_mixed, share: `[B]`, of images mixed of two; share in [0, 1].
     teachers: T_k for every peer, None for all others; a "teacher" has none.
+    awp: gamma of each peer's weight perturbation; all that is computed is then computed at w + v.
     """
     peers = range(len(nets))
     names = [name for name, _ in methods]
@@ -130,60 +216,33 @@ def cat_step(
     if collab == "none":
         teachers = [[] for _ in peers]
 
-    def read_by(k: int) -> str:
-        """The view of its teachers that peer k reads."""
-        return "clean" if collab == "mat" else taught_view(k, names[k])
-
     views = {"clean": x}
     for k, (name, settings) in enumerate(methods):
-        if "adv" in OWN_VIEWS[name]:
+        if name == "st":
+            both = torch.stack([noise[0, k], col_noise(noise, k)])
+            own = {key: value for key, value in settings.items() if key in ("start", "bn")}
+            views[f"adv{k}"], views[f"col{k}"] = squeeze(
+                nets[k], x, y, eps, step_size, steps, both, **own
+            )
+        elif "adv" in OWN_VIEWS[name]:
             # MART's attack is CE from the Gaussian start
             attack = "mart" if settings.get("inner") == "ce" else name
             views[f"adv{k}"] = pgd(
                 nets[k], x, y, attack, eps, step_size, steps, noise[:, k], bn, y_mixed, share
             )
 
-    z: dict[tuple[int, str], Tensor] = {}
-    for k in peers:
-        nets[k].train(names[k] != "teacher")
-        for view in own_views(k, names[k]):
-            z[k, view] = nets[k](views[view])
-        for j in peers:
-            view = read_by(j)
-            if k in teachers[j] and (k, view) not in z:
-                with torch.no_grad():
-                    z[k, view] = nets[k](views[view])
-
-    terms, guidance, totals = [], [], []
-    for k, (name, settings) in enumerate(methods):
-        if name == "teacher":
-            terms.append({})
-            guidance.append(x.new_zeros(()))
-            totals.append(x.new_zeros(()))
-            continue
-        own = [z[k, view] for view in own_views(k, name)]
-        if y_mixed is None or share is None:
-            terms.append(OBJECTIVES[name](*own, y, **settings))
-        else:
-            terms.append(mixed(OBJECTIVES[name], own, y, y_mixed, share, **settings))
-        taught = z[k, taught_view(k, name)]
-        taught_by = [z[j, read_by(k)] for j in teachers[k]]
-        guidance.append({"mat": mat_guidance}.get(collab, cat_guidance)(taught, taught_by))
-        guidance_weight = {"cat": 1.0 - alpha, "mat": alpha, "none": 0.0}[collab]
-        objective_weight = 1.0 - guidance_weight if taught_by else 1.0
-        totals.append(objective_weight * sum(terms[k].values()) + guidance_weight * guidance[k])
-
-    joint = torch.stack(totals).sum()
-    grads, new_buffers = [], []
-    for net in nets:
-        params = {n: p for n, p in net.named_parameters() if p.requires_grad}
-        if not params:
-            grads.append({})
-            continue
-        found = torch.autograd.grad(
-            joint, list(params.values()), retain_graph=True, allow_unused=True
+    if awp is not None:
+        copies = [copy.deepcopy(net) for net in nets]  # whose running statistics nobody reads
+        *_, grads = forward_and_backward(
+            copies, methods, views, y, alpha, collab, teachers, y_mixed, share
         )
-        grads.append({n: g for n, g in zip(params, found, strict=True) if g is not None})
+        v = [perturbation(*both) for both in zip(nets, grads, awp, strict=True)]
+        for net, v_k in zip(nets, v, strict=True):
+            add(net, v_k, 1.0)
+    z, terms, guidance, totals, grads = forward_and_backward(
+        nets, methods, views, y, alpha, collab, teachers, y_mixed, share
+    )
+    new_buffers = []
     for k, net in enumerate(nets):
         new_buffers.append(
             sgd_update(
@@ -196,6 +255,10 @@ def cat_step(
                 nesterov=nesterov,
             )
         )
+
+    if awp is not None:
+        for net, v_k in zip(nets, v, strict=True):
+            add(net, v_k, -1.0)
 
     return StepResult(
         views=views,

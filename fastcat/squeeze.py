@@ -1,0 +1,114 @@
+"""The attack of Squeeze Training (ST, Li et al., ICLR 2023): two views sought together.
+
+Beside the adversarial view there is a collaborative one, which the network finds easier than the
+image. At each step, of {adv, clean, col} and for each image alone,
+
+    upper = lowest p_y,   lower = highest p_y
+    both ascend   0.5 [KL(p_lower || p_upper) + KL(p_upper || p_lower)],   first arguments constant
+    adv <- upper + step * sign(gradient),   col <- lower + step * sign(gradient)
+
+so that roles may swap, and either may start again from the image. Of equals adv is upper and col
+is lower. The gradient in the upper logits is 0.5 (p_upper - p_lower), in the lower its negative.
+The clean images never move, so a model forwards them once.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fastcat.attack import Inner, Network, at_least_float32, room_for, stack_images
+from fastcat.errors import InputError
+from fastcat.frozen import Frozen
+from fastcat.modes import attack_mode
+from fastcat.threat import Start, ThreatModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Squeeze:
+    """Where both views start, and how BatchNorm behaves, as in `Inner`."""
+
+    start: Start = "gaussian"
+    bn: Literal["eval", "train"] = "train"
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a name that is not known, and for a start without gradient."""
+        Inner(start=self.start, bn=self.bn)
+        if self.start == "zero":
+            raise InputError(
+                "at the image itself there is nothing to tell upper and lower apart: "
+                "start at gaussian or uniform noise"
+            )
+
+
+def select(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Places [B] in (adv, clean, col) of lowest and highest p_y; z: logits [3, B, C] in this order.
+
+    By logarithms: probabilities of sure images are all 1.
+    """
+    log_p = z.log_softmax(2).gather(2, y.expand(3, -1)[..., None]).squeeze(2)
+    return log_p.argmin(0), 2 - log_p.flip(0).argmax(0)
+
+
+def pick(of_three: Sequence[Tensor] | Tensor, place: Tensor) -> Tensor:
+    """[B, ...] like each of the three, row by row from the one at `place` [B]."""
+    first, second, third = of_three
+    place = place.view(-1, *[1] * (first.dim() - 1))
+    return torch.where(place == 0, first, torch.where(place == 1, second, third))
+
+
+def squeeze(
+    network: Network,
+    inner: Squeeze,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    noise: Tensor,
+    grad_scale: float = 1.0,
+) -> Tensor:
+    """Adversarial and collaborative views [2, B, C, H, W] of x; noise: start noise of both.
+
+    grad_scale multiplies the climbed loss, as in `attack_all`.
+    """
+    x = x.detach()
+    model, dtype = network, x.dtype
+    if isinstance(network, Frozen):
+        model, dtype = network.model, network.dtype
+    views = room_for(2, x)
+    for view, noise_of_view in zip(views, noise, strict=True):
+        view.copy_(threat.start(x, inner.start, noise_of_view))
+
+    def forward(images: Tensor) -> tuple[Tensor, Tensor]:
+        leaf = images.to(dtype).detach().requires_grad_()
+        with torch.enable_grad():
+            return leaf, network(leaf)
+
+    with attack_mode(model, inner.bn):
+        # a compiled twin's backward can run once only
+        kept = None if isinstance(network, Frozen) else forward(x)
+        for _ in range(threat.steps):
+            clean, z_clean = kept or forward(x)
+            (adv, z_adv), (col, z_col) = forward(views[0]), forward(views[1])
+            outputs, leaves = (z_adv, z_clean, z_col), (adv, clean, col)
+            z = at_least_float32(torch.stack([z_c.detach() for z_c in outputs]))
+            upper, lower = select(z, y)
+            p = z.softmax(2)
+            pull = 0.5 * grad_scale * (pick(p, upper) - pick(p, lower))
+            grads = [
+                torch.autograd.grad(
+                    z_c,
+                    leaf,
+                    # nothing for whom neither role fell to this one
+                    (((upper == c).int() - (lower == c).int())[:, None] * pull).to(z_c.dtype),
+                    retain_graph=leaf is clean and kept is not None,
+                )[0]
+                for c, (z_c, leaf) in enumerate(zip(outputs, leaves, strict=True))
+            ]
+            points = (views[0], x, views[1])
+            moved = [pick(points, role) for role in (upper, lower)]
+            for view, point in zip(views, moved, strict=True):
+                view.copy_(point)
+            threat.ascend(views, x, stack_images([pick(grads, role) for role in (upper, lower)]))
+    return views

@@ -1,0 +1,72 @@
+"""The attack and the loss of Squeeze Training, image by image, by autograd.
+
+Of {adv, clean, col}, U has the lowest and L the highest p_y; at the first step adv and col are
+x + 0.001 N(0, 1). J = 1/2 [KL(sg p_L || p_U) + KL(sg p_U || p_L)]. Each step:
+  adv' = clip(U + step_size * sign(dJ / dU)), col' = clip(L + step_size * sign(dJ / dL)),
+clipped to [x - eps, x + eps], then to [0, 1]. BatchNorm normalises by the batch of each forward.
+Source: Li, Luo, et al., Squeeze Training for Adversarial Robustness, 2023, and its public code.
+Shapes: B batch, C channels, H height, W width.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from tests.reference.attack import GAUSSIAN_SCALE, attack_copy
+from tests.reference.losses import roles, symmetric
+
+
+def starts(x: Tensor, kind: str, eps: float, noise: Tensor) -> Tensor:
+    if kind == "uniform":
+        return (x + eps * noise).clamp(0.0, 1.0)
+    return x + GAUSSIAN_SCALE * noise
+
+
+def squeeze(
+    net: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    eps: float,
+    step_size: float,
+    steps: int,
+    noise: Tensor,
+    start: str = "gaussian",
+    bn: str = "train",
+) -> tuple[Tensor, Tensor]:
+    """The adversarial and the collaborative view `[B, C, H, W]`; noise: `[2, B, C, H, W]`."""
+    twin = attack_copy(net, bn)
+    adv, col = (starts(x, start, eps, noise_v) for noise_v in noise)
+    for _ in range(steps):
+        points = {"adv": adv, "clean": x, "col": col}
+        points = {name: point.detach().requires_grad_(True) for name, point in points.items()}
+        z = {name: twin(point) for name, point in points.items()}
+        chosen = roles(z, y)
+        climbed = [
+            symmetric(z[upper][i : i + 1], z[lower][i : i + 1]).sum()
+            for i, (upper, lower) in enumerate(chosen)
+        ]
+        grads = torch.autograd.grad(
+            torch.stack(climbed).sum(), list(points.values()), materialize_grads=True
+        )
+        grad = dict(zip(points, grads, strict=True))
+        moved = []
+        for role in range(2):
+            rows = [
+                points[names[role]][i].detach() + step_size * grad[names[role]][i].sign()
+                for i, names in enumerate(chosen)
+            ]
+            moved.append(torch.stack(rows))
+        adv, col = (
+            torch.maximum(torch.minimum(view, x + eps), x - eps).clamp(0.0, 1.0) for view in moved
+        )
+    return adv, col
+
+
+def untracked_forward(net: nn.Module, x: Tensor) -> Tensor:
+    """Logits by statistics of the batch, which the running ones do not see."""
+    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.track_running_stats = False
+    z = net(x)
+    for norm in norms:
+        norm.track_running_stats = True
+    return z

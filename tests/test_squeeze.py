@@ -1,0 +1,198 @@
+"""Squeeze Training: which of three is upper and lower, two views in the ball, and no trace."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastcat.batch import Batch
+from fastcat.errors import InputError
+from fastcat.frozen import Frozen
+from fastcat.objectives import make_objective
+from fastcat.objectives.objective import Objective
+from fastcat.precision import make_precision
+from fastcat.squeeze import Squeeze, pick, select, squeeze
+from fastcat.step import attack_views, collaborative_step, start_noise
+from fastcat.threat import ThreatModel
+from tests.comparison import assert_same
+from tests.networks import CLASSES, images, seeded, tiny_net
+from tests.reference import losses as reference
+from tests.teams import team_of
+from tests.test_no_trace import Interrupted, everything, mixed_net
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def noise_of(threat: ThreatModel, x: Tensor, start: Any) -> Tensor:
+    return torch.stack([threat.draw_noise(start, x, seeded(seed)) for seed in range(2)])
+
+
+def test_roles_by_hand() -> None:
+    """Images whose p_y is lowest on adv, clean and col; then equals, which adv and col take."""
+    z = torch.tensor([[0.0, 1, 2, 3], [1.0, 0, 2, 3], [2.0, 2, 0, 3]])
+    z = torch.stack([z, torch.zeros(3, 4)], 2)
+    upper, lower = select(z, torch.zeros(4, dtype=torch.int64))
+    assert upper.tolist() == [0, 1, 2, 0]
+    assert lower.tolist() == [2, 2, 1, 2]
+    names = torch.tensor([[0.0] * 4, [1.0] * 4, [2.0] * 4])
+    assert pick(names, upper).tolist() == upper.tolist()
+    sure = torch.tensor([[[30.0, 0]], [[31.0, 0]], [[29.0, 0]]])
+    assert [int(place) for place in select(sure, torch.tensor([0]))] in ([2, 1], [0, 2])
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("start", ["gaussian", "uniform"])
+@pytest.mark.parametrize("bn", ["train", "eval"])
+def test_both_views_stay_in_ball_and_box_after_every_step(norm: str, start: Any, bn: Any) -> None:
+    eps = 8 / 255 if norm == "linf" else 0.5
+    x, y = images(0, 9)
+    for steps in range(1, 6):
+        threat = ThreatModel(norm=norm, eps=eps, step_size=0.4 * eps, steps=steps)
+        views = squeeze(
+            tiny_net(0), Squeeze(start=start, bn=bn), x, y, threat, noise_of(threat, x, start)
+        )
+        assert views.shape == (2, *x.shape)
+        for view in views:
+            assert view.min() >= 0
+            assert view.max() <= 1
+            assert threat.distance(x, view).max() <= eps + 1e-6
+            assert not view.requires_grad
+
+
+def test_the_views_end_up_harder_and_easier_than_the_images() -> None:
+    x, y = images(0, 32)
+    threat, net = ThreatModel(steps=5), tiny_net(0).eval()
+    adv, col = squeeze(net, Squeeze(bn="eval"), x, y, threat, noise_of(threat, x, "gaussian"))
+    adv_ce, ce, col_ce = (reference.cross_entropy(net(view), y) for view in (adv, x, col))
+    assert (adv_ce > ce).double().mean() > 0.9
+    assert (col_ce < ce).double().mean() > 0.9
+
+
+def test_a_network_that_tells_nothing_apart_moves_nothing() -> None:
+    """All three equally likely: no gradient, no NaN."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, CLASSES))
+    nn.init.zeros_(net[1].weight)
+    x, y = images(0, 5)
+    x = 0.1 + 0.8 * x
+    threat = ThreatModel(steps=3)
+    noise = noise_of(threat, x, "gaussian")
+    adv, col = squeeze(net, Squeeze(), x, y, threat, noise)
+    assert torch.equal(adv, threat.start(x, "gaussian", noise[0]))
+    assert torch.equal(col, threat.start(x, "gaussian", noise[1]))
+
+
+@pytest.mark.parametrize("bn", ["eval", "train"])
+def test_it_leaves_no_trace(bn: Any) -> None:
+    net, (x, y) = mixed_net(), images(0, 5)
+    before, x_before = everything(net), x.clone()
+    threat = ThreatModel(steps=2)
+    squeeze(net, Squeeze(bn=bn), x, y, threat, noise_of(threat, x, "gaussian"))
+    assert_same(before, everything(net))
+    assert torch.equal(x, x_before)
+    assert not x.requires_grad
+    assert x.grad is None
+
+
+@pytest.mark.parametrize("calls", [1, 2, 5])
+@pytest.mark.parametrize("bn", ["eval", "train"])
+def test_interrupted_it_leaves_no_trace(bn: Any, calls: int) -> None:
+    net, (x, y) = mixed_net(), images(0, 5)
+    before, count = everything(net), iter(range(1, 100))
+
+    def fail(*_: Any) -> None:
+        if next(count) == calls:
+            raise Interrupted
+
+    hook = net[2].bn3.register_forward_hook(fail)
+    threat = ThreatModel(steps=3)
+    with pytest.raises(Interrupted):
+        squeeze(net, Squeeze(bn=bn), x, y, threat, noise_of(threat, x, "gaussian"))
+    hook.remove()
+    assert_same(before, everything(net))
+
+
+def test_on_a_frozen_twin_it_is_the_same() -> None:
+    net, (x, y) = tiny_net(0, nn.SiLU).double(), images(0, 6)
+    x = x.double()
+    twin, threat = Frozen(net, torch.float64, x), ThreatModel(steps=3)
+    noise = noise_of(threat, x, "gaussian")
+    ours, theirs = (squeeze(n, Squeeze(bn="eval"), x, y, threat, noise) for n in (twin, net))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
+def test_gradients_of_the_published_regulariser_and_of_the_others() -> None:
+    """symmkl: 0.5 (p_upper - p_lower) / B, not the gradient of the symmetric KL."""
+    generator = torch.Generator().manual_seed(0)
+    three = torch.randn(3, 9, 6, generator=generator, dtype=torch.float64)
+    y = torch.randint(6, (9,), generator=generator)
+    z = dict(zip(("adv", "clean", "col"), three.requires_grad_().unbind(), strict=True))
+    upper, lower = select(three.detach(), y)
+    terms = make_objective("st", {"beta": "2"}).outer(z, y)
+    (grad,) = torch.autograd.grad(terms["squeeze"], three)
+    p = three.detach().softmax(2)
+    pull = (pick(p, upper) - pick(p, lower)) / 9
+    for c in range(3):
+        sign = (upper == c).double() - (lower == c).double()
+        torch.testing.assert_close(grad[c], sign[:, None] * pull)
+    for reg in ("symmkl", "js", "l2"):
+        ours = make_objective("st", {"reg": reg}).outer(z, y)["squeeze"]
+        expected = reference.st(z["clean"], z["adv"], z["col"], y, reg=reg)["squeeze"]
+        torch.testing.assert_close(ours, expected, rtol=1e-12, atol=0)
+        for mine, theirs in zip(
+            torch.autograd.grad(ours, three, retain_graph=True),
+            torch.autograd.grad(expected, three, retain_graph=True),
+            strict=True,
+        ):
+            torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-14)
+
+
+# beside others
+
+
+def test_other_peers_are_attacked_as_without_it() -> None:
+    """To the bit, and from the same noise: its own is drawn after theirs."""
+    x, y = images(0, 6)
+    batch = Batch(x, y, torch.arange(6))
+    nets = [tiny_net(k) for k in range(3)]
+    team = team_of(["trades", "st", "alp"], nets)
+    noise = start_noise(team, x, seeded())
+    assert noise.shape == (1, 4, *x.shape)
+    views = attack_views(team, batch, noise)
+    assert sorted(views) == ["adv0", "adv1", "adv2", "clean", "col1"]
+    alone = team_of(["trades", "alp"], [nets[0], nets[2]])
+    assert torch.equal(start_noise(alone, x, seeded()), noise[:, :2])
+    theirs = attack_views(alone, batch, noise[:, :2])
+    assert torch.equal(views["adv0"], theirs["adv0"])
+    assert torch.equal(views["adv2"], theirs["adv1"])
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("bn", ["eval", "train"])
+def test_half_precision_trains_and_keeps_views_float32(bn: str, precision: str) -> None:
+    half = make_precision(precision, torch.device("cpu"))
+    team = team_of([make_objective("st", {"bn": bn}), "alp"], names=["st", "alp"], precision=half)
+    x, y = images(0, 6)
+    batch, noise = Batch(x, y, torch.arange(6)), start_noise(team, x, seeded())
+    views = attack_views(team, batch, noise)
+    assert views["adv0"].dtype == views["col0"].dtype == torch.float32
+    assert (views["adv0"] - x).abs().mean() > 0.2 * team.threat.eps
+    assert collaborative_step(team, batch, noise).isfinite().all()
+
+
+def test_several_starts_and_mixed_images_are_refused() -> None:
+    with pytest.raises(InputError, match="one start: type --restarts 1"):
+        team_of(["st", "at"], threat=ThreatModel(restarts=2))
+    with pytest.raises(InputError, match="cannot train on mixed images"):
+        team_of(["st", "at"], mixed=True)
+
+
+def test_views_that_do_not_fit_their_attack_are_refused() -> None:
+    st, at = make_objective("st", {}), make_objective("at", {})
+    for views, inner, untracked, text in (
+        (("adv", "col"), at.inner, (), "views col if and only if"),
+        (("clean", "adv"), st.inner, (), "views col if and only if"),
+        (("adv",), at.inner, ("clean",), "untracked are"),
+    ):
+        with pytest.raises(InputError, match=text):
+            Objective(views=views, inner=inner, outer=at.outer, untracked=untracked)
