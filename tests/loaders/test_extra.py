@@ -126,13 +126,14 @@ def test_a_large_generated_set_stays_on_the_disk(tmp_path: Path) -> None:
         with archive.open("label.npy", "w") as member:
             np.save(member, np.zeros(count, dtype=np.int64))
     script = (
-        "import resource, sys, torch\n"
+        "import sys, torch\n"
         "from pathlib import Path\n"
         "import numpy as np\n"
         "from fastcat.loaders.choose import *\n"
         "from fastcat.loaders.dataset import Dataset, Split\n"
         "from fastcat.loaders.extra import load_extra\n"
         "from fastcat.loaders.loader import Epochs\n"
+        "from tests.peak_memory import peak_mib\n"
         "own = Split(np.zeros((1000, 32, 32, 3), np.uint8), np.zeros(1000, np.int64))\n"
         "data = Dataset(name='own', classes=('a', 'b'), train=own, test=own, crop_pad=4, flip=True,"
         " digest='')\n"
@@ -143,7 +144,7 @@ def test_a_large_generated_set_stays_on_the_disk(tmp_path: Path) -> None:
         "loader = make_loader(name, data, 'train', epochs, torch.device('cpu'), Path())\n"
         "seen = torch.cat([batch.indices for batch in loader])\n"
         "assert (seen >= 1000).sum() == 297_000 and len(seen.unique()) > 150_000\n"
-        "print(name, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)\n"
+        "print(name, peak_mib())\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, str(path)], capture_output=True, text=True, timeout=300

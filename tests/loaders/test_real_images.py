@@ -59,12 +59,13 @@ def test_an_epoch_of_cifar10_is_the_same_through_every_loader(tmp_path: Path) ->
 
 
 SCRIPT = """
-import resource, sys, time, torch
+import sys, torch
 from pathlib import Path
 from fastcat.loaders.choose import choose_loader, make_loader
 from fastcat.loaders.convert import convert
 from fastcat.loaders.loader import Epochs
 from fastcat.loaders.registry import load_dataset
+from tests.peak_memory import peak_mib
 place = Path(sys.argv[1])
 convert(str(place / "tiny"), place / "tiny.packed", data_dir=place)
 data = load_dataset(str(place / "tiny.packed"), place)
@@ -74,7 +75,7 @@ cpu = torch.device("cpu")
 name = choose_loader("auto", data.train, epochs, cpu)
 loader = make_loader(name, data, "train", epochs, cpu, place)
 count = sum(len(batch.y) for batch in loader)
-print(count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+print(count, peak_mib())
 """
 
 
