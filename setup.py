@@ -20,5 +20,6 @@ setup(
         "fastcat.loaders",
         "fastcat.benchmarks",
         "fastcat.benchmarks.reference",
-    ]
+    ],
+    package_data={"fastcat.recipes": ["*.yaml"]},
 )

@@ -18,6 +18,7 @@ from fastcat.environment import package_version
 from fastcat.errors import InputError, nearest
 from fastcat.evaluation.runs import evaluate_run
 from fastcat.listing import LISTINGS
+from fastcat.recipes import recipe
 from fastcat.runs import RunResult, resume, train
 from fastcat.stop import Stopped
 
@@ -55,7 +56,7 @@ class DoctorCommand:
 
 
 def _train(arguments: Sequence[str]) -> int:
-    """Train peers together; every setting can also stand in a YAML file: --config FILE."""
+    """Train peers together; --config FILE takes settings from YAML, --recipe NAME a paper's."""
     groups = _parse(_TrainGroups, _with_config(arguments), "train", _train.__doc__)
     values: dict[str, Any] = {}
     for group in dataclasses.fields(groups):
@@ -105,8 +106,10 @@ def _list(arguments: Sequence[str]) -> int:
             raise InputError(f"cannot list {topic!r}: {nearest(topic, LISTINGS)}")
     for topic in topics:
         print(f"{topic}:")
-        for name, text in LISTINGS[topic]().items():
-            print(f"  {name:15} {text}")
+        lines = LISTINGS[topic]()
+        width = max(15, *map(len, lines))
+        for name, text in lines.items():
+            print(f"  {name:{width}} {text}")
     return 0
 
 
@@ -173,18 +176,27 @@ def _parse(command: type, arguments: Sequence[str], name: str, text: str | None 
     )
 
 
+# what names a file of settings: how it is found, and what is expected
+_FILES = {
+    "--config": (Path, "a YAML file, as --config runs/first/config.yaml"),
+    "--recipe": (recipe, "a name of `fastcat list recipes`, as --recipe cat-paper"),
+}
+
+
 def _with_config(arguments: Sequence[str]) -> list[str]:
-    """`--config FILE` replaced by the file's settings, which the other arguments override."""
+    """`--config FILE` and `--recipe NAME` replaced by what stands in them, the later overriding
+    the earlier and all other arguments both.
+    """
     rest, from_files = [], []
     remaining = iter(arguments)
     for argument in remaining:
-        if argument == "--config" or argument.startswith("--config="):
-            path = argument.partition("=")[2] or next(remaining, "")
-            if not path:
-                raise InputError(
-                    "--config: expected a YAML file, as --config runs/first/config.yaml"
-                )
-            from_files += yaml_arguments(Path(path))
+        flag, _, name = argument.partition("=")
+        if flag in _FILES:
+            find, expected = _FILES[flag]
+            name = name or next(remaining, "")
+            if not name:
+                raise InputError(f"{flag}: expected {expected}")
+            from_files += yaml_arguments(find(name))
         else:
             rest.append(argument)
     return from_files + rest

@@ -12,6 +12,7 @@ from fastcat.loaders.registry import DATASETS
 from fastcat.models import ARCHS
 from fastcat.objectives import METHODS, usage
 from fastcat.optim import SCHEDULES
+from fastcat.recipes import RECIPES, about
 
 
 def _about(function: Callable[..., Any]) -> str:
@@ -43,4 +44,5 @@ LISTINGS: dict[str, Callable[[], dict[str, str]]] = {
     "schedules": lambda: _described(SCHEDULES),
     "engines": lambda: dict(ENGINES),
     "loaders": lambda: dict(LOADERS),
+    "recipes": lambda: {name: about(path) for name, path in RECIPES.items()},
 }

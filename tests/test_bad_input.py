@@ -154,6 +154,8 @@ COMMANDS = {
     "unknown data command": ("data covert", "'data covert'.*did you mean 'convert'"),
     "unknown topic": ("list method", "did you mean 'methods'"),
     "config without file": ("train --config", "expected a YAML file"),
+    "recipe without name": ("train --recipe", "expected a name of"),
+    "unknown recipe": ("train --recipe cat-papr", "recipe 'cat-papr'.*did you mean 'cat-paper'"),
     "config that is not there": ("train --config nowhere.yaml", "cannot read nowhere.yaml"),
 }
 

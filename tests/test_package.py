@@ -15,6 +15,8 @@ ROOT = Path(__file__).parents[1]
 LINKED = ("kernels", "loaders", "benchmarks")
 SOURCES = sorted(path for top in ("fastcat", *LINKED) for path in ROOT.glob(f"{top}/**/*.py"))
 
+RECIPES = sorted(ROOT.glob("fastcat/recipes/*.yaml"))
+
 # who may import whom inside the package: only what stands further down
 LAYERS = (
     "__main__", "cli",
@@ -25,7 +27,7 @@ LAYERS = (
     "team", "table_loss", "collaboration", "plan", "peer_spec", "teacher", "peer",
     "objectives", "squeeze", "attack", "frozen", "modes", "lanes", "threat", "terms",
     "awp", "optim", "checkpoint", "foreign", "models", "precision", "report",
-    "environment", "device", "progress", "stop",
+    "recipes", "environment", "device", "progress", "stop",
     "loaders", "guard", "batch", "seeds", "files", "errors",
     "kernels",
 )  # fmt: skip
@@ -121,6 +123,7 @@ def test_the_wheel_holds_every_source_and_nothing_else(distributions: Path) -> N
     with zipfile.ZipFile(wheel) as archive:
         files = {name for name in archive.namelist() if ".dist-info/" not in name}
     expected = {module_name(path).replace(".", "/") for path in SOURCES}
+    expected |= {str(path.relative_to(ROOT)) for path in RECIPES}
     assert {f.removesuffix(".py").removesuffix("/__init__") for f in files} == expected
     assert {name.split("/")[0] for name in files} == {"fastcat"}
 
@@ -133,7 +136,7 @@ def test_the_wheel_runs_where_the_checkout_is_not(distributions: Path, tmp_path:
         "import fastcat, fastcat.kernels.pgd_update, fastcat.loaders.registry, sys;"
         "from fastcat.cli import main;"
         "assert fastcat.__file__.startswith(sys.argv[1]), fastcat.__file__;"
-        "sys.exit(main(['list', 'methods']))"
+        "sys.exit(main(['list', 'methods', 'recipes']))"
     )
     # -P and -I keep the checkout, from which the tests run, off the path
     script = (
@@ -144,6 +147,7 @@ def test_the_wheel_runs_where_the_checkout_is_not(distributions: Path, tmp_path:
     )
     assert done.returncode == 0, done.stderr
     assert "trades" in done.stdout
+    assert "cat-paper" in done.stdout
 
 
 def test_the_source_archive_holds_links_or_folders_for_all(distributions: Path) -> None:
@@ -152,3 +156,4 @@ def test_the_source_archive_holds_links_or_folders_for_all(distributions: Path) 
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {"fastcat/kernels/pgd_update.py", "fastcat/loaders/registry.py", "LICENSE"} <= names
     assert "fastcat/benchmarks/reference/plain.py" in names
+    assert {str(path.relative_to(ROOT)) for path in RECIPES} <= names

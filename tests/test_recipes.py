@@ -1,0 +1,85 @@
+"""Recipes: each is valid, sourced, listed, trains and resumes; what is typed overrides it."""
+
+import shutil
+from itertools import groupby
+from pathlib import Path
+
+import pytest
+import tyro
+import yaml
+
+from fastcat.checkpoint import read_checkpoint
+from fastcat.cli import main
+from fastcat.config import TrainConfig, parse_peers, yaml_arguments
+from fastcat.optim import make_schedule, parse_milestones
+from fastcat.recipes import RECIPES
+from tests import tiny
+from tests.run_helpers import SMALL, assert_same_end
+
+
+def settings(name: str) -> TrainConfig:
+    return tyro.cli(TrainConfig, args=yaml_arguments(RECIPES[name]))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_setting_of_a_recipe_names_its_source(name: str) -> None:
+    settings(name)
+    lines = RECIPES[name].read_text().splitlines()
+    assert lines[0].startswith("# ")
+    assert not [line for line in lines if "#" not in line or len(line) > 100]
+
+
+# epochs at each rate, as the published scripts count them
+COURSES = {
+    "trades-paper": [74, 2],
+    "mart-paper-resnet18": [74, 15, 10, 21],
+    "mart-paper-wrn": [74, 15, 1],
+    "cat-paper": [99, 50, 51],
+    "st-cifar10": [79, 20, 21],
+}
+
+
+@pytest.mark.parametrize(("name", "course"), COURSES.items())
+def test_the_rate_falls_where_the_published_script_lets_it(name: str, course: list[int]) -> None:
+    """Catches milestones copied as published, counted from 1."""
+    config = settings(name)
+    rate = make_schedule(config.schedule, config.epochs, parse_milestones(config.milestones))
+    rates = [rate(epoch) for epoch in range(config.epochs)]
+    assert [len(list(group)) for _, group in groupby(rates)] == course
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_trains_and_resumes(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.register()
+    monkeypatch.chdir(tmp_path)
+    small = [*SMALL, "--epochs", "2", "--awp-warmup", "1", "--device", "cpu"]
+    assert main(["train", "--recipe", name, *small, "--out", "run"]) == 0
+    config = yaml.safe_load(Path("run", "config.yaml").read_text())
+    assert {peer.arch for peer in parse_peers(config["peers"], config["arch"])} == {"tiny"}
+    shutil.copytree("run", "again")
+    Path("again", "checkpoints", "last.pt").unlink()
+    assert read_checkpoint(Path("again", "checkpoints", "previous.pt"))["epoch"] == 1
+    assert main(["resume", "again"]) == 0
+    assert_same_end(tmp_path / "run", tmp_path / "again")
+
+
+def test_what_is_typed_and_a_later_file_override_a_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.register()
+    monkeypatch.chdir(tmp_path)
+    Path("c.yaml").write_text("epochs: 1\nweight_decay: 0.001\n")
+    files = ["--recipe=mart-paper-resnet18", "--config", "c.yaml"]
+    assert main(["train", "--lr", "0.3", *files, *SMALL, "--out", "run"]) == 0
+    config = yaml.safe_load(Path("run", "config.yaml").read_text())
+    assert (config["lr"], config["epochs"], config["weight_decay"]) == (0.3, 1, 0.001)
+    assert (config["peers"], config["milestones"]) == ("mart:beta=5", "74,89,99")
+
+
+def test_recipes_are_listed_with_their_first_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "recipes"]) == 0
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()[1:])
+    assert lines.keys() == RECIPES.keys()
+    assert lines["cat-paper"].startswith("CAT, two ResNet-18 (TRADES and ALP)")
