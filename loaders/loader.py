@@ -101,16 +101,22 @@ class Loader(ABC):
     def __iter__(self) -> Iterator[Batch]:
         return self.epoch()
 
-    def draw(self, epoch: int, first_batch: int) -> Sequence[tuple[Tensor, ...]]:
-        """For each batch: draws [10, B] of `augment`, and those of `mix` where images are mixed."""
+    def draw(self, epoch: int) -> tuple[Tensor, ...]:
+        """Of an epoch the draws [10, size] of `augment` and, where images are mixed, [batches, 5]
+        of `mix`.
+        """
         epochs, place = self.epochs, (self.epochs.seed, epoch)
         order = epochs.order(epoch, self.own)
         draws = epochs.augmentation.draw(order, self.height, self.width, *place)
-        parts = [*draws.split(epochs.batch_size, dim=1)]
         if not epochs.augmentation.mixes:
-            return [(part,) for part in parts[first_batch:]]
-        mixes = epochs.augmentation.draw_mix(len(parts), self.height, self.width, *place)
-        return list(zip(parts, mixes.T, strict=True))[first_batch:]
+            return (draws,)
+        return draws, epochs.augmentation.draw_mix(len(self), self.height, self.width, *place).T
+
+    def batches(self, drawn: tuple[Tensor, ...], first_batch: int) -> Sequence[tuple[Tensor, ...]]:
+        """What `draw` gave for an epoch, batch by batch."""
+        draws, *mixes = drawn
+        parts = draws.split(self.epochs.batch_size, dim=1)
+        return list(zip(parts, *mixes, strict=True))[first_batch:]
 
     def make_batch(
         self, images: Tensor, y: Tensor, places: Tensor, draws: Tensor, *mixes: Tensor

@@ -51,12 +51,13 @@ class ResidentLoader(Loader):
         self.places = torch.cat(offsets).to(device)
 
     def inputs(self, epoch: int = 0, first_batch: int = 0) -> Iterator[tuple[Tensor, ...]]:
-        for draws, *mixes in self.draw(epoch, first_batch):
-            places = draws[0]
-            behind = places - self.own + len(self.epochs.index)
-            rows = torch.where(places < self.own, self.rows[places.clamp(max=self.own - 1)], behind)
-            inputs = (torch.cat([rows[None], draws[1:]]), *mixes)
-            yield tuple(tensor.to(self.device, non_blocking=True) for tensor in inputs)
+        draws, *mixes = self.draw(epoch)
+        places = draws[0]
+        behind = places - self.own + len(self.epochs.index)
+        rows = torch.where(places < self.own, self.rows[places.clamp(max=self.own - 1)], behind)
+        # uploaded once an epoch, so that no step waits for it
+        drawn = (torch.cat([rows[None], draws[1:]]), *mixes)
+        yield from self.batches(tuple(tensor.to(self.device) for tensor in drawn), first_batch)
 
     def gather(self, *inputs: Tensor) -> Batch:
         """The batch of draws [10, B], whose first row are rows of the images held here."""

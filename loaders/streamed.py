@@ -27,7 +27,7 @@ class StreamedLoader(Loader):
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def inputs(self, epoch: int = 0, first_batch: int = 0) -> Iterator[tuple[Tensor, ...]]:
-        drawn = self.draw(epoch, first_batch)
+        drawn = self.batches(self.draw(epoch), first_batch)
         seed = derive_seed(self.epochs.seed, "workers", epoch)
         # here, since processes are not to be forked in a thread
         read = self.read([draws[0].numpy() for draws, *_ in drawn], seed)
