@@ -12,14 +12,16 @@ import torch
 import tyro
 from tyro.conf import Positional, arg
 
-from fastcat.config import EvalConfig, TrainConfig, yaml_arguments
+from fastcat.config import TrainConfig
 from fastcat.doctor import report
 from fastcat.environment import package_version
 from fastcat.errors import InputError, nearest
+from fastcat.evaluation.config import EvalConfig
 from fastcat.evaluation.runs import evaluate_run
 from fastcat.listing import LISTINGS
 from fastcat.recipes import recipe
 from fastcat.runs import RunResult, resume, train
+from fastcat.settings_file import yaml_arguments
 from fastcat.stop import Stopped
 
 # the same fields as TrainConfig, in the groups that its bases are

@@ -4,56 +4,20 @@ The fields stand in groups as `fastcat train --help` shows them; TrainConfig hol
 """
 
 import math
-import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from tyro.conf import Positional, arg
-from tyro.constructors import PrimitiveConstructorSpec
+from tyro.conf import arg
 
 from fastcat.collaboration import make_collaboration
-from fastcat.errors import InputError, nearest
+from fastcat.errors import InputError
 from fastcat.loaders.augmentation import Augmentation
-from fastcat.models import canonical_arch
 from fastcat.optim import make_schedule, parse_milestones
 from fastcat.peer_spec import PeerSpec, parse_peers
+from fastcat.pixels import Pixels
 from fastcat.precision import DTYPES
 from fastcat.threat import ThreatModel
-
-
-def parse_pixels(text: str) -> float:
-    """ "8/255" or "0.03" -> pixels in [0, 1]. Raises InputError, for a bare 8 with what to type."""
-    numerator, slash, denominator = text.replace(" ", "").partition("/")
-    try:
-        value = int(numerator) / int(denominator) if slash else float(numerator)
-    except (ValueError, ArithmeticError) as error:
-        raise InputError(f"{text!r} is no length in pixels: type for example 8/255") from error
-    if 1 < value <= 255:
-        raise InputError(f"{text} is more than the whole range [0, 1] of a pixel: type {text}/255")
-    if not 0 < value <= 1:
-        raise InputError(f"{text} is no length in pixels of [0, 1]: type for example 8/255")
-    return value
-
-
-def format_pixels(value: float) -> str:
-    """The shortest text that parse_pixels reads back to the same float, in 255ths where it can."""
-    levels = round(value * 255, 6)
-    whole = levels == int(levels) and int(levels) / 255 == value
-    return f"{int(levels)}/255" if whole else repr(value)
-
-
-Pixels = Annotated[
-    float,
-    PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="PIXELS",
-        instance_from_str=lambda args: parse_pixels(args[0]),
-        is_instance=lambda value: isinstance(value, (int, float)),
-        str_from_instance=lambda value: [format_pixels(value)],
-    ),
-]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,120 +256,3 @@ _LEAST = {
     "save_every": 1,
     "seed": 0,
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvalConfig:
-    """Judge the weights of a run, or one weight file, under attacks; strictly in float32."""
-
-    target: Positional[Path]
-    """Folder of a run, one peers/*.safetensors file, or with --arch another's checkpoint."""
-    arch: Annotated[str | None, arg(aliases=["--model"])] = None
-    """Architecture of a checkpoint that fastcat did not write; see `fastcat list archs`."""
-    mean: str | None = None
-    """With --arch: mean that the network subtracts, as 0.4914,0.4822,0.4465. None: its file's."""
-    std: str | None = None
-    """With --arch: deviation that the network divides by, as 0.2471,0.2435,0.2616."""
-    attacks: str = "clean,fgsm,pgd20,cw20"
-    """Attacks by name; see `fastcat list attacks`."""
-    peer: str = "all"
-    """all, or a peer by number (0) or name (0-trades)."""
-    weights: Literal["best", "last"] = "best"
-    """Which weights of the run; without a best one the last."""
-    n: int | None = None
-    """Images, the first of the split in an order drawn by --seed. None: all."""
-    split: Literal["test", "train"] = "test"
-    """Which images of the data set."""
-    data: Annotated[str | None, arg(aliases=["--dataset"])] = None
-    """Data set or image folder. None: what the weights were trained on."""
-    data_dir: Path | None = None
-    """Where data sets by name are kept or downloaded to. None: as trained, else data."""
-    eps: Annotated[Pixels | None, arg(aliases=["--epsilon"])] = None
-    """Radius in pixels of [0, 1], as 8/255 or 0.03. None: as trained."""
-    step_size: Annotated[Pixels | None, arg(aliases=["--pgd-alpha"])] = None
-    """Length of a PGD step in pixels of [0, 1]. None: as trained, or eps/4 with --eps."""
-    restarts: int = 1
-    """Random starts of PGD and CW; an image must survive them all."""
-    batch_size: int = 256
-    """Images at once."""
-    seed: int = 0
-    """Seed of the attacks' starts and of the choice of images."""
-    device: str = "auto"
-    """cpu, cuda or cuda:N. auto: the GPU if there is one."""
-    out: Path | None = None
-    """JSON file to write. None: a new one under RUN/eval/, or none for a single weight file."""
-
-    def __post_init__(self) -> None:
-        for name, least in {"n": 1, "batch_size": 1, "restarts": 1, "seed": 0}.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"{name.replace('_', '-')} is {value}, expected at least {least}")
-        if self.out is not None and self.out.exists():
-            raise InputError(f"{self.out} exists already: choose another --out")
-        if self.arch is not None:
-            canonical_arch(self.arch)
-        elif (self.mean, self.std) != (None, None):
-            raise InputError("--mean and --std are for a checkpoint of others: type --arch too")
-        self.normalize()
-
-    def normalize(self) -> tuple[list[float], list[float]] | None:
-        """--mean and --std as numbers."""
-        if self.mean is None or self.std is None:
-            if self.mean != self.std:
-                raise InputError("--mean and --std need each other: type both")
-            return None
-        mean, std = _numbers("mean", self.mean), _numbers("std", self.std)
-        if len(mean) != len(std) or not all(value > 0 for value in std):
-            raise InputError(
-                f"std is {self.std!r}, expected {len(mean)} numbers above 0, as many as in --mean"
-            )
-        return mean, std
-
-
-def _numbers(name: str, text: str) -> list[float]:
-    try:
-        values = [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise InputError(f"{name} is {text!r}, expected numbers as 0.49,0.48,0.45") from error
-    if not all(map(math.isfinite, values)):
-        raise InputError(f"{name} is {text!r}, expected finite numbers")
-    return values
-
-
-def to_yaml(config: TrainConfig) -> str:
-    """The configuration as YAML that `yaml_arguments` reads back to the same values."""
-    values = config.to_dict()
-    for name in ("eps", "step_size"):
-        if values[name] is not None:
-            values[name] = format_pixels(values[name])
-    return yaml.safe_dump(values, sort_keys=False, default_flow_style=False)
-
-
-def yaml_arguments(path: Path) -> list[str]:
-    """The settings of a YAML file as command-line arguments, so that both obey the same rules.
-
-    Raises InputError for a file that is missing, no flat mapping, or has an unknown setting.
-    """
-    try:
-        values = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = re.sub(r"\s+", " ", str(error))
-        raise InputError(f"{path} is not YAML: {reason}") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: expected lines like `epochs: 30`")
-    known = {field.name for field in fields(TrainConfig)}
-    arguments = []
-    for key, value in values.items():
-        name = str(key).replace("-", "_")
-        if name not in known:
-            raise InputError(f"{path}: unknown setting {key!r}: {nearest(name, known)}")
-        flag = name.replace("_", "-")
-        if isinstance(value, (dict, list)):
-            raise InputError(f"{path}: {key} is a {type(value).__name__}, expected one value")
-        if isinstance(value, bool) and name != "flip":
-            arguments.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            arguments += [f"--{flag}", str(value)]
-    return arguments

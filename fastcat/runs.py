@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from fastcat.checkpoint import load_last_checkpoint
-from fastcat.config import TrainConfig, to_yaml
+from fastcat.config import TrainConfig
 from fastcat.environment import environment
 from fastcat.errors import InputError
 from fastcat.files import explained, remove_leftovers, write_text
 from fastcat.loaders.dataset import Dataset
 from fastcat.loaders.registry import find_path, is_folder
 from fastcat.recorder import Recorder
+from fastcat.settings_file import to_yaml
 from fastcat.stop import Stopped, StopRequest
 from fastcat.teacher import with_absolute_weights
 from fastcat.trainer import Trainer

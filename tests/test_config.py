@@ -9,8 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastcat.cli import main
-from fastcat.config import TrainConfig, format_pixels, parse_peers, parse_pixels, to_yaml
+from fastcat.config import TrainConfig
 from fastcat.errors import InputError
+from fastcat.peer_spec import parse_peers
+from fastcat.pixels import format_pixels, parse_pixels
+from fastcat.settings_file import to_yaml
 from tests import tiny
 from tests.run_helpers import SMALL, assert_same_end
 

@@ -10,9 +10,11 @@ import yaml
 
 from fastcat.checkpoint import read_checkpoint
 from fastcat.cli import main
-from fastcat.config import TrainConfig, parse_peers, yaml_arguments
+from fastcat.config import TrainConfig
 from fastcat.optim import make_schedule, parse_milestones
+from fastcat.peer_spec import parse_peers
 from fastcat.recipes import RECIPES
+from fastcat.settings_file import yaml_arguments
 from tests import tiny
 from tests.run_helpers import SMALL, assert_same_end
 

@@ -16,10 +16,10 @@ from rich.progress import Progress
 from torch import nn
 
 from fastcat.checkpoint import WeightsInfo, check_fit, load_weights
-from fastcat.config import EvalConfig, format_pixels
 from fastcat.device import make_device
 from fastcat.environment import environment
 from fastcat.errors import InputError, nearest
+from fastcat.evaluation.config import EvalConfig
 from fastcat.evaluation.evaluate import evaluate, parse_attacks
 from fastcat.files import explained, write_text
 from fastcat.foreign import load_foreign
@@ -28,6 +28,7 @@ from fastcat.loaders.dataset import Dataset
 from fastcat.loaders.loader import Epochs, Loader
 from fastcat.loaders.registry import DATASETS, load_dataset
 from fastcat.models import canonical_arch, make_model, normalized
+from fastcat.pixels import format_pixels
 from fastcat.precision import make_precision
 from fastcat.progress import make_console, make_progress, task
 from fastcat.report import renew_report

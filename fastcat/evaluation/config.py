@@ -1,0 +1,90 @@
+"""The settings of an evaluation."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from fastcat.errors import InputError
+from fastcat.models import canonical_arch
+from fastcat.pixels import Pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """Judge the weights of a run, or one weight file, under attacks; strictly in float32."""
+
+    target: Positional[Path]
+    """Folder of a run, one peers/*.safetensors file, or with --arch another's checkpoint."""
+    arch: Annotated[str | None, arg(aliases=["--model"])] = None
+    """Architecture of a checkpoint that fastcat did not write; see `fastcat list archs`."""
+    mean: str | None = None
+    """With --arch: mean that the network subtracts, as 0.4914,0.4822,0.4465. None: its file's."""
+    std: str | None = None
+    """With --arch: deviation that the network divides by, as 0.2471,0.2435,0.2616."""
+    attacks: str = "clean,fgsm,pgd20,cw20"
+    """Attacks by name; see `fastcat list attacks`."""
+    peer: str = "all"
+    """all, or a peer by number (0) or name (0-trades)."""
+    weights: Literal["best", "last"] = "best"
+    """Which weights of the run; without a best one the last."""
+    n: int | None = None
+    """Images, the first of the split in an order drawn by --seed. None: all."""
+    split: Literal["test", "train"] = "test"
+    """Which images of the data set."""
+    data: Annotated[str | None, arg(aliases=["--dataset"])] = None
+    """Data set or image folder. None: what the weights were trained on."""
+    data_dir: Path | None = None
+    """Where data sets by name are kept or downloaded to. None: as trained, else data."""
+    eps: Annotated[Pixels | None, arg(aliases=["--epsilon"])] = None
+    """Radius in pixels of [0, 1], as 8/255 or 0.03. None: as trained."""
+    step_size: Annotated[Pixels | None, arg(aliases=["--pgd-alpha"])] = None
+    """Length of a PGD step in pixels of [0, 1]. None: as trained, or eps/4 with --eps."""
+    restarts: int = 1
+    """Random starts of PGD and CW; an image must survive them all."""
+    batch_size: int = 256
+    """Images at once."""
+    seed: int = 0
+    """Seed of the attacks' starts and of the choice of images."""
+    device: str = "auto"
+    """cpu, cuda or cuda:N. auto: the GPU if there is one."""
+    out: Path | None = None
+    """JSON file to write. None: a new one under RUN/eval/, or none for a single weight file."""
+
+    def __post_init__(self) -> None:
+        for name, least in {"n": 1, "batch_size": 1, "restarts": 1, "seed": 0}.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"{name.replace('_', '-')} is {value}, expected at least {least}")
+        if self.out is not None and self.out.exists():
+            raise InputError(f"{self.out} exists already: choose another --out")
+        if self.arch is not None:
+            canonical_arch(self.arch)
+        elif (self.mean, self.std) != (None, None):
+            raise InputError("--mean and --std are for a checkpoint of others: type --arch too")
+        self.normalize()
+
+    def normalize(self) -> tuple[list[float], list[float]] | None:
+        """--mean and --std as numbers."""
+        if self.mean is None or self.std is None:
+            if self.mean != self.std:
+                raise InputError("--mean and --std need each other: type both")
+            return None
+        mean, std = _numbers("mean", self.mean), _numbers("std", self.std)
+        if len(mean) != len(std) or not all(value > 0 for value in std):
+            raise InputError(
+                f"std is {self.std!r}, expected {len(mean)} numbers above 0, as many as in --mean"
+            )
+        return mean, std
+
+
+def _numbers(name: str, text: str) -> list[float]:
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InputError(f"{name} is {text!r}, expected numbers as 0.49,0.48,0.45") from error
+    if not all(map(math.isfinite, values)):
+        raise InputError(f"{name} is {text!r}, expected finite numbers")
+    return values
