@@ -34,7 +34,7 @@ from fastcat.peer_spec import PeerSpec
 from fastcat.precision import DTYPES, Precision, make_precision
 from fastcat.seeds import derive_seed
 from fastcat.team import make_team
-from fastcat.threat import ThreatModel
+from fastcat.threat import ThreatModel, Threats
 
 CLASSES, SIDE, CHANNELS = 10, 32, 3
 # as many as CIFAR-10 has
@@ -96,20 +96,20 @@ class Ours:
             augmentation=Augmentation(crop_pad=4, flip=True),
         )
         self.loader = ResidentLoader(Split(*photographs()), epochs, device)
+        self.threat = ThreatModel()
         peers = []
         for k, spec in enumerate(specs):
             model = make_network(k, spec.arch).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             optimizer = FlatSGD(model, lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=False)
             awp = WeightPerturbation(model, optimizer, spec.awp) if spec.awp else None
             name = f"{k}-{spec.method}"
-            peers.append(Peer(name, spec.arch, model, spec.objective, optimizer, awp=awp))
-        self.threat = ThreatModel()
+            threats = Threats((self.threat,))
+            peers.append(Peer(name, spec.arch, model, spec.objective, optimizer, threats, awp=awp))
         (self.inputs,) = self.loader.inputs()
         self.team = make_team(
             peers,
             collab="cat",
             alpha=None,
-            threat=self.threat,
             precision=precision,
             classes=CLASSES,
             example=self.loader.gather(*self.inputs).x[:2],

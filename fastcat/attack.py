@@ -4,8 +4,8 @@ An attack reads a network and leaves no trace in it: no gradients in parameters,
 statistics, modes restored, also when it is interrupted.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -78,7 +78,7 @@ def stack_images(images: Sequence[Tensor]) -> Tensor:
     return torch.stack([one.permute(0, 2, 3, 1) for one in images]).permute(0, 1, 4, 2, 3)
 
 
-class _Views:
+class Views:
     """Adversarial views under way, one for each network, on which they are updated in place.
 
     They are float32, since a step would be lost in less; frozen networks that compute in less read
@@ -101,10 +101,6 @@ class _Views:
         reads_low = self.low is not None and isinstance(self.networks[k], Frozen)
         return self.low[k] if reads_low else self.x_adv[k]  # type: ignore[index]
 
-    @torch.no_grad()
-    def logits(self, k: int) -> Tensor:
-        return self.networks[k](self.seen_by(k))
-
     def gradients(self, logit_grad: Callable[[Tensor], Tensor]) -> Tensor:
         """[K, B, C, H, W], by a function from logits [K, B, classes] to their gradient."""
         leaves = [self.seen_by(k).detach().requires_grad_() for k in range(len(self.networks))]
@@ -118,6 +114,81 @@ class _Views:
         if len(grads) == 1:
             return grads[0][None]
         return stack_images(grads)
+
+
+class Goal:
+    """What the attacks on K networks climb on one batch, and how steeply.
+
+    grad_scale multiplies the climbed loss, which changes no sign but keeps float16 gradients from
+    underflowing. y_mixed, share: those of a `Batch`.
+    """
+
+    def __init__(
+        self,
+        networks: Sequence[Network],
+        inners: Sequence[Inner],
+        x: Tensor,
+        y: Tensor,
+        grad_scale: float = 1.0,
+        y_mixed: Tensor | None = None,
+        share: Tensor | None = None,
+    ) -> None:
+        """Belongs where the networks are in the modes of their attacks."""
+        self.inners, self.y, self.y_mixed, self.share = inners, y, y_mixed, share
+        self.grad_scale = grad_scale
+        self.kinds = [KINDS[inner.loss] for inner in inners]
+        # clean logits are constant during the attack, so computed once and not once a step
+        self.clean = {
+            k: logits(networks[k], x) for k, inner in enumerate(inners) if inner.loss == "kl"
+        }
+        # where another loss is climbed, it is not read
+        padded = [
+            self.clean.get(k, next(iter(self.clean.values())))
+            for k in range(len(inners))
+            if self.clean
+        ]
+        self.target = torch.stack(padded) if padded else None
+
+    def logit_grad(self, z: Tensor) -> Tensor:
+        """Gradients of the climbed losses like z [K, B, classes]."""
+
+        def by(labels: Tensor) -> Tensor:
+            target = z if self.target is None else self.target
+            return attack_logit_grad(z, labels, target, self.kinds, self.grad_scale)
+
+        if self.y_mixed is None or self.share is None:
+            return by(self.y)
+        return by_share(by(self.y), by(self.y_mixed), self.share[:, None])
+
+    def loss(self, k: int, z: Tensor) -> Tensor:
+        """The climbed loss [B] of network k's logits z [B, classes], without grad_scale."""
+        z, loss = at_least_float32(z), ATTACK_LOSSES[self.inners[k].loss]
+        if k in self.clean:
+            return loss(z, at_least_float32(self.clean[k]))
+        if self.y_mixed is None or self.share is None:
+            return loss(z, self.y)
+        return by_share(loss(z, self.y), loss(z, self.y_mixed), self.share)
+
+
+@torch.no_grad()
+def logits(network: Network, images: Tensor) -> Tensor:
+    """What a network says of images in any float type, in its present mode."""
+    return network(images.to(network.dtype) if isinstance(network, Frozen) else images)
+
+
+@contextmanager
+def attacked(networks: Sequence[Network], inners: Sequence[Inner]) -> Iterator[None]:
+    """Networks in the modes of their attacks."""
+    with ExitStack() as modes:
+        for network, inner in zip(networks, inners, strict=True):
+            model = network.model if isinstance(network, Frozen) else network
+            modes.enter_context(attack_mode(model, inner.bn))
+        yield
+
+
+def worse(loss: Tensor, than: Tensor) -> Tensor:
+    """Where a loss is larger; NaN counts as the largest, as it does for argmax."""
+    return ~(loss <= than) & ~than.isnan()
 
 
 def attack_all(
@@ -134,43 +205,12 @@ def attack_all(
     """Adversarial views [K, B, C, H, W] of x, one for each of K networks.
 
     noise: [restarts, K, B, C, H, W] from `ThreatModel.draw_noise`. Of several restarts each image
-    keeps the one of the largest inner loss. grad_scale multiplies the climbed loss, which changes
-    no sign but keeps float16 gradients from underflowing. y_mixed, share: those of a `Batch`.
+    keeps the one of the largest inner loss. grad_scale, y_mixed, share: as in `Goal`.
     """
     x = x.detach()
-    kinds = [KINDS[inner.loss] for inner in inners]
-    views = _Views(networks, x)
-    with ExitStack() as modes:
-        for network, inner in zip(networks, inners, strict=True):
-            model = network.model if isinstance(network, Frozen) else network
-            modes.enter_context(attack_mode(model, inner.bn))
-
-        views.begin([x] * len(networks))
-        # clean logits are constant during the attack, so computed once and not once a step
-        targets = {k: views.logits(k) for k, inner in enumerate(inners) if inner.loss == "kl"}
-        # where another loss is climbed, it is not read
-        padded = [
-            targets.get(k, next(iter(targets.values()))) for k in range(len(kinds)) if targets
-        ]
-        clean = torch.stack(padded) if targets else None
-
-        def logit_grad(z: Tensor) -> Tensor:
-            def by(labels: Tensor) -> Tensor:
-                target = z if clean is None else clean
-                return attack_logit_grad(z, labels, target, kinds, grad_scale)
-
-            if y_mixed is None or share is None:
-                return by(y)
-            return by_share(by(y), by(y_mixed), share[:, None])
-
-        def inner_loss(k: int) -> Tensor:
-            z, loss = at_least_float32(views.logits(k)), ATTACK_LOSSES[inners[k].loss]
-            if k in targets:
-                return loss(z, at_least_float32(targets[k]))
-            if y_mixed is None or share is None:
-                return loss(z, y)
-            return by_share(loss(z, y), loss(z, y_mixed), share)
-
+    views = Views(networks, x)
+    with attacked(networks, inners):
+        goal = Goal(networks, inners, x, y, grad_scale, y_mixed, share)
         worst = x.expand(len(networks), *x.shape)
         worst_loss = torch.full((len(networks), len(x)), -torch.inf, device=x.device)
         for noise_KB in noise:
@@ -178,13 +218,17 @@ def attack_all(
                 [threat.start(x, inner.start, noise_KB[k]) for k, inner in enumerate(inners)]
             )
             for _ in range(threat.steps):
-                threat.ascend(views.x_adv, x, views.gradients(logit_grad), views.low)
+                threat.ascend(views.x_adv, x, views.gradients(goal.logit_grad), views.low)
             if len(noise) == 1:
                 return views.x_adv
             with torch.no_grad():
-                loss_KB = torch.stack([inner_loss(k) for k in range(len(networks))])
-            # NaN counts as the largest, as it does for argmax; of equals the first is kept
-            worse_KB = ~(loss_KB <= worst_loss) & ~worst_loss.isnan()
+                loss_KB = torch.stack(
+                    [
+                        goal.loss(k, logits(network, views.seen_by(k)))
+                        for k, network in enumerate(networks)
+                    ]
+                )
+            worse_KB = worse(loss_KB, worst_loss)
             worst = torch.where(worse_KB[..., None, None, None], views.x_adv, worst)
             worst_loss = torch.where(worse_KB, loss_KB, worst_loss)
         return worst

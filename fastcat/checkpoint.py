@@ -98,8 +98,9 @@ class WeightsInfo:
     """What a weight file says of itself: how to build the network and where it comes from.
 
     data, data_digest: name and exact content of the data set; mean, std: normalisation inside the
-    model, None without; selected: how this state was chosen ("last", "best on val", "best on
-    test"); epoch counts finished epochs.
+    model, None without; threats: under which it was judged, as `parse_threats` reads them;
+    selected: how this state was chosen ("last", "best on val", "best on test"); epoch counts
+    finished epochs.
     """
 
     peer: str
@@ -109,8 +110,7 @@ class WeightsInfo:
     channels: int
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
-    eps: float
-    step_size: float
+    threats: str
     epoch: int
     selected: str
     data_digest: str | None = None

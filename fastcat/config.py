@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import arg
 
 from fastcat.collaboration import make_collaboration
+from fastcat.collaboration.collaboration import Student
 from fastcat.errors import InputError
 from fastcat.loaders.augmentation import Augmentation
 from fastcat.optim import make_schedule, parse_milestones
@@ -18,6 +19,7 @@ from fastcat.peer_spec import PeerSpec, parse_peers
 from fastcat.pixels import Pixels
 from fastcat.precision import DTYPES
 from fastcat.threat import ThreatModel
+from fastcat.threat_spec import choose_threats, parse_threats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,16 +85,22 @@ class Augment:
 
 @dataclass(frozen=True, kw_only=True)
 class Threat:
-    """The l-infinity attacker of training and validation."""
+    """The attacker of training and validation, or several."""
 
+    norm: Literal["linf", "l2", "l1"] = "linf"
+    """Norm of the ball around an image."""
     eps: Annotated[Pixels, arg(aliases=["--epsilon"])] = 8 / 255
-    """Radius in pixels of [0, 1], as 8/255 or 0.03."""
+    """Its radius in that norm, of pixels in [0, 1], as 8/255 or 0.03."""
     step_size: Annotated[Pixels | None, arg(aliases=["--pgd-alpha"])] = None
-    """Length of one PGD step in pixels of [0, 1]. None: eps/4."""
+    """Length of one PGD step in that norm. None: eps/4."""
     steps: Annotated[int, arg(aliases=["--attack-iters", "--num-steps"])] = 10
     """PGD steps of the training attack."""
     restarts: int = 1
     """Random starts of the training attack; each image keeps the one of largest loss."""
+    threats: str = ""
+    """Several attackers, in place of --norm, --eps and --step-size, all judged under, as
+    linf:eps=0.03:step_size=0.003:steps=40,l2:eps=0.5,l1:eps=12. A peer says which one attacks it,
+    as at:threat=l2, or avg, max, msd of all; without a word the first."""
     val_steps: int = 10
     """PGD steps of the attack on the validation images after each epoch."""
 
@@ -154,7 +162,7 @@ class TrainConfig(Run, Optimization, Threat, Augment, Data, Peers):
     """All settings of a run. Raises InputError when one of them means nothing."""
 
     def __post_init__(self) -> None:
-        self.threat()
+        threats = [choose_threats(spec.threat, self.threat_models()) for spec in self.peer_specs()]
         self.augmentation(0, False)
         make_schedule(
             self.schedule,
@@ -164,7 +172,11 @@ class TrainConfig(Run, Optimization, Threat, Augment, Data, Peers):
         )
         learns = [spec.weights is None for spec in self.peer_specs()]
         # any views do
-        make_collaboration(self.collab, ["adv"] * len(learns), self.alpha, self.teachers, learns)
+        students = [
+            Student(tuple(f"adv{m}" for m in of_one.norms), of_one.norms, of_one.way)
+            for of_one in threats
+        ]
+        make_collaboration(self.collab, students, self.alpha, self.teachers, learns)
         if self.precision not in ("auto", *DTYPES):
             raise InputError(
                 f"unknown precision {self.precision!r}: expected auto, {', '.join(DTYPES)}"
@@ -192,10 +204,16 @@ class TrainConfig(Run, Optimization, Threat, Augment, Data, Peers):
         if self.nesterov and self.momentum == 0:
             raise InputError("Nesterov momentum needs --momentum above 0")
 
-    def threat(self) -> ThreatModel:
-        return ThreatModel(
-            eps=self.eps, step_size=self.step_size, steps=self.steps, restarts=self.restarts
+    def threat_models(self) -> tuple[ThreatModel, ...]:
+        """The attackers, of which `PeerSpec.threat` chooses."""
+        base = ThreatModel(
+            norm=self.norm,
+            eps=self.eps,
+            step_size=self.step_size,
+            steps=self.steps,
+            restarts=self.restarts,
         )
+        return parse_threats(self.threats, base) if self.threats else (base,)
 
     def augmentation(self, crop_pad: int, flip: bool) -> Augmentation:
         """With the data's own crop and flip where nothing else is asked for."""

@@ -9,9 +9,10 @@ from torch import nn
 
 from fastcat.awp import WeightPerturbation
 from fastcat.frozen import Frozen
-from fastcat.objectives.objective import Objective
+from fastcat.objectives.objective import Objective, spread
 from fastcat.objectives.teacher import teacher
 from fastcat.optim import FlatSGD
+from fastcat.threat import Threats
 
 
 class Member:
@@ -26,8 +27,8 @@ class Member:
 
 
 class Peer(Member):
-    """frozen: what is attacked instead of the model, None for the model itself; awp: None for
-    weights left as they are.
+    """threats: how it is attacked, with `avg` on a view for each; frozen: what is attacked instead
+    of the model, None for the model itself; awp: None for weights left as they are.
     """
 
     def __init__(
@@ -37,10 +38,14 @@ class Peer(Member):
         model: nn.Module,
         objective: Objective,
         optimizer: FlatSGD,
+        threats: Threats,
         frozen: Frozen | None = None,
         awp: WeightPerturbation | None = None,
     ) -> None:
+        if threats.way == "avg" and objective.inner is not None:
+            objective = spread(objective, threats.norms)
         super().__init__(name, arch, model, objective)
+        self.threats = threats
         self.optimizer = optimizer
         self.frozen = frozen
         self.awp = awp

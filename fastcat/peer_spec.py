@@ -14,7 +14,7 @@ class PeerSpec:
     """One entry of --peers: the method with its settings, and the architecture.
 
     weights: the file of a teacher, None for what is trained; named_arch: whether arch was typed;
-    awp: gamma of AWP, None where it is left to the run.
+    awp: gamma of AWP, None where it is left to the run; threat: as `choose_threats` reads it.
     """
 
     method: str
@@ -23,13 +23,15 @@ class PeerSpec:
     named_arch: bool = False
     weights: str | None = None
     awp: float | None = None
+    threat: str | None = None
 
 
 def parse_peers(text: str, default_arch: str) -> tuple[PeerSpec, ...]:
     """ "trades:beta=6,mart@preactresnet18" -> a PeerSpec for each peer.
 
     Grammar: METHOD[:KEY=VALUE]...[@ARCH], separated by commas; METHOD may be the user's own as
-    package.module:function. The setting awp is every method's: gamma of its weight perturbation.
+    package.module:function. Two settings are every method's: awp, gamma of its weight perturbation,
+    and threat, the norm of the threat model that attacks it, or avg, max or msd of all of them.
     Raises InputError for what it cannot read.
     """
     peers = []
@@ -48,7 +50,7 @@ def parse_peers(text: str, default_arch: str) -> tuple[PeerSpec, ...]:
             if not equals or not key or not value:
                 raise InputError(f"peer {entry.strip()!r}: expected settings like trades:beta=6")
             settings[key] = value
-        awp = settings.pop("awp", None)
+        awp, threat = settings.pop("awp", None), settings.pop("threat", None)
         peers.append(
             PeerSpec(
                 method=method.rpartition(":")[2],
@@ -57,6 +59,7 @@ def parse_peers(text: str, default_arch: str) -> tuple[PeerSpec, ...]:
                 named_arch=bool(arch),
                 weights=settings["weights"] if method == "teacher" else None,
                 awp=None if awp is None else _gamma(awp, entry.strip()),
+                threat=threat,
             )
         )
     return tuple(peers)

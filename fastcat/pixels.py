@@ -1,5 +1,6 @@
 """Lengths in pixels of [0, 1], as they are typed: 8/255 or 0.03."""
 
+import math
 from typing import Annotated
 
 from tyro.constructors import PrimitiveConstructorSpec
@@ -8,15 +9,13 @@ from fastcat.errors import InputError
 
 
 def parse_pixels(text: str) -> float:
-    """ "8/255" or "0.03" -> pixels in [0, 1]. Raises InputError, for a bare 8 with what to type."""
+    """ "8/255" or "0.03" -> pixels. Raises InputError; a `ThreatModel` knows what is too long."""
     numerator, slash, denominator = text.replace(" ", "").partition("/")
     try:
         value = int(numerator) / int(denominator) if slash else float(numerator)
     except (ValueError, ArithmeticError) as error:
         raise InputError(f"{text!r} is no length in pixels: type for example 8/255") from error
-    if 1 < value <= 255:
-        raise InputError(f"{text} is more than the whole range [0, 1] of a pixel: type {text}/255")
-    if not 0 < value <= 1:
+    if not 0 < value < math.inf:
         raise InputError(f"{text} is no length in pixels of [0, 1]: type for example 8/255")
     return value
 

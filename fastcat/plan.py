@@ -1,8 +1,9 @@
 """Which network sees which view: the cells of the logit table z, in order, each once.
 
-A place is (peer, view), z[k, v] are peer k's logits on view v. Views are "clean", one adversarial
-view a peer, "adv0", "adv1", ..., and "col0", ... where a method seeks a second one. Order belongs
-to the method: every train-mode forward moves BatchNorm's statistics, unless it is untracked.
+A place is (peer, view), z[k, v] are peer k's logits on view v. Views are "clean" and what is sought
+for each peer: "adv0", "adv1", ..., and where a method seeks more "col0", "l2.adv0", ... Order
+belongs to the method: every train-mode forward moves BatchNorm's statistics, unless it is
+untracked.
 """
 
 from collections.abc import Sequence
@@ -30,13 +31,13 @@ class Cell(NamedTuple):
 
 
 def view_name(k: int, own_view: str) -> str:
-    """The table's name for what peer k's objective calls "clean", "adv" or "col"."""
+    """The table's name for what peer k's objective calls "clean", "adv", ..."""
     return own_view if own_view == "clean" else f"{own_view}{k}"
 
 
-def own_view(k: int, objective: Objective) -> str:
-    """The view on which peer k is tested and taught: its adversarial one, where it has one."""
-    return view_name(k, "clean" if objective.inner is None else "adv")
+def own_views(k: int, objective: Objective) -> tuple[str, ...]:
+    """The views on which peer k is tested and taught: what attacks make it misjudge, or clean."""
+    return tuple(view_name(k, view) for view in objective.tested_on)
 
 
 def make_plan(objectives: Sequence[Objective], cross_cells: Sequence[Place]) -> tuple[Cell, ...]:

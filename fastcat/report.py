@@ -150,10 +150,16 @@ def _evaluation(name: str, record: dict[str, Any]) -> str:
         rows.append(cells)
     first = next(iter(peers.values()))
     text = (
-        f"{name}: percent of {first['n']} {record['split']} images, eps {first['eps']}, "
-        f"step {first['step_size']}, restarts {first['restarts']}, 95 % interval"
+        f"{name}: percent of {first['n']} {record['split']} images, "
+        f"{threats_in_words(first)}, 95 % interval"
     )
     return f"<h2>{escape(text)}</h2>" + _table(["", *attacks], rows)
+
+
+def threats_in_words(entry: dict[str, Any]) -> str:
+    """Under which attackers a peer was judged."""
+    each = [f"{one['norm']} eps {one['eps']} step {one['step_size']}" for one in entry["threats"]]
+    return f"{'; '.join(each)}; restarts {entry['restarts']}"
 
 
 def _epoch_table(epochs: Sequence[dict[str, Any]]) -> str:

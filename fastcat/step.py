@@ -10,77 +10,42 @@ from contextlib import ExitStack, contextmanager, nullcontext
 import torch
 from torch import Tensor
 
-from fastcat.attack import Inner, attack_all
 from fastcat.batch import Batch
 from fastcat.modes import attack_mode
-from fastcat.plan import Place, view_name
-from fastcat.squeeze import Squeeze, squeeze
+from fastcat.plan import Place
+from fastcat.seek import seek
 from fastcat.team import Team
 
 
-def noise_places(team: Team) -> list[Place]:
-    """Views that are sought: those of PGD, so that they lie side by side, then pairs."""
-    inners = {k: peer.objective.inner for k, peer in team.learners.items()}
-    alone = [(k, "adv") for k, inner in inners.items() if isinstance(inner, Inner)]
-    pairs = [k for k, inner in inners.items() if isinstance(inner, Squeeze)]
-    return alone + [(k, view) for k in pairs for view in ("adv", "col")]
-
-
 def start_noise(team: Team, x: Tensor, generator: torch.Generator) -> Tensor:
-    """Start noise [restarts, S, B, C, H, W] for the S views that are sought, by `noise_places`."""
-    inners = [team.learners[k].objective.inner for k, _ in noise_places(team)]
-    starts = [inner.start for inner in inners if inner is not None]
+    """Start noise [restarts, S, B, C, H, W] for the S starts of the team's searches."""
+    starts = [start for search in team.searches for start in search.starts]
+    if not starts:
+        return x.new_empty(0)
+    restarts = starts[0][0].restarts
     draws = [
-        [team.threat.draw_noise(start, x, generator) for start in starts]
-        for _ in range(team.threat.restarts)
+        torch.stack([model.draw_noise(start, x, generator) for model, start in starts])
+        for _ in range(restarts)
     ]
-    return torch.stack([torch.stack(draw) for draw in draws]) if starts else x.new_empty(0)
+    return torch.stack(draws)
 
 
 def attack_views(team: Team, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
-    """All views by name: the clean images, and what is sought for each attacked peer."""
+    """All views by name, and what else `seek` finds: the clean images, and what is sought."""
     views = {"clean": batch.x}
-    places = noise_places(team)
 
     def attack(group: list[int]) -> None:
-        inners = {}
-        for k in group:
-            inner = team.members[k].objective.inner
-            if isinstance(inner, Squeeze):
-                seek_two(k, inner)
-            elif inner is not None:
-                inners[k] = inner
-        attacked = list(inners)
-        if not attacked:
-            return
-        begin = places.index((attacked[0], "adv"))
+        searches = [search for search in team.searches if search.peer in group]
         with team.precision.autocast():
-            x_adv = attack_all(
-                [team.attacked(k) for k in attacked],
-                [inners[k] for k in attacked],
-                batch.x,
-                batch.y,
-                team.threat,
-                noise[:, begin : begin + len(attacked)],
-                team.precision.attack_scale,
-                batch.y_mixed,
-                batch.share,
+            views.update(
+                seek(
+                    searches,
+                    lambda search: team.attacked(search.peer, search.inner.bn),
+                    batch,
+                    noise,
+                    team.precision.attack_scale,
+                )
             )
-        views.update({view_name(k, "adv"): x_adv[a] for a, k in enumerate(attacked)})
-
-    def seek_two(k: int, inner: Squeeze) -> None:
-        begin = places.index((k, "adv"))
-        with team.precision.autocast():
-            found = squeeze(
-                team.attacked(k),
-                inner,
-                batch.x,
-                batch.y,
-                team.threat,
-                noise[0, begin : begin + 2],
-                team.precision.attack_scale,
-            )
-        views.update({view_name(k, view): found[n] for n, view in enumerate(("adv", "col"))})
 
     team.lanes.run(attack)
     return views
@@ -104,10 +69,13 @@ def forward(team: Team, views: dict[str, Tensor]) -> dict[Place, Tensor]:
     return z
 
 
-def losses(team: Team, z: dict[Place, Tensor], batch: Batch) -> tuple[Tensor, dict[Place, Tensor]]:
+def losses(
+    team: Team, z: dict[Place, Tensor], batch: Batch, views: dict[str, Tensor]
+) -> tuple[Tensor, dict[Place, Tensor]]:
     """The values of team.loss.names, and the gradients of the logits."""
     table = torch.stack([z[cell.place].detach() for cell in team.plan])
-    values, dz = team.loss(table, batch.y, team.scaler.scale, batch.y_mixed, batch.share)
+    which = {k: views[f"which{k}"] for k in team.learners if f"which{k}" in views}
+    values, dz = team.loss(table, batch.y, team.scaler.scale, batch.y_mixed, batch.share, which)
     return values, {cell.place: dz[n] for n, cell in enumerate(team.plan)}
 
 
@@ -129,7 +97,7 @@ def perturb(team: Team, batch: Batch, views: dict[str, Tensor]) -> None:
         for peer in team.peers:
             modes.enter_context(attack_mode(peer.model, "train"))
         z = forward(team, views)
-    _, dz = losses(team, z, batch)
+    _, dz = losses(team, z, batch, views)
 
     def climb(group: list[int]) -> None:
         for k in group:
@@ -177,6 +145,6 @@ def collaborative_step(team: Team, batch: Batch, noise: Tensor) -> Tensor:
     views = attack_views(team, batch, noise)
     with perturbed(team, batch, views):
         z = forward(team, views)
-        values, dz = losses(team, z, batch)
+        values, dz = losses(team, z, batch, views)
         descend(team, z, dz)
     return values

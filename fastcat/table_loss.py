@@ -5,7 +5,7 @@ table serves them all. Terms of `fastcat.terms` are computed by one kernel, an o
 kind (a method of one's own) by autograd on its row of the table.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -16,7 +16,7 @@ from fastcat.collaboration.collaboration import Collaboration
 from fastcat.errors import InputError
 from fastcat.kernels.multi_peer_loss import multi_peer_loss
 from fastcat.objectives.objective import Objective
-from fastcat.plan import Cell, Place, own_view, view_name
+from fastcat.plan import Cell, Place, own_views, view_name
 from fastcat.terms import Sum, Term, term_rows
 
 
@@ -76,9 +76,13 @@ class TableLoss:
                 reported.append("guidance")
             names = dict.fromkeys([*reported, "loss", "accuracy"])
             self.names += [f"{peer}/{name}" for name in names]
-        trained = [k for k, objective in enumerate(objectives) if objective.views]
-        accuracies = ({f"{peer_names[k]}/accuracy": 1.0} for k in trained)
-        counts_towards = [*by_term, *accuracies, *by_own]
+        tested = [
+            ((k, view), {f"{peer_names[k]}/accuracy": 1 / len(objective.tested_on)})
+            for k, objective in enumerate(objectives)
+            if objective.views
+            for view in own_views(k, objective)
+        ]
+        counts_towards = [*by_term, *(counts for _, counts in tested), *by_own]
         self.report = torch.tensor(
             [[names.get(name, 0.0) for names in counts_towards] for name in self.names],
             dtype=dtype,
@@ -86,8 +90,12 @@ class TableLoss:
         )
         self.rows = term_rows(terms, places).to(device)
         self.weights = torch.tensor([term.weight for term in terms], dtype=dtype, device=device)
-        tested = [places.index((k, own_view(k, objectives[k]))) for k in trained]
-        self.tested = torch.tensor(tested, device=device)
+        # terms that count some images alone: their numbers, the peers whose threat models make the
+        # images, and the numbers of these
+        self.only = [
+            (n, term.student[0], term.only) for n, term in enumerate(terms) if term.only is not None
+        ]
+        self.tested = torch.tensor([places.index(place) for place, _ in tested], device=device)
 
     def __call__(
         self,
@@ -96,13 +104,21 @@ class TableLoss:
         scale: Callable[[Tensor], Tensor],
         y_mixed: Tensor | None = None,
         share: Tensor | None = None,
+        which: Mapping[int, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Values [names] and the gradient like z of all total losses together, under `scale`.
 
         z: logits [N, B, C], a slab for each cell of the plan; y: labels [B]; y_mixed, share: those
-        of a `Batch`, of which the accuracy counts the label with the larger share.
+        of a `Batch`, of which the accuracy counts the label with the larger share; which: by peer
+        the numbers [B] of the threat models that made its images, for terms with `only`.
         """
         upstream = scale(self.weights / len(y))[:, None].expand(-1, len(y))
+        if self.only:
+            assert which is not None
+            counted = torch.ones_like(upstream)
+            for n, k, number in self.only:
+                counted[n] = which[k] == number
+            upstream = upstream * counted
         if len(self.rows):
             losses, dz = multi_peer_loss(z, y, self.rows, upstream)
         else:  # methods of one's own alone
@@ -113,6 +129,8 @@ class TableLoss:
             losses = by_share(losses, other_losses, share)
             dz = by_share(dz, other_dz, share[:, None])
             y = torch.where(share < 0.5, y_mixed, y)
+        if self.only:
+            losses = torch.where(counted == 0, 0, losses)
         hits = z.index_select(0, self.tested).argmax(2) == y
         measured = [losses.mean(1), hits.to(losses.dtype).mean(1)]
         for alpha, outer, cells in self.own:

@@ -1,4 +1,4 @@
-"""All members with what binds them: plan, losses of the table, threat, precision."""
+"""All members with what binds them: what is sought, plan, losses of the table, precision."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,15 +9,15 @@ from torch import Tensor
 
 from fastcat.attack import Network
 from fastcat.collaboration import make_collaboration
-from fastcat.errors import InputError
+from fastcat.collaboration.collaboration import Student
 from fastcat.frozen import CannotFreeze, Frozen
 from fastcat.lanes import Lanes
 from fastcat.peer import Member, Peer
-from fastcat.plan import Cell, make_plan, own_view
+from fastcat.plan import Cell, make_plan, own_views
 from fastcat.precision import Precision
-from fastcat.squeeze import Squeeze
+from fastcat.seek import Search, make_searches
 from fastcat.table_loss import TableLoss
-from fastcat.threat import ThreatModel
+from fastcat.threat import Threats
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Team:
     members: Sequence[Member]
     plan: tuple[Cell, ...]
     loss: TableLoss
-    threat: ThreatModel
+    searches: Sequence[Search]
     precision: Precision
     lanes: Lanes
     scaler: torch.amp.GradScaler
@@ -48,11 +48,10 @@ class Team:
     def cells_of(self, k: int) -> list[Cell]:
         return [cell for cell in self.plan if cell.peer == k]
 
-    def attacked(self, k: int) -> Network:
-        """What peer k's attack runs on: its frozen twin, brought up to date, or its model."""
+    def attacked(self, k: int, bn: str = "eval") -> Network:
+        """What an attack on peer k runs on: its frozen twin, brought up to date, or its model."""
         peer = self.learners[k]
-        inner = peer.objective.inner
-        if peer.frozen is None or (inner is not None and inner.bn != "eval"):
+        if peer.frozen is None or bn != "eval":
             return peer.model
         peer.frozen.refold()
         return peer.frozen
@@ -63,7 +62,6 @@ def make_team(
     *,
     collab: str,
     alpha: float | None,
-    threat: ThreatModel,
     precision: Precision,
     classes: int,
     example: Tensor,
@@ -75,13 +73,17 @@ def make_team(
 
     example: two images or more [B, C, H, W] like those to come, on the device. side_by_side: give
     each member a stream of its own on a GPU. mixed: batches are of images mixed of two. teachers:
-    who teaches whom. Raises InputError as `make_collaboration` and `TableLoss` do, and for several
-    starts of `Squeeze`.
+    who teaches whom. Raises InputError as `make_collaboration`, `TableLoss` and `make_searches` do.
     """
     objectives = [member.objective for member in members]
-    taught_on = [own_view(k, objective) for k, objective in enumerate(objectives)]
+    threats = [member.threats if isinstance(member, Peer) else Threats(()) for member in members]
+    searches = make_searches(objectives, threats)
+    students = [
+        Student(own_views(k, objective), threats[k].norms, threats[k].way)
+        for k, objective in enumerate(objectives)
+    ]
     learns = [isinstance(member, Peer) for member in members]
-    collaboration = make_collaboration(collab, taught_on, alpha, teachers, learns)
+    collaboration = make_collaboration(collab, students, alpha, teachers, learns)
     plan = make_plan(objectives, collaboration.reads)
     peers = [member for member in members if isinstance(member, Peer)]
     weight_dtype = peers[0].optimizer.flat.dtype
@@ -89,8 +91,6 @@ def make_team(
     loss = TableLoss(
         plan, names, objectives, collaboration, classes, example.device, weight_dtype, mixed
     )
-    if threat.restarts > 1 and any(isinstance(o.inner, Squeeze) for o in objectives):
-        raise InputError("st seeks its two views from one start: type --restarts 1")
     remarks = []
     for peer in peers:
         compute_dtype = weight_dtype if weight_dtype == torch.float64 else precision.dtype
@@ -104,7 +104,7 @@ def make_team(
         members=members,
         plan=plan,
         loss=loss,
-        threat=threat,
+        searches=searches,
         precision=precision,
         lanes=Lanes(groups, example.device),
         scaler=precision.grad_scaler(),

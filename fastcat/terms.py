@@ -20,7 +20,9 @@ CellName = Any
 
 @dataclass(frozen=True)
 class Term:
-    """weight * mean over the batch of `loss`; constant: no gradient into the teacher's logits."""
+    """weight * mean over the batch of `loss`; constant: no gradient into the teacher's logits;
+    only: counts images alone whose view is of the student's threat model of this number.
+    """
 
     name: str
     loss: str
@@ -28,6 +30,7 @@ class Term:
     teacher: CellName = None
     weight: float = 1.0
     constant: bool = False
+    only: int | None = None
 
     @property
     def cells(self) -> tuple[CellName, ...]:

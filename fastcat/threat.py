@@ -80,19 +80,23 @@ class ThreatModel:
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
             raise InputError(f"unknown norm {self.norm!r}: {nearest(self.norm, NORMS)}")
-        largest, of = (1, "pixels in (0, 1]") if self.norm == "linf" else (math.inf, "more than 0")
-        if not 0 < self.eps <= largest or math.isinf(self.eps):
-            raise InputError(f"eps is {self.eps:g}, expected {of}: type for example 8/255")
-        if self.step_size is not None and (
-            not 0 < self.step_size <= largest or math.isinf(self.step_size)
-        ):
-            raise InputError(
-                f"step size is {self.step_size:g}, expected {of}: type for example 2/255"
-            )
+        self._check_length("eps", self.eps, "8/255")
+        if self.step_size is not None:
+            self._check_length("step size", self.step_size, "2/255")
         if self.steps < 1:
             raise InputError(f"steps is {self.steps}, expected at least 1: type for example 10")
         if self.restarts < 1:
             raise InputError(f"restarts is {self.restarts}, expected at least 1")
+
+    def _check_length(self, name: str, value: float, example: str) -> None:
+        if self.norm == "linf" and 1 < value <= 255:
+            raise InputError(
+                f"{name} is {value:g}, more than the whole range [0, 1] of a pixel: "
+                f"type {value:g}/255"
+            )
+        if not 0 < value < math.inf or (self.norm == "linf" and value > 1):
+            of = "pixels in (0, 1]" if self.norm == "linf" else "more than 0"
+            raise InputError(f"{name} is {value:g}, expected {of}: type for example {example}")
 
     @property
     def step(self) -> float:
@@ -124,3 +128,25 @@ class ThreatModel:
     def distance(self, x: Tensor, x_adv: Tensor) -> Tensor:
         """How far each image [B] has moved, in the threat model's norm."""
         return (x_adv - x).flatten(1).norm(NORMS[self.norm].order, dim=1)
+
+
+# how a peer meets several threat models at once
+WAYS = {
+    "avg": "a view for each, whose losses are averaged",
+    "max": "of each image the one view of largest inner loss (Tramer & Boneh 2019)",
+    "msd": "each step the steepest of theirs (multi steepest descent, Maini et al. 2020)",
+}
+
+
+@dataclass(frozen=True)
+class Threats:
+    """How a peer is attacked: by one threat model, or by several of distinct norms in a way of
+    WAYS; all have as many restarts.
+    """
+
+    models: tuple[ThreatModel, ...]
+    way: str | None = None
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        return tuple(model.norm for model in self.models)

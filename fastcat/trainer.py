@@ -39,6 +39,7 @@ from fastcat.seeds import derive_seed
 from fastcat.stop import Stopped, StopRequest
 from fastcat.teacher import load_teacher
 from fastcat.team import make_team
+from fastcat.threat_spec import choose_threats, format_threats
 
 
 class Trainer:
@@ -53,7 +54,7 @@ class Trainer:
         self.device = make_device(config.device)
         self.precision = make_precision(config.precision, self.device)
         # what "auto" and None mean is settled here, and so the same when the run is resumed
-        step_size = config.threat().step
+        step_size = None if config.threats else config.threat_models()[0].step
         precision: Any = self.precision.name
         engine = choose_engine(config.engine, self.device)
         config = replace(config, precision=precision, step_size=step_size)
@@ -66,7 +67,7 @@ class Trainer:
                 extra = load_extra(config.extra, config.extra_fraction, dataset, progress)
         self.dataset = dataset
         self.digest = dataset.digest if extra is None else f"{dataset.digest}+{extra.digest}"
-        self.threat = config.threat()
+        self.threats = config.threat_models()
         self.normalize = channel_statistics(dataset.train.images) if config.normalize else None
         members = self._make_members()
         self.schedule = make_schedule(
@@ -97,7 +98,6 @@ class Trainer:
             collab=config.collab,
             alpha=config.alpha,
             teachers=config.teachers,
-            threat=self.threat,
             precision=self.precision,
             classes=len(dataset.classes),
             example=example,
@@ -135,7 +135,8 @@ class Trainer:
                 nesterov=config.nesterov,
                 ema=config.ema,
             )
-            peer = Peer(name, spec.arch, model, spec.objective, optimizer)
+            threats = choose_threats(spec.threat, self.threats)
+            peer = Peer(name, spec.arch, model, spec.objective, optimizer, threats)
             gamma = config.awp if spec.awp is None else spec.awp
             if gamma:
                 peer.awp = WeightPerturbation(model, optimizer, gamma)
@@ -389,27 +390,30 @@ class Trainer:
             if request.signum is not None:
                 raise Stopped(request.signum)
 
-        pgd = f"pgd{self.config.val_steps}"
         network, robust = self.engine.judge(k)
         report = evaluate(
             network,
             self.monitor,
-            f"clean,{pgd}",
-            replace(self.threat, restarts=1),
+            f"clean,pgd{self.config.val_steps}",
+            [replace(threat, restarts=1) for threat in self.threats],
             seed=self.config.seed,
             precision=self.precision,
             after_batch=stop_if_asked,
             robust=robust,
         )
-        return {"clean": report.accuracy("clean"), pgd: report.accuracy(pgd)}
+        accuracy = {name: report.accuracy(name) for name in report.correct}
+        if len(self.threats) == 1:
+            # what survives PGD is right without it, but for images that an attack corrects
+            del accuracy["worst"]
+        return accuracy
 
     def _is_best(self, peer: Peer, accuracy: dict[str, float]) -> bool:
         """Whether the peer is more robust than it was after any earlier epoch."""
         if self.config.select_on == "last":
             return False
-        pgd = f"pgd{self.config.val_steps}"
+        judged_by = f"pgd{self.config.val_steps}" if len(self.threats) == 1 else "worst"
         best = self.best.get(peer.name)
-        return best is None or accuracy[pgd] > best["accuracy"][pgd]
+        return best is None or accuracy[judged_by] > best["accuracy"][judged_by]
 
     def _save_weights(self, run: Path, peer: Peer, which: str, selected: str) -> None:
         mean, std = self.normalize or (None, None)
@@ -422,8 +426,7 @@ class Trainer:
             channels=self.dataset.image_shape[2],
             mean=mean,
             std=std,
-            eps=self.threat.eps,
-            step_size=self.threat.step,
+            threats=format_threats(self.threats),
             epoch=self.epoch + 1,
             selected=selected,
         )

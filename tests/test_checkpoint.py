@@ -94,8 +94,7 @@ def test_a_weight_file_rebuilds_its_network(
         channels=3,
         mean=mean,
         std=std,
-        eps=8 / 255,
-        step_size=2 / 255,
+        threats="linf:eps=8/255:step_size=2/255",
         epoch=7,
         selected="best on val",
     )

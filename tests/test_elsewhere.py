@@ -159,7 +159,7 @@ def test_weight_files_of_own_networks(tmp_path: Path) -> None:
     net = make_model("my_nets:make_net", 3, 1, ([0.5], [0.25]))
     info = WeightsInfo(
         peer="0-at", arch="my_nets:make_net", data="digits", classes=("a", "b", "c"), channels=1,
-        mean=(0.5,), std=(0.25,), eps=0.1, step_size=0.02, epoch=1, selected="last",
+        mean=(0.5,), std=(0.25,), threats="linf:eps=0.1", epoch=1, selected="last",
     )  # fmt: skip
     save_weights(tmp_path / "it.safetensors", net.state_dict(), info)
     loaded, found = load_weights(tmp_path / "it.safetensors")

@@ -136,7 +136,7 @@ def test_eval_of_a_run_writes_what_it_prints(
     assert list(record["peers"]) == ["0-trades", "1-alp"]
     for name, entry in record["peers"].items():
         assert entry["n"] == 50
-        assert entry["eps"] == "0.1"
+        assert [threat["eps"] for threat in entry["threats"]] == ["0.1"]
         assert entry["info"]["selected"] == "best on val"
         assert list(entry["attacks"]) == ["clean", "fgsm", "pgd2", "worst"]
         assert f"{name}  tiny, best on val" in printed

@@ -444,7 +444,7 @@ def test_peers_attacked_on_the_batchs_statistics_are_attacked_as_they_are() -> N
     """A twin knows the running statistics only."""
     team = team_of([make_objective("at", {"bn": "train"}), "at", "natural"])
     assert not team.remarks
-    assert team.attacked(0) is team.peers[0].model
+    assert team.attacked(0, "train") is team.peers[0].model
     assert team.attacked(1) is team.peers[1].frozen
     x, y = images(0, 6)
     views = attack_views(team, Batch(x, y, y), start_noise(team, x, seeded()))
@@ -460,7 +460,8 @@ def test_each_attack_is_on_the_weights_of_its_step() -> None:
     for _ in range(3):
         noise = start_noise(team, x, seeded())
         view = attack_views(team, Batch(x, y, y), noise)["adv0"]
-        alone = attack_all([peer.model], [peer.objective.inner], x, y, team.threat, noise)[0]
+        threat = ThreatModel(steps=2)
+        (alone,) = attack_all([peer.model], [peer.objective.inner], x, y, threat, noise)
         assert ((view - alone).abs() < 1e-6).float().mean() > 0.99
         assert (view - former).abs().max() > 1e-3
         former = view.clone()

@@ -13,6 +13,7 @@ from fastcat.objectives import METHODS, make_objective
 from fastcat.squeeze import Squeeze
 from fastcat.terms import Sum
 from tests.reference import losses as reference
+from tests.teams import taught_on
 
 B, C = 9, 6
 ALL_METHODS = ["natural", "at", "trades", "alp", "mart", "boosted", "st"]
@@ -161,7 +162,7 @@ def test_saturated_peers_teach_finitely_in_float32(size: float) -> None:
         for k in range(3)
         for v, view in enumerate(("adv0", "adv1", "clean"))
     }
-    cat = make_collaboration("cat", ["adv0", "adv1", "clean"], None)
+    cat = make_collaboration("cat", taught_on(["adv0", "adv1", "clean"]), None)
     guidance = [taught(z, torch.zeros(4, dtype=torch.int64))["kl"] for taught in cat.guidance]
     for k, view in enumerate(("adv0", "adv1", "clean")):
         others = [z[j, view].double() for j in range(3) if j != k]
@@ -188,28 +189,28 @@ def test_published_constants_of_mart_survive_float32() -> None:
 
 @pytest.mark.parametrize("alpha", [0.0, 0.05, 0.3, 1.0])
 @pytest.mark.parametrize(
-    "taught_on",
+    "views",
     [["adv0", "adv1"], ["clean", "adv1"], ["clean", "clean"], ["adv0", "clean", "adv2"]],
     ids="+".join,
 )
 def test_cat_teaches_by_formula_and_teachers_get_no_gradient(
-    taught_on: list[str], alpha: float
+    views: list[str], alpha: float
 ) -> None:
     """d/dz[k, v_k] = (1 - alpha)/B sum_j (p_k - p_j); every other cell gets nothing at all.
 
     Not nothing up to rounding: a teacher that learns a little is another method.
     """
-    peers = range(len(taught_on))
-    cat = make_collaboration("cat", taught_on, alpha)
-    assert cat.objective_weights == (alpha,) * len(taught_on)
-    cells = [(j, view) for j in peers for view in dict.fromkeys(taught_on)]
+    peers = range(len(views))
+    cat = make_collaboration("cat", taught_on(views), alpha)
+    assert cat.objective_weights == (alpha,) * len(views)
+    cells = [(j, view) for j in peers for view in dict.fromkeys(views)]
     assert sorted(cat.reads) == sorted(cells)
     z = {cell: logits(seed) for seed, cell in enumerate(cells)}
-    assert len(cat.guidance) == len(taught_on)
+    assert len(cat.guidance) == len(views)
     values = [taught(z, labels()) for taught in cat.guidance]
     assert all(list(value) == ["kl"] for value in values)
     guidance = [value["kl"] for value in values]
-    for k, view in enumerate(taught_on):
+    for k, view in enumerate(views):
         others = [z[j, view] for j in peers if j != k]
         expected = (1 - alpha) * reference.cat_guidance(z[k, view], others)
         torch.testing.assert_close(guidance[k], expected, rtol=1e-12, atol=0)
@@ -225,7 +226,7 @@ def test_cat_teaches_by_formula_and_teachers_get_no_gradient(
 
 @pytest.mark.parametrize("alpha", [0.0, 0.45, 1.0])
 @pytest.mark.parametrize(
-    ("taught_on", "teachers"),
+    ("views", "teachers"),
     [
         (["adv0", "adv1"], [[1], [0]]),
         (["clean", "adv1"], [[1], [0]]),
@@ -235,19 +236,19 @@ def test_cat_teaches_by_formula_and_teachers_get_no_gradient(
     ids=["two", "natural", "three", "chain"],
 )
 def test_mat_teaches_by_formula_and_teachers_get_no_gradient(
-    taught_on: list[str], teachers: list[list[int]], alpha: float
+    views: list[str], teachers: list[list[int]], alpha: float
 ) -> None:
     """d/dz[n, v_n] = alpha/(B M) sum_m (p_n(v_n) - p_m(x)) over its M teachers, else nothing.
 
     Catches teachers on the adversarial images, CAT's alpha, and a weight by the number of peers.
     """
     text = ",".join(f"{m}>{n}" for n, of_n in enumerate(teachers) for m in of_n)
-    mat = make_collaboration("mat", taught_on, alpha, text)
+    mat = make_collaboration("mat", taught_on(views), alpha, text)
     assert mat.objective_weights == tuple(1 - alpha if of_n else 1.0 for of_n in teachers)
-    cells = list(dict.fromkeys((k, v) for k, view in enumerate(taught_on) for v in ("clean", view)))
+    cells = list(dict.fromkeys((k, v) for k, view in enumerate(views) for v in ("clean", view)))
     assert set(mat.reads) <= set(cells)
     z = {cell: logits(seed) for seed, cell in enumerate(cells)}
-    for n, (view, of_n) in enumerate(zip(taught_on, teachers, strict=True)):
+    for n, (view, of_n) in enumerate(zip(views, teachers, strict=True)):
         if not of_n:
             assert not mat.guidance[n].terms
             continue
@@ -266,8 +267,14 @@ def test_mat_teaches_by_formula_and_teachers_get_no_gradient(
 
 
 def test_alpha_of_the_paper_is_the_default() -> None:
-    assert make_collaboration("cat", ["adv0", "adv1"], None).objective_weights == (1 / 20, 1 / 20)
-    assert make_collaboration("mat", ["adv0", "adv1"], None).objective_weights == (0.4, 0.4)
+    assert make_collaboration("cat", taught_on(["adv0", "adv1"]), None).objective_weights == (
+        1 / 20,
+        1 / 20,
+    )
+    assert make_collaboration("mat", taught_on(["adv0", "adv1"]), None).objective_weights == (
+        0.4,
+        0.4,
+    )
 
 
 @pytest.mark.parametrize("teachers", ["all", "ring"])
@@ -276,12 +283,12 @@ def test_alpha_of_the_paper_is_the_default() -> None:
 def test_one_peer_alone_descends_its_plain_loss(
     name: str, alpha: float | None, teachers: str
 ) -> None:
-    alone = make_collaboration(name, ["adv0"], alpha, teachers)
+    alone = make_collaboration(name, taught_on(["adv0"]), alpha, teachers)
     assert (alone.objective_weights, alone.reads, alone.guidance) == ((1.0,), (), (Sum(),))
 
 
 def test_none_owes_nothing() -> None:
-    side_by_side = make_collaboration("none", ["adv0", "clean"], None)
+    side_by_side = make_collaboration("none", taught_on(["adv0", "clean"]), None)
     assert (side_by_side.objective_weights, side_by_side.reads) == ((1.0, 1.0), ())
     assert side_by_side.guidance == (Sum(), Sum())
 
@@ -301,7 +308,7 @@ def test_collaborations_that_mean_nothing_are_refused(
     name: str, alpha: float | None, text: str
 ) -> None:
     with pytest.raises(InputError) as caught:
-        make_collaboration(name, ["adv0", "adv1"], alpha)
+        make_collaboration(name, taught_on(["adv0", "adv1"]), alpha)
     assert text in str(caught.value)
 
 
@@ -310,7 +317,7 @@ def test_collaborations_that_mean_nothing_are_refused(
 
 def test_names_are_those_of_the_papers() -> None:
     assert sorted(METHODS) == sorted([*ALL_METHODS, "teacher"])
-    assert sorted(COLLABORATIONS) == ["cat", "mat", "none"]
+    assert sorted(COLLABORATIONS) == ["cat", "mat", "mat-mp", "none"]
 
 
 def test_settings_come_as_text() -> None:

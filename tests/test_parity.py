@@ -249,15 +249,13 @@ class Ours:
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The views and metrics of a step in the dtype of x; `given` views replace the attack."""
         names = [name for name, _ in self.case.peers]
-        # those of PGD, then pairs
-        alone = [noise_RKB[:, k] for k, name in enumerate(names) if name in START and name != "st"]
-        pairs = [
-            each
+        starts = [
+            start
             for k, name in enumerate(names)
-            if name == "st"
-            for each in (noise_RKB[:, k], col_noise(noise_RKB, k)[None])
+            if name in START
+            for start in (noise_RKB[:, k], *([col_noise(noise_RKB, k)[None]] * (name == "st")))
         ]
-        noise = torch.stack(alone + pairs, 1) if alone + pairs else noise_RKB[:, :0]
+        noise = torch.stack(starts, 1) if starts else noise_RKB[:, :0]
         views = {}
 
         def watched_attack(*args: Any) -> dict[str, Tensor]:

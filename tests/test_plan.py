@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from fastcat.collaboration import make_collaboration
-from fastcat.collaboration.collaboration import Collaboration
+from fastcat.collaboration.collaboration import Collaboration, Student
 from fastcat.objectives import make_objective
-from fastcat.plan import Cell, make_plan, own_view, view_name
+from fastcat.plan import Cell, make_plan, own_views, view_name
 from fastcat.step import forward
 from tests.networks import CLASSES, images
 from tests.teams import team_of
@@ -29,8 +29,8 @@ def cells(text: str) -> tuple[Cell, ...]:
 
 def plan_of(methods: Sequence[str], collab: str) -> tuple[tuple[Cell, ...], Collaboration]:
     objectives = [make_objective(name, {}) for name in methods]
-    taught_on = [own_view(k, objective) for k, objective in enumerate(objectives)]
-    collaboration = make_collaboration(collab, taught_on, None)
+    students = [Student(own_views(k, objective)) for k, objective in enumerate(objectives)]
+    collaboration = make_collaboration(collab, students, None)
     return make_plan(objectives, collaboration.reads), collaboration
 
 
@@ -134,5 +134,5 @@ def test_forward_fills_the_table_in_the_order_of_the_plan(
 
 def test_views_are_named_after_their_peer() -> None:
     assert [view_name(3, view) for view in ("clean", "adv", "col")] == ["clean", "adv3", "col3"]
-    names = [own_view(2, make_objective(name, {})) for name in ("natural", "at", "trades", "st")]
-    assert names == ["clean", "adv2", "adv2", "adv2"]
+    names = [own_views(2, make_objective(name, {})) for name in ("natural", "at", "trades", "st")]
+    assert names == [("clean",), ("adv2",), ("adv2",), ("adv2",)]

@@ -151,7 +151,7 @@ def test_gradients_of_the_published_regulariser_and_of_the_others() -> None:
 
 
 def test_other_peers_are_attacked_as_without_it() -> None:
-    """To the bit, and from the same noise: its own is drawn after theirs."""
+    """To the bit, from the same noise."""
     x, y = images(0, 6)
     batch = Batch(x, y, torch.arange(6))
     nets = [tiny_net(k) for k in range(3)]
@@ -161,8 +161,7 @@ def test_other_peers_are_attacked_as_without_it() -> None:
     views = attack_views(team, batch, noise)
     assert sorted(views) == ["adv0", "adv1", "adv2", "clean", "col1"]
     alone = team_of(["trades", "alp"], [nets[0], nets[2]])
-    assert torch.equal(start_noise(alone, x, seeded()), noise[:, :2])
-    theirs = attack_views(alone, batch, noise[:, :2])
+    theirs = attack_views(alone, batch, noise[:, [0, 3]])
     assert torch.equal(views["adv0"], theirs["adv0"])
     assert torch.equal(views["adv2"], theirs["adv1"])
 
@@ -176,7 +175,7 @@ def test_half_precision_trains_and_keeps_views_float32(bn: str, precision: str) 
     batch, noise = Batch(x, y, torch.arange(6)), start_noise(team, x, seeded())
     views = attack_views(team, batch, noise)
     assert views["adv0"].dtype == views["col0"].dtype == torch.float32
-    assert (views["adv0"] - x).abs().mean() > 0.2 * team.threat.eps
+    assert (views["adv0"] - x).abs().mean() > 0.2 * 8 / 255
     assert collaborative_step(team, batch, noise).isfinite().all()
 
 
@@ -190,8 +189,8 @@ def test_several_starts_and_mixed_images_are_refused() -> None:
 def test_views_that_do_not_fit_their_attack_are_refused() -> None:
     st, at = make_objective("st", {}), make_objective("at", {})
     for views, inner, untracked, text in (
-        (("adv", "col"), at.inner, (), "views col if and only if"),
-        (("clean", "adv"), st.inner, (), "views col if and only if"),
+        (("adv", "col"), at.inner, (), "finds: clean, adv$"),
+        (("clean", "adv"), st.inner, (), "finds: clean, adv, col$"),
         (("adv",), at.inner, ("clean",), "untracked are"),
     ):
         with pytest.raises(InputError, match=text):

@@ -9,12 +9,12 @@ from torch import Tensor
 from fastcat.attack import Inner
 from fastcat.batch import by_share
 from fastcat.collaboration import make_collaboration
-from fastcat.collaboration.collaboration import Collaboration
+from fastcat.collaboration.collaboration import Collaboration, Student
 from fastcat.errors import InputError
 from fastcat.kernels import losses
 from fastcat.objectives import make_objective
 from fastcat.objectives.objective import Objective
-from fastcat.plan import Cell, make_plan, own_view, view_name
+from fastcat.plan import Cell, make_plan, own_views, view_name
 from fastcat.table_loss import TableLoss
 from fastcat.terms import Sum, ce
 from tests.teams import team_of
@@ -80,9 +80,9 @@ class Losses:
     ) -> None:
         self.objectives = [make_objective(m, {}) if isinstance(m, str) else m for m in methods]
         self.names = [f"{k}-peer" for k in range(len(methods))]
-        taught_on = [own_view(k, objective) for k, objective in enumerate(self.objectives)]
+        students = [Student(own_views(k, objective)) for k, objective in enumerate(self.objectives)]
         alpha = None if collab == "none" else 0.3
-        self.collaboration: Collaboration = make_collaboration(collab, taught_on, alpha)
+        self.collaboration: Collaboration = make_collaboration(collab, students, alpha)
         self.plan: tuple[Cell, ...] = make_plan(self.objectives, self.collaboration.reads)
         self.loss = TableLoss(
             self.plan, self.names, self.objectives, self.collaboration, C, CPU, dtype, mixed
@@ -112,7 +112,7 @@ class Losses:
                 values[f"{peer}/guidance"] = guidance
                 total = total + guidance
             values[f"{peer}/loss"] = total
-            hits = z[k, own_view(k, objective)].argmax(1) == y
+            hits = z[k, own_views(k, objective)[0]].argmax(1) == y
             values[f"{peer}/accuracy"] = hits.to(table.dtype).mean()
         everything = sum(values[f"{peer}/loss"] for peer in self.names)
         grads = torch.autograd.grad(everything, leaves, materialize_grads=True)

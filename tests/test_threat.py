@@ -62,14 +62,18 @@ def test_step_is_a_quarter_of_eps_unless_given() -> None:
         pytest.param({"eps": 0}, "eps is 0, expected pixels in (0, 1]", id="eps-0"),
         pytest.param({"eps": -1}, "eps is -1, expected pixels in (0, 1]", id="eps-negative"),
         pytest.param(
-            {"eps": 8}, "eps is 8, expected pixels in (0, 1]: type for example 8/255", id="eps-8"
+            {"eps": 8},
+            "eps is 8, more than the whole range [0, 1] of a pixel: type 8/255",
+            id="eps-8",
         ),
         pytest.param({"eps": math.nan}, "eps is nan, expected pixels in (0, 1]", id="eps-nan"),
         pytest.param({"eps": math.inf}, "eps is inf, expected pixels in (0, 1]", id="eps-inf"),
         pytest.param({"step_size": 0.0}, "step size is 0, expected pixels", id="step_size-0"),
         pytest.param({"step_size": -0.1}, "step size is -0.1, expected", id="step_size-negative"),
         pytest.param(
-            {"step_size": 2}, "step size is 2, expected pixels in (0, 1]", id="step_size-2"
+            {"step_size": 2},
+            "step size is 2, more than the whole range [0, 1] of a pixel: type 2/255",
+            id="step_size-2",
         ),
         pytest.param({"step_size": math.nan}, "step size is nan, expected", id="step_size-nan"),
         pytest.param({"steps": 0}, "steps is 0, expected at least 1", id="steps-0"),

@@ -52,10 +52,11 @@ def formula(team: Team, forward: float, first: float) -> float:
     inners = [peer.objective.inner for peer in team.peers]
     attacked = [inner for inner in inners if inner is not None]
     graded = sum(cell.grad for cell in team.plan)
-    units = 2 * team.threat.steps * len(attacked) * team.threat.restarts
+    (threat,) = {peer.threats.models[0] for peer in team.peers}
+    units = 2 * threat.steps * len(attacked) * threat.restarts
     units += sum(inner.loss == "kl" for inner in attacked)
-    if team.threat.restarts > 1:
-        units += team.threat.restarts * len(attacked)  # each start's end is judged
+    if threat.restarts > 1:
+        units += threat.restarts * len(attacked)  # each start's end is judged
     units += 3 * graded + (len(team.plan) - graded)
     return units * forward - graded * first
 

@@ -1,32 +1,33 @@
 """What peers owe each other. One file a method; the function's name is its public name.
 
-A collaboration is a function of the views on which the peers are taught, of who teaches whom, and
-of alpha, and returns a Collaboration. In the guidance of a peer the other peers' logits are
+A collaboration is a function of the peers as students, of who teaches whom, and of alpha, and
+returns a Collaboration. In the guidance of a peer the other peers' logits are
 constants.
 """
 
 from collections.abc import Callable, Sequence
 
 from fastcat.collaboration.cat import cat
-from fastcat.collaboration.collaboration import Collaboration
+from fastcat.collaboration.collaboration import Collaboration, Student
 from fastcat.collaboration.mat import mat
+from fastcat.collaboration.mat_mp import mat_mp
 from fastcat.collaboration.none import none
 from fastcat.collaboration.teaching import parse_teachers
 from fastcat.errors import InputError, nearest
 
 COLLABORATIONS: dict[str, Callable[..., Collaboration]] = {
-    method.__name__: method for method in (cat, mat, none)
+    method.__name__.replace("_", "-"): method for method in (cat, mat, mat_mp, none)
 }
 
 
 def make_collaboration(
     name: str,
-    taught_on: Sequence[str],
+    students: Sequence[Student],
     alpha: float | None,
     teachers: str = "all",
     learns: Sequence[bool] | None = None,
 ) -> Collaboration:
-    """The collaboration called `name` for peers taught on these views; alpha None is its default.
+    """The collaboration called `name` for these peers; alpha None is its default.
 
     teachers: as `parse_teachers` reads it; learns: for each peer whether it is trained, None for
     all. Raises InputError for an unknown name, an alpha outside [0, 1], who cannot be taught or
@@ -34,14 +35,14 @@ def make_collaboration(
     """
     if name not in COLLABORATIONS:
         raise InputError(f"unknown collaboration {name!r}: {nearest(name, COLLABORATIONS)}")
-    learns = [True] * len(taught_on) if learns is None else learns
+    learns = [True] * len(students) if learns is None else learns
     pairs = parse_teachers(teachers, learns)
     if name == "none" and (teachers != "all" or not all(learns)):
         raise InputError("with 'none' nobody teaches: type --collab cat or --collab mat")
     if alpha is None:
-        return COLLABORATIONS[name](taught_on, pairs)
+        return COLLABORATIONS[name](students, pairs)
     if not 0 <= alpha <= 1:
         raise InputError(f"alpha is {alpha:g}, expected a weight in [0, 1]: type for example 0.05")
     if name == "none":
         raise InputError("alpha weighs objective against guidance, and 'none' has no guidance")
-    return COLLABORATIONS[name](taught_on, pairs, alpha=alpha)
+    return COLLABORATIONS[name](students, pairs, alpha=alpha)

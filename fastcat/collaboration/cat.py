@@ -5,18 +5,31 @@
 Source: Liu et al. 2023 (arXiv 2303.14922), Eqs. 4-6 and the public code, alpha = 1/20. The paper
 writes the KL the other way round; the code, which made its tables, is followed. A peer without an
 attack is taught on the clean images. One peer alone has no teacher and descends its plain L. With
---teachers the sum is over the peer's own teachers.
+--teachers the sum is over the peer's own teachers. A peer with several adversaries is taught on
+the mean of them.
 """
 
 from collections.abc import Sequence
 
-from fastcat.collaboration.collaboration import Collaboration, Teachers, weighted
-from fastcat.terms import Sum, kl
+from fastcat.collaboration.collaboration import (
+    Collaboration,
+    Student,
+    Teachers,
+    taught_by,
+    weighted,
+)
+from fastcat.terms import Sum
 
 
-def cat(taught_on: Sequence[str], teachers: Teachers, *, alpha: float = 0.05) -> Collaboration:
+def cat(students: Sequence[Student], teachers: Teachers, *, alpha: float = 0.05) -> Collaboration:
     guidance = [
-        sum((kl((j, view), (k, view), constant=True) for j in teachers[k]), Sum())
-        for k, view in enumerate(taught_on)
+        sum((taught_by([(j, view) for j in teachers[k]], k, view) for view in student.views), Sum())
+        for k, student in enumerate(students)
     ]
-    return weighted([(1 - alpha) * taught for taught in guidance], alpha)
+    return weighted(
+        [
+            ((1 - alpha) / len(student.views)) * taught
+            for taught, student in zip(guidance, students, strict=True)
+        ],
+        alpha,
+    )

@@ -2,12 +2,23 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from fastcat.plan import Place
-from fastcat.terms import Sum
+from fastcat.terms import Sum, kl
 
 # of each peer the numbers of those that teach it
 Teachers = Sequence[Sequence[int]]
+
+
+class Student(NamedTuple):
+    """A peer as it is taught: on these views in equal shares; under the threat models of these
+    norms, in a way of `fastcat.threat.WAYS` where there are several.
+    """
+
+    views: tuple[str, ...]
+    norms: tuple[str, ...] = ("linf",)
+    way: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +36,11 @@ class Collaboration:
     def reads(self) -> tuple[Place, ...]:
         """Every cell that guides anyone, each once."""
         return tuple(dict.fromkeys(cell for taught in self.guidance for cell in taught.cells))
+
+
+def taught_by(teachers: Sequence[Place], k: int, view: str) -> Sum:
+    """sum of mean KL(p_teacher || p_k(view)), the teachers' cells constant."""
+    return sum((kl(place, (k, view), constant=True) for place in teachers), Sum())
 
 
 def weighted(guidance: Sequence[Sum], objective_weight: float) -> Collaboration:

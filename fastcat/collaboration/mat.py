@@ -7,24 +7,31 @@ its boosted cross-entropy (`boosted`), alpha = 0.6, for CIFAR-100 0.45. Here alp
 guidance, in CAT the objective. The paper prints M - 1 for N - 1; with --teachers it is the number
 of the peer's own teachers. What it leaves open: p_m(x) is constant, as soft labels are, and comes
 from a train-mode forward, which is added after the others and without gradient where the peer's
-objective does not view the clean images anyway. A peer without an attack is taught on those.
+objective does not view the clean images anyway. A peer without an attack is taught on those,
+one with several adversaries on the mean of them.
 """
 
 from collections.abc import Sequence
 
-from fastcat.collaboration.collaboration import Collaboration, Teachers, weighted
-from fastcat.terms import Sum, kl
+from fastcat.collaboration.collaboration import (
+    Collaboration,
+    Student,
+    Teachers,
+    taught_by,
+    weighted,
+)
+from fastcat.terms import Sum
 
 
-def mat(taught_on: Sequence[str], teachers: Teachers, *, alpha: float = 0.6) -> Collaboration:
-    guidance = [
-        sum((kl((m, "clean"), (n, view), constant=True) for m in teachers[n]), Sum())
-        for n, view in enumerate(taught_on)
-    ]
+def mat(students: Sequence[Student], teachers: Teachers, *, alpha: float = 0.6) -> Collaboration:
     return weighted(
-        [
-            (alpha / max(len(of_n), 1)) * taught
-            for taught, of_n in zip(guidance, teachers, strict=True)
-        ],
+        [alpha * soft_labels(n, student, teachers[n]) for n, student in enumerate(students)],
         1 - alpha,
     )
+
+
+def soft_labels(n: int, student: Student, teachers: Sequence[int]) -> Sum:
+    """The mean over student n's views and teachers of mean KL(p_m(x) || p_n(view))."""
+    pairs = max(len(teachers), 1) * len(student.views)
+    clean = [(m, "clean") for m in teachers]
+    return (1 / pairs) * sum((taught_by(clean, n, view) for view in student.views), Sum())

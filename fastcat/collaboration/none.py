@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from fastcat.collaboration.collaboration import Collaboration, Teachers, weighted
+from fastcat.collaboration.collaboration import Collaboration, Student, Teachers, weighted
 from fastcat.terms import Sum
 
 
-def none(taught_on: Sequence[str], teachers: Teachers) -> Collaboration:
+def none(students: Sequence[Student], teachers: Teachers) -> Collaboration:
     del teachers
-    return weighted([Sum()] * len(taught_on), 1.0)
+    return weighted([Sum()] * len(students), 1.0)

@@ -38,10 +38,12 @@ class EvalConfig:
     """Data set or image folder. None: what the weights were trained on."""
     data_dir: Path | None = None
     """Where data sets by name are kept or downloaded to. None: as trained, else data."""
+    norm: Literal["linf", "l2", "l1"] | None = None
+    """Norm of the attacker. None: as trained, of several all."""
     eps: Annotated[Pixels | None, arg(aliases=["--epsilon"])] = None
-    """Radius in pixels of [0, 1], as 8/255 or 0.03. None: as trained."""
+    """Radius in that norm, of pixels in [0, 1], as 8/255 or 0.03. None: as trained."""
     step_size: Annotated[Pixels | None, arg(aliases=["--pgd-alpha"])] = None
-    """Length of a PGD step in pixels of [0, 1]. None: as trained, or eps/4 with --eps."""
+    """Length of a PGD step in that norm. None: as trained, or eps/4 with --eps."""
     restarts: int = 1
     """Random starts of PGD and CW; an image must survive them all."""
     batch_size: int = 256

@@ -149,7 +149,7 @@ def evaluate(
     model: Network,
     loader: Iterable[Sequence[Any]],
     attacks: str | Sequence[EvalAttack],
-    threat: ThreatModel,
+    threat: ThreatModel | Sequence[ThreatModel],
     *,
     seed: int = 0,
     precision: Precision | None = None,
@@ -161,13 +161,20 @@ def evaluate(
     model: any nn.Module or callable from images [B, C, H, W] in [0, 1] to logits; left as it was.
     loader: batches whose first two members are images and labels [B], moved to the model's device.
     attacks: names as "clean,fgsm,pgd20,cw20". threat: radius, step size and restarts; steps come
-    from the names. precision None computes as the model is. after_batch gets the images so far;
-    robust judges a batch.
+    from the names; under several of distinct norms each attack is made, as "pgd20-l2". precision
+    None computes as the model is. after_batch gets the images so far; robust judges a batch.
     Raises InputError for unknown attacks, images outside [0, 1], and a loader without images.
     """
     chosen = parse_attacks(attacks) if isinstance(attacks, str) else tuple(attacks)
     parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
-    correct: dict[str, int] = {attack.name: 0 for attack in chosen}
+    threats = [threat] if isinstance(threat, ThreatModel) else list(threat)
+    trials = []
+    for attack in chosen:
+        models = threats if attack.inner is not None else threats[:1]
+        for under in models:
+            name = attack.name if len(models) == 1 else f"{attack.name}-{under.norm}"
+            trials.append((name, attack, under))
+    correct = {name: 0 for name, *_ in trials}
     worst = n = 0
     generator: torch.Generator | None = None
     for x, y, *_ in loader:
@@ -177,12 +184,12 @@ def evaluate(
         if generator is None:
             generator = torch.Generator(x.device).manual_seed(derive_seed(seed, "evaluation"))
         alive_always = torch.ones_like(y, dtype=torch.bool)
-        for attack in chosen:
+        for name, attack, under in trials:
             with (
                 precision.autocast() if precision else torch.autocast(x.device.type, enabled=False)
             ):
-                alive = survivors(model, x, y, attack, threat, generator, robust)
-            correct[attack.name] += int(alive.sum())
+                alive = survivors(model, x, y, attack, under, generator, robust)
+            correct[name] += int(alive.sum())
             alive_always &= alive
         worst += int(alive_always.sum())
         n += len(y)
@@ -190,6 +197,6 @@ def evaluate(
             after_batch(n)
     if n == 0:
         raise InputError("nothing to evaluate: the loader gave no images")
-    if len(chosen) > 1:
+    if len(trials) > 1:
         correct["worst"] = worst
     return Report(n, correct)

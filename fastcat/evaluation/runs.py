@@ -4,7 +4,7 @@ import itertools
 import json
 import re
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,10 @@ from fastcat.models import canonical_arch, make_model, normalized
 from fastcat.pixels import format_pixels
 from fastcat.precision import make_precision
 from fastcat.progress import make_console, make_progress, task
-from fastcat.report import renew_report
+from fastcat.report import renew_report, threats_in_words
 from fastcat.seeds import derive_seed
 from fastcat.threat import ThreatModel
+from fastcat.threat_spec import format_length, format_threats, parse_threats
 
 # of whom nothing is known: the radius of nearly every CIFAR paper
 EPS = 8 / 255
@@ -101,24 +102,29 @@ def judge(
     console: Console,
 ) -> dict[str, Any]:
     """The record of one peer: what was attacked how, and how much survived."""
-    threat = threat_of(config, info)
+    threats = threats_of(config, info)
     with make_progress(console) as bar:
         bar.add_task(info.peer, total=loader.size)
         report = evaluate(
             model.to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]
             loader,
             config.attacks,
-            threat,
+            threats,
             seed=config.seed,
             precision=make_precision("fp32", device),
             after_batch=partial(_advance, bar),
         )
     return {
         "info": asdict(info),
-        "norm": threat.norm,
-        "eps": format_pixels(threat.eps),
-        "step_size": format_pixels(threat.step),
-        "restarts": threat.restarts,
+        "threats": [
+            {
+                "norm": threat.norm,
+                "eps": format_length(threat.norm, threat.eps),
+                "step_size": format_length(threat.norm, threat.step),
+            }
+            for threat in threats
+        ],
+        "restarts": config.restarts,
         **report.to_dict(),
     }
 
@@ -190,8 +196,7 @@ def foreign_weights(
         channels=channels,
         mean=None if normalize is None else tuple(normalize[0]),
         std=None if normalize is None else tuple(normalize[1]),
-        eps=eps,
-        step_size=ThreatModel(eps=eps).step,
+        threats=format_threats([ThreatModel(norm=config.norm or "linf", eps=eps)]),
         epoch=0,
         selected="of others",
     )
@@ -231,14 +236,24 @@ def make_loader(dataset: Dataset, config: EvalConfig, device: torch.device) -> L
     return unchanged_loader(dataset, config.split, epochs, device)
 
 
-def threat_of(config: EvalConfig, info: WeightsInfo) -> ThreatModel:
-    """The attacker asked for; what is not said is as the network was trained."""
-    trained_step = info.step_size if config.eps is None else None
-    return ThreatModel(
-        eps=info.eps if config.eps is None else config.eps,
-        step_size=trained_step if config.step_size is None else config.step_size,
-        restarts=config.restarts,
-    )
+def threats_of(config: EvalConfig, info: WeightsInfo) -> list[ThreatModel]:
+    """The attackers asked for; what is not said is as the network was trained.
+
+    Raises InputError for a step size where there are several of them.
+    """
+    trained = parse_threats(info.threats, ThreatModel(restarts=config.restarts))
+    if config.norm is not None:
+        trained = tuple(model for model in trained if model.norm == config.norm)
+    if config.eps is not None:
+        norm = config.norm or trained[0].norm
+        trained = (ThreatModel(norm=norm, eps=config.eps, restarts=config.restarts),)
+    if not trained:
+        raise InputError(f"{info.peer} was not trained under {config.norm}: type --eps too")
+    if config.step_size is None:
+        return list(trained)
+    if len(trained) > 1:
+        raise InputError("--step-size is for one attacker: type --norm too")
+    return [replace(trained[0], step_size=config.step_size)]
 
 
 def table(info: WeightsInfo, data: str, split: str, entry: dict[str, Any]) -> str:
@@ -246,8 +261,7 @@ def table(info: WeightsInfo, data: str, split: str, entry: dict[str, Any]) -> st
     epoch = f", epoch {info.epoch}" if info.epoch else ""
     lines = [
         f"{info.peer}  {info.arch}, {info.selected}{epoch}: {entry['n']} {split} "
-        f"images of {data}, eps {entry['eps']}, step {entry['step_size']}, "
-        f"restarts {entry['restarts']}"
+        f"images of {data}, {threats_in_words(entry)}"
     ]
     for name, result in entry["attacks"].items():
         low, high = result["ci95"]

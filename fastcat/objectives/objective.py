@@ -1,14 +1,15 @@
 """An objective: the views a peer wants, the attack behind them, its loss on their logits."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from fastcat.attack import Inner
 from fastcat.errors import InputError
 from fastcat.squeeze import Squeeze
-from fastcat.terms import Sum
+from fastcat.terms import Sum, Term
 
 Terms = dict[str, Tensor]
 
@@ -17,31 +18,78 @@ Terms = dict[str, Tensor]
 class Objective:
     """A method with its settings.
 
-    views: "clean", "adv" and "col", in the order of the train-mode forwards (it decides the order
+    views: "clean" and what is sought, in the order of the train-mode forwards (it decides the order
     of BatchNorm updates); untracked: those among them whose forward leaves BatchNorm's running
-    statistics alone; inner: the attack behind "adv", for `Squeeze` also behind "col", None without
-    one; outer: from logits
-    [B, C] by view and labels [B] to weighted scalar terms, whose sum is the loss: one of
-    `fastcat.terms`, which the fused kernel computes, or any differentiable function; that one
-    cannot train on images mixed of two. Without views and terms nothing is trained: a teacher.
+    statistics alone; inner: the attack that finds "adv", `Squeeze` finds "col" as well, several
+    attacks by the names of what they find, or None; outer: from logits [B, C] by view and labels
+    [B] to weighted scalar terms, whose sum is the loss: one of `fastcat.terms`, which the fused
+    kernel computes, or any differentiable function; that one cannot train on images mixed of two.
+    Without views and terms nothing is trained: a teacher.
     """
 
     views: tuple[str, ...]
-    inner: Inner | Squeeze | None
+    inner: Inner | Squeeze | Mapping[str, Inner] | None
     outer: Callable[[dict[str, Tensor], Tensor], Terms]
     untracked: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Raise InputError for views that are not known, and for a view without its attack."""
+        """Raise InputError for views that no attack finds, and for an attack that nobody views."""
+        sought = {view for views in self.searches for view in views}
         nothing = not self.views and self.outer != Sum()
-        if nothing or not set(self.views) <= {"clean", "adv", "col"}:
-            raise InputError(f"views are {self.views}, expected some of clean, adv and col")
+        if nothing or set(self.views) - {"clean"} != sought:
+            expected = ", ".join(["clean", *sorted(sought)])
+            raise InputError(
+                f"views are {self.views}, expected what the inner attack finds: {expected}"
+            )
         if not set(self.untracked) <= set(self.views):
             raise InputError(f"untracked are {self.untracked}, expected some of {self.views}")
-        if ("adv" in self.views) != (self.inner is not None):
-            raise InputError("an objective has an inner attack if and only if it views adv")
-        if ("col" in self.views) != isinstance(self.inner, Squeeze):
-            raise InputError("an objective views col if and only if its inner attack is Squeeze")
+
+    @property
+    def searches(self) -> dict[tuple[str, ...], Inner | Squeeze]:
+        """Its attacks by the views that each finds."""
+        if self.inner is None:
+            return {}
+        if isinstance(self.inner, Squeeze):
+            return {("adv", "col"): self.inner}
+        by_view = {"adv": self.inner} if isinstance(self.inner, Inner) else self.inner
+        return {(view,): inner for view, inner in by_view.items()}
+
+    @property
+    def tested_on(self) -> tuple[str, ...]:
+        """The views on which the peer is tested and taught: the first of each attack, or clean."""
+        return tuple(views[0] for views in self.searches) or ("clean",)
+
+
+def spread(objective: Objective, norms: Sequence[str]) -> Objective:
+    """The mean of an objective with one adversarial view over a view for each norm, "linf.adv".
+
+    Raises InputError where there is not exactly one.
+    """
+    inner, outer, share = objective.inner, objective.outer, 1 / len(norms)
+    if not isinstance(inner, Inner):
+        raise InputError("avg is for methods with one adversarial view, as at:threat=avg")
+    views = {norm: f"{norm}.adv" for norm in norms}
+
+    def on(view: str, term: Term) -> Term:
+        cells = (view if cell == "adv" else cell for cell in (term.student, term.teacher))
+        student, teacher = cells
+        return replace(term, student=student, teacher=teacher, weight=share * term.weight)
+
+    def mean(z: dict[str, Tensor], y: Tensor) -> Terms:
+        each = [outer({**z, "adv": z[view]}, y) for view in views.values()]
+        return {name: torch.stack([one[name] for one in each]).mean() for name in each[0]}
+
+    if isinstance(outer, Sum):
+        attacked = [term for term in outer.terms if "adv" in term.cells]
+        others = [term for term in outer.terms if term not in attacked]
+        spread_out = [on(view, term) for view in views.values() for term in attacked]
+    of_view = {"clean": ("clean",), "adv": tuple(views.values())}
+    return Objective(
+        views=tuple(view for own in objective.views for view in of_view[own]),
+        untracked=tuple(view for own in objective.untracked for view in of_view[own]),
+        inner=dict.fromkeys(views.values(), inner),
+        outer=Sum((*others, *spread_out)) if isinstance(outer, Sum) else mean,
+    )
 
 
 def require(condition: bool, setting: str, expected: str) -> None:

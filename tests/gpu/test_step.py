@@ -26,7 +26,7 @@ from fastcat.optim import FlatSGD
 from fastcat.peer import Peer
 from fastcat.precision import make_precision
 from fastcat.team import make_team
-from fastcat.threat import ThreatModel
+from fastcat.threat import ThreatModel, Threats
 from tests.kernels.cases import augment_draws
 from tests.networks import CLASSES, images, mixing, tiny_net
 from tests.reference.step import StepResult, cat_step
@@ -36,6 +36,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 DEVICE = torch.device("cuda")
 BATCH, SIDE = 12, 8
 THREAT = ThreatModel(eps=8 / 255, step_size=3 / 255, steps=3)
+THREATS = Threats((THREAT,))
 SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-3, "nesterov": False}
 TEAMS = [
     pytest.param(("at",), "cat", id="at"),
@@ -91,7 +92,9 @@ class Run:
         for k, (net, method) in enumerate(zip(nets, methods, strict=True)):
             net = copy.deepcopy(net).to(DEVICE, memory_format=torch.channels_last)
             optimizer = FlatSGD(net, **SGD, **settings)
-            peer = Peer(f"{k}-{method}", "tiny", net, make_objective(method, {}), optimizer)
+            peer = Peer(
+                f"{k}-{method}", "tiny", net, make_objective(method, {}), optimizer, THREATS
+            )
             peer.awp = WeightPerturbation(net, optimizer, awp) if awp else None
             peers.append(peer)
         example = images(0, 2, side)[0].to(DEVICE).contiguous(memory_format=torch.channels_last)
@@ -99,7 +102,6 @@ class Run:
             peers,
             collab=collab,
             alpha=0.3 if collab == "cat" else None,
-            threat=THREAT,
             precision=make_precision(precision, DEVICE),
             classes=CLASSES,
             example=example,

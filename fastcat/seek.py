@@ -1,0 +1,124 @@
+"""What is sought before a step: the views that attacks find, for whom and under which threats."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastcat.attack import Inner, Network, attack_all
+from fastcat.batch import Batch
+from fastcat.errors import InputError
+from fastcat.objectives.objective import Objective
+from fastcat.plan import view_name
+from fastcat.squeeze import Squeeze, squeeze
+from fastcat.threat import Start, ThreatModel, Threats
+from fastcat.union import msd, msd_start, worst
+
+
+class Search(NamedTuple):
+    """Peer k's views, by the table's names, and the attack that finds them.
+
+    first: place of its first start noise among those of all searches.
+    """
+
+    peer: int
+    views: tuple[str, ...]
+    inner: Inner | Squeeze
+    threats: Threats
+    first: int
+
+    @property
+    def starts(self) -> list[tuple[ThreatModel, Start]]:
+        """The starts that it needs, each in the ball of a threat model."""
+        models, start = self.threats.models, self.inner.start
+        if self.threats.way == "msd":
+            assert isinstance(self.inner, Inner)
+            return [(models[0], msd_start(self.inner))]
+        return [(model, start) for model in models for _ in self.views]
+
+
+def make_searches(objectives: Sequence[Objective], threats: Sequence[Threats]) -> list[Search]:
+    """The searches of all peers, in their order.
+
+    Raises InputError for an attack that cannot have several starts or threat models.
+    """
+    searches: list[Search] = []
+    first = 0
+    for k, (objective, of_peer) in enumerate(zip(objectives, threats, strict=True)):
+        for own, inner in objective.searches.items():
+            under = of_peer
+            if of_peer.way == "avg":
+                norm = own[0].partition(".")[0]
+                under = Threats((of_peer.models[of_peer.norms.index(norm)],))
+            one_start = isinstance(inner, Squeeze) or under.way == "msd"
+            if one_start and under.models[0].restarts > 1:
+                what = "msd starts once" if under.way else "st seeks its two views from one start"
+                raise InputError(f"{what}: type --restarts 1")
+            if under.way and not isinstance(objective.inner, Inner):
+                raise InputError(
+                    f"{under.way} is for methods with one adversarial view, "
+                    f"as at:threat={under.way}"
+                )
+            views = tuple(view_name(k, view) for view in own)
+            searches.append(Search(k, views, inner, under, first))
+            first += len(searches[-1].starts)
+    return searches
+
+
+def seek(
+    searches: Sequence[Search],
+    network_of: Callable[[Search], Network],
+    batch: Batch,
+    noise: Tensor,
+    grad_scale: float,
+) -> dict[str, Tensor]:
+    """The views that are sought, by name; for `max` also "which0", ...: of each image of peer 0
+    [B], the number of the threat model that made its view.
+
+    noise: [restarts, S, B, C, H, W] for the S starts of all searches; grad_scale: as in `Goal`.
+    Searches under the same threat model advance together.
+    """
+    found: dict[str, Tensor] = {}
+    climbs: dict[ThreatModel, list[tuple[Search, int]]] = {}
+    networks = {search: network_of(search) for search in searches}
+    for search, network in networks.items():
+        inner, way = search.inner, search.threats.way
+        if isinstance(inner, Squeeze):
+            starts = noise[0, search.first : search.first + len(search.views)]
+            both = squeeze(
+                network, inner, batch.x, batch.y, search.threats.models[0], starts, grad_scale
+            )
+            found.update(zip(search.views, both, strict=True))
+        elif way == "msd":
+            start = noise[0, search.first]
+            found[search.views[0]] = msd(
+                network, inner, batch, search.threats.models, start, grad_scale
+            )
+        else:
+            for m, model in enumerate(search.threats.models):
+                climbs.setdefault(model, []).append((search, m))
+    ends: dict[Search, dict[int, Tensor]] = {search: {} for search in searches}
+    for model, group in climbs.items():
+        x_adv = attack_all(
+            [networks[search] for search, _ in group],
+            [search.inner for search, _ in group],  # type: ignore[misc]
+            batch.x,
+            batch.y,
+            model,
+            torch.stack([noise[:, search.first + m] for search, m in group], 1),
+            grad_scale,
+            batch.y_mixed,
+            batch.share,
+        )
+        for (search, m), end in zip(group, x_adv, strict=True):
+            ends[search][m] = end
+    for search, by_model in ends.items():
+        if len(by_model) == 1:
+            found[search.views[0]] = by_model[0]
+        elif by_model:
+            assert isinstance(search.inner, Inner)
+            candidates = torch.stack([by_model[m] for m in range(len(by_model))])
+            view, which = worst(networks[search], search.inner, batch, candidates)
+            found[search.views[0]], found[f"which{search.peer}"] = view, which
+    return found

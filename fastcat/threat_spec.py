@@ -1,0 +1,76 @@
+"""Threat models as they are typed: "linf:eps=0.03:step_size=0.003:steps=40,l2:eps=0.5"."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from fastcat.errors import InputError, nearest
+from fastcat.pixels import format_pixels, parse_pixels
+from fastcat.threat import NORMS, WAYS, ThreatModel, Threats
+
+
+def parse_threats(text: str, base: ThreatModel) -> tuple[ThreatModel, ...]:
+    """ "linf:eps=8/255,l2:eps=0.5:steps=50" -> a ThreatModel for each entry.
+
+    Grammar: NORM:eps=LENGTH[:step_size=LENGTH][:steps=N], separated by commas, each norm once.
+    Steps and restarts are those of base unless they are said; a step size is eps/4 unless it is.
+    Raises InputError for what it cannot read.
+    """
+    models = []
+    for entry in text.split(","):
+        norm, *parts = entry.strip().split(":")
+        if norm not in NORMS:
+            raise InputError(f"threats {text!r}: unknown norm {norm!r}: {nearest(norm, NORMS)}")
+        settings: dict[str, float] = {}
+        for part in parts:
+            key, _, value = part.partition("=")
+            name = key.replace("-", "_")
+            if name in ("eps", "step_size"):
+                settings[name] = parse_pixels(value)
+            elif name == "steps" and value.isdecimal():
+                settings[name] = int(value)
+            else:
+                raise InputError(
+                    f"threats {text!r}: cannot read {part!r}, expected eps, step_size or steps, "
+                    f"as {norm}:eps=0.5:step_size=0.05:steps=50"
+                )
+        if "eps" not in settings:
+            raise InputError(
+                f"threats {text!r}: {norm} has no radius: type for example {norm}:eps=0.5"
+            )
+        models.append(replace(base, norm=norm, **{"step_size": None, **settings}))  # type: ignore[arg-type]
+    if len({model.norm for model in models}) < len(models):
+        raise InputError(f"threats {text!r}: a norm stands there twice")
+    return tuple(models)
+
+
+def format_threats(models: Sequence[ThreatModel]) -> str:
+    """The text that `parse_threats` reads back to the same radii, step sizes and steps."""
+    return ",".join(
+        f"{model.norm}:eps={format_length(model.norm, model.eps)}"
+        f":step_size={format_length(model.norm, model.step)}:steps={model.steps}"
+        for model in models
+    )
+
+
+def format_length(norm: str, value: float) -> str:
+    """A radius or step size as it is typed: for linf in 255ths of a pixel's range."""
+    return format_pixels(value) if norm == "linf" else repr(value)
+
+
+def choose_threats(name: str | None, models: Sequence[ThreatModel]) -> Threats:
+    """What a peer's `threat=NAME` means among a run's models: one by its norm, all in a way of
+    WAYS, and the first without a name. Raises InputError for another name.
+    """
+    if name is None:
+        return Threats((models[0],))
+    if name in WAYS:
+        if len(models) < 2:
+            raise InputError(
+                f"threat={name} is for several threat models: type them all, as "
+                "--threats linf:eps=0.03,l2:eps=0.5,l1:eps=12"
+            )
+        return Threats(tuple(models), name)
+    norms = [model.norm for model in models]
+    if name not in norms:
+        raise InputError(f"there is no threat {name!r}: {nearest(name, [*norms, *WAYS])}")
+    return Threats((models[norms.index(name)],))
