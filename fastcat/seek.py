@@ -1,6 +1,7 @@
 """What is sought before a step: the views that attacks find, for whom and under which threats."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -60,6 +61,8 @@ def make_searches(objectives: Sequence[Objective], threats: Sequence[Threats]) -
                     f"{under.way} is for methods with one adversarial view, "
                     f"as at:threat={under.way}"
                 )
+            if isinstance(inner, Inner):
+                under = replace(under, models=tuple(map(inner.under, under.models)))
             views = tuple(view_name(k, view) for view in own)
             searches.append(Search(k, views, inner, under, first))
             first += len(searches[-1].starts)

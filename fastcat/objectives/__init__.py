@@ -12,15 +12,18 @@ from fastcat.errors import InputError, nearest
 from fastcat.objectives.alp import alp
 from fastcat.objectives.at import at
 from fastcat.objectives.boosted import boosted
+from fastcat.objectives.fast import fast
 from fastcat.objectives.mart import mart
 from fastcat.objectives.natural import natural
 from fastcat.objectives.objective import Objective
+from fastcat.objectives.pgd_cw import pgd_cw
 from fastcat.objectives.st import st
 from fastcat.objectives.teacher import teacher
 from fastcat.objectives.trades import trades
 
 METHODS: dict[str, Callable[..., Objective]] = {
-    method.__name__: method for method in (natural, at, trades, alp, mart, boosted, st, teacher)
+    method.__name__.replace("_", "-"): method
+    for method in (natural, at, fast, trades, alp, mart, boosted, pgd_cw, st, teacher)
 }
 
 

@@ -24,13 +24,15 @@ class Objective:
     attacks by the names of what they find, or None; outer: from logits [B, C] by view and labels
     [B] to weighted scalar terms, whose sum is the loss: one of `fastcat.terms`, which the fused
     kernel computes, or any differentiable function; that one cannot train on images mixed of two.
-    Without views and terms nothing is trained: a teacher.
+    after: views that are forwarded once more after the update, for BatchNorm's sake alone. Without
+    views and terms nothing is trained: a teacher.
     """
 
     views: tuple[str, ...]
     inner: Inner | Squeeze | Mapping[str, Inner] | None
     outer: Callable[[dict[str, Tensor], Tensor], Terms]
     untracked: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Raise InputError for views that no attack finds, and for an attack that nobody views."""
@@ -41,8 +43,9 @@ class Objective:
             raise InputError(
                 f"views are {self.views}, expected what the inner attack finds: {expected}"
             )
-        if not set(self.untracked) <= set(self.views):
-            raise InputError(f"untracked are {self.untracked}, expected some of {self.views}")
+        for name in ("untracked", "after"):
+            if not set(getattr(self, name)) <= set(self.views):
+                raise InputError(f"{name} are {getattr(self, name)}, expected some of {self.views}")
 
     @property
     def searches(self) -> dict[tuple[str, ...], Inner | Squeeze]:
@@ -87,6 +90,7 @@ def spread(objective: Objective, norms: Sequence[str]) -> Objective:
     return Objective(
         views=tuple(view for own in objective.views for view in of_view[own]),
         untracked=tuple(view for own in objective.untracked for view in of_view[own]),
+        after=tuple(view for own in objective.after for view in of_view[own]),
         inner=dict.fromkeys(views.values(), inner),
         outer=Sum((*others, *spread_out)) if isinstance(outer, Sum) else mean,
     )
