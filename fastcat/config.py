@@ -113,7 +113,9 @@ class Optimization:
     """Passes over the training images."""
     lr: Annotated[float, arg(aliases=["--lr-max"])] = 0.1
     """Peak learning rate per step."""
-    schedule: Literal["multistep", "cosine", "cyclic", "onecycle", "constant"] = "multistep"
+    schedule: Literal["multistep", "cosine", "cyclic", "triangular", "onecycle", "constant"] = (
+        "multistep"
+    )
     """Course of the learning rate, set before every step."""
     milestones: str = ""
     """multistep: epochs after which the rate falls tenfold, as 100,150. Empty: 50 % and 75 %."""

@@ -316,7 +316,7 @@ def test_collaborations_that_mean_nothing_are_refused(
 
 
 def test_names_are_those_of_the_papers() -> None:
-    assert sorted(METHODS) == sorted([*ALL_METHODS, "teacher"])
+    assert sorted(METHODS) == sorted([*ALL_METHODS, "fast", "pgd-cw", "teacher"])
     assert sorted(COLLABORATIONS) == ["cat", "mat", "mat-mp", "none"]
 
 
@@ -370,7 +370,10 @@ def test_settings_come_as_text() -> None:
         pytest.param("st", {"bn": "on"}, ["unknown attack bn 'on'"], id="st-bn"),
         pytest.param("tradse", {}, ["unknown method 'tradse': did you mean 'trades'?"], id="typo"),
         pytest.param(
-            "zzz", {}, ["unknown method 'zzz': known are alp, at, boosted, mart"], id="nothing-near"
+            "zzz",
+            {},
+            ["unknown method 'zzz': known are alp, at, boosted, fast, mart"],
+            id="nothing-near",
         ),
     ],
 )
