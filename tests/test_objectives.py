@@ -335,8 +335,8 @@ def test_settings_come_as_text() -> None:
         pytest.param(
             "natural",
             {"beta": "6"},
-            ["natural has no setting 'beta'", "natural takes no settings"],
-            id="method-without-settings",
+            ["natural has no setting 'beta'", "natural takes smoothing=0.0"],
+            id="setting-of-another-method",
         ),
         pytest.param(
             "mart",
@@ -354,6 +354,16 @@ def test_settings_come_as_text() -> None:
         ),
         pytest.param(
             "boosted", {"inner": "bce"}, ["unknown attack loss 'bce'", "mean 'ce'"], id="boosted"
+        ),
+        *(
+            pytest.param(
+                name,
+                {"smoothing": value},
+                [f"{name}:smoothing={value}", "[0, 1)"],
+                id=f"{name}-{value}",
+            )
+            for name in ("natural", "at", "trades", "alp")
+            for value in ("1", "-0.1", "nan")
         ),
         pytest.param("teacher", {}, ["teacher:weights: expected a weight file"], id="teacher"),
         pytest.param("at", {"bn": "evil"}, ["attack bn 'evil'", "mean 'eval'"], id="at-bn"),

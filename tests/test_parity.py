@@ -128,6 +128,25 @@ CASES = [
     pytest.param(Case(peers=[("alp", {"weight": 0.4})]), id="alp-weight_0.4"),
     pytest.param(Case(peers=plain("mart")), id="mart"),
     pytest.param(Case(peers=[("mart", {"beta": 1.5})]), id="mart-beta_1.5"),
+    pytest.param(
+        Case(
+            peers=[
+                ("natural", {"smoothing": 0.2}),
+                ("at", {"smoothing": 0.3}),
+                ("trades", {"smoothing": 0.1}),
+                ("alp", {"smoothing": 0.1, "weight": 0.4}),
+            ],
+            teachers="ring",
+        ),
+        id="smoothed",
+    ),
+    pytest.param(
+        Case(
+            peers=[("natural", {"smoothing": 0.2}), ("trades", {"smoothing": 0.1})],
+            mixed=True,
+        ),
+        id="smoothed-mixed",
+    ),
     pytest.param(Case(peers=plain("trades", "alp"), alpha=None), id="trades+alp-default_alpha"),
     pytest.param(Case(peers=plain("trades", "alp"), alpha=0.0), id="trades+alp-alpha_0"),
     pytest.param(Case(peers=plain("trades", "alp"), alpha=1.0), id="trades+alp-alpha_1"),

@@ -16,7 +16,7 @@ from fastcat.terms import Sum, kl
 
 def cat(taught_on: Sequence[str], teachers: Teachers, *, alpha: float = 0.05) -> Collaboration:
     guidance = [
-        sum((kl((j, view), (k, view), constant=True) for j in teachers[k]), Sum())
+        sum((kl((j, view), (k, view), constant="teacher") for j in teachers[k]), Sum())
         for k, view in enumerate(taught_on)
     ]
     return weighted([(1 - alpha) * taught for taught in guidance], alpha)

@@ -18,7 +18,7 @@ from fastcat.terms import Sum, kl
 
 def mat(taught_on: Sequence[str], teachers: Teachers, *, alpha: float = 0.6) -> Collaboration:
     guidance = [
-        sum((kl((m, "clean"), (n, view), constant=True) for m in teachers[n]), Sum())
+        sum((kl((m, "clean"), (n, view), constant="teacher") for m in teachers[n]), Sum())
         for n, view in enumerate(taught_on)
     ]
     return weighted(
