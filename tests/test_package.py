@@ -27,7 +27,7 @@ LAYERS = (
     "team", "table_loss", "collaboration", "plan", "peer_spec", "teacher", "peer",
     "objectives", "squeeze", "attack", "frozen", "modes", "lanes", "threat", "terms",
     "awp", "optim", "checkpoint", "foreign", "models", "precision", "report",
-    "recipes", "environment", "device", "progress", "stop", "pixels",
+    "recipes", "environment", "device", "progress", "stop", "pixels", "settings",
     "loaders", "guard", "batch", "seeds", "files", "errors",
     "kernels",
 )  # fmt: skip
