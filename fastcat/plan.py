@@ -5,7 +5,7 @@ view a peer, "adv0", "adv1", ..., and "col0", ... where a method seeks a second 
 to the method: every train-mode forward moves BatchNorm's statistics, unless it is untracked.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from fastcat.objectives.objective import Objective
@@ -39,8 +39,13 @@ def own_view(k: int, objective: Objective) -> str:
     return view_name(k, "clean" if objective.inner is None else "adv")
 
 
-def make_plan(objectives: Sequence[Objective], cross_cells: Sequence[Place]) -> tuple[Cell, ...]:
-    """Per peer its objective's views with gradient, then what the collaboration alone reads."""
+def make_plan(
+    objectives: Sequence[Objective], cross_cells: Sequence[Place], learning: Collection[Place]
+) -> tuple[Cell, ...]:
+    """Per peer its objective's views with gradient, then what the collaboration alone reads.
+
+    learning: the cross cells with gradient; those of a teacher have none all the same.
+    """
     plan: list[Cell] = []
     for k, objective in enumerate(objectives):
         own = [view_name(k, view) for view in objective.views]
@@ -49,6 +54,8 @@ def make_plan(objectives: Sequence[Objective], cross_cells: Sequence[Place]) -> 
             for view in objective.views
         ]
         plan += [
-            Cell(k, view, False) for peer, view in cross_cells if peer == k and view not in own
+            Cell(k, view, bool(own) and (k, view) in learning)
+            for peer, view in cross_cells
+            if peer == k and view not in own
         ]
     return tuple(plan)

@@ -82,7 +82,7 @@ def make_team(
     taught_on = [own_view(k, objective) for k, objective in enumerate(objectives)]
     learns = [isinstance(member, Peer) for member in members]
     collaboration = make_collaboration(collab, taught_on, alpha, teachers, learns)
-    plan = make_plan(objectives, collaboration.reads)
+    plan = make_plan(objectives, collaboration.reads, collaboration.learning)
     peers = [member for member in members if isinstance(member, Peer)]
     weight_dtype = peers[0].optimizer.flat.dtype
     names = [member.name for member in members]

@@ -59,7 +59,8 @@ TEAMS: dict[str, Sequence[str | Objective]] = {
 PARAMS = [
     pytest.param(methods, collab, id=f"{name}-{collab}")
     for name, methods in TEAMS.items()
-    for collab in ("cat", "mat", "none")
+    for collab in ("cat", "cat:own_first=true", "mat", "mat:detach=false", "none")
+    if len(methods) > 1 or ":" not in collab
 ]
 
 
@@ -83,7 +84,9 @@ class Losses:
         taught_on = [own_view(k, objective) for k, objective in enumerate(self.objectives)]
         alpha = None if collab == "none" else 0.3
         self.collaboration: Collaboration = make_collaboration(collab, taught_on, alpha)
-        self.plan: tuple[Cell, ...] = make_plan(self.objectives, self.collaboration.reads)
+        self.plan: tuple[Cell, ...] = make_plan(
+            self.objectives, self.collaboration.reads, self.collaboration.learning
+        )
         self.loss = TableLoss(
             self.plan, self.names, self.objectives, self.collaboration, C, CPU, dtype, mixed
         )

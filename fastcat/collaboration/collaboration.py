@@ -12,10 +12,10 @@ Teachers = Sequence[Sequence[int]]
 
 @dataclass(frozen=True, kw_only=True)
 class Collaboration:
-    """Peer k descends objective_weights[k] * L_k + guidance[k].
+    """The loss of peer k is objective_weights[k] * L_k + guidance[k]; all descend the sum of all.
 
-    guidance: for each peer a weighted sum over cells (peer, view) of the table, in which the other
-    peers' cells are constant teachers; empty for a peer that nobody teaches.
+    guidance: for each peer a weighted sum over cells (peer, view) of the table; empty for a peer
+    that nobody teaches. Where other peers' cells are constant in it, it moves peer k alone.
     """
 
     objective_weights: tuple[float, ...]
@@ -25,6 +25,12 @@ class Collaboration:
     def reads(self) -> tuple[Place, ...]:
         """Every cell that guides anyone, each once."""
         return tuple(dict.fromkeys(cell for taught in self.guidance for cell in taught.cells))
+
+    @property
+    def learning(self) -> set[Place]:
+        """Those cells among them that get gradient."""
+        terms = [term for taught in self.guidance for term in taught.terms]
+        return {cell for term in terms for cell in term.cells if cell != term.constant_cell}
 
 
 def weighted(guidance: Sequence[Sum], objective_weight: float) -> Collaboration:

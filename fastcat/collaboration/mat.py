@@ -5,20 +5,28 @@
 Source: Mutual Adversarial Training, Liu et al. 2021 (arXiv 2112.05005), without public code; L is
 its boosted cross-entropy (`boosted`), alpha = 0.6, for CIFAR-100 0.45. Here alpha weighs the
 guidance, in CAT the objective. The paper prints M - 1 for N - 1; with --teachers it is the number
-of the peer's own teachers. What it leaves open: p_m(x) is constant, as soft labels are, and comes
-from a train-mode forward, which is added after the others and without gradient where the peer's
-objective does not view the clean images anyway. A peer without an attack is taught on those.
+of the peer's own teachers. What it leaves open: p_m(x) is constant, as soft labels are; by the
+letter of its Algorithm 1 peer m descends the total of all, so that p_m(x) gets gradient too, which
+is detach=false. p_m(x) comes from a train-mode forward, which is added after the others where the
+peer's objective does not view the clean images anyway. A peer without an attack is taught on those.
 """
 
 from collections.abc import Sequence
 
 from fastcat.collaboration.collaboration import Collaboration, Teachers, weighted
-from fastcat.terms import Sum, kl
+from fastcat.terms import Side, Sum, kl
 
 
-def mat(taught_on: Sequence[str], teachers: Teachers, *, alpha: float = 0.6) -> Collaboration:
+def mat(
+    taught_on: Sequence[str],
+    teachers: Teachers,
+    *,
+    alpha: float = 0.6,
+    detach: bool = True,
+) -> Collaboration:
+    constant: Side | None = "teacher" if detach else None
     guidance = [
-        sum((kl((m, "clean"), (n, view), constant="teacher") for m in teachers[n]), Sum())
+        sum((kl((m, "clean"), (n, view), constant=constant) for m in teachers[n]), Sum())
         for n, view in enumerate(taught_on)
     ]
     return weighted(

@@ -218,9 +218,10 @@ def mixed(
     return terms
 
 
-def cat_guidance(own_BC: Tensor, others: list[Tensor]) -> Tensor:
+def cat_guidance(own_BC: Tensor, others: list[Tensor], own_first: bool = False) -> Tensor:
     """sum_j (1/B) sum_i KL_i(sg[p_j] || p_own), every argument on the same view of the own peer.
 
+    own_first: KL_i(p_own || sg[p_j]) instead, which is how the paper prints it.
     own_BC: the taught peer's logits, with gradient. others: the teachers' logits, `[B, C]` each,
     which get none. Returns a scalar, 0 without teachers.
     Liu et al., CAT: Collaborative Adversarial Training, 2023 (arXiv 2303.14922), Eqs. 4-5, with
@@ -228,17 +229,21 @@ def cat_guidance(own_BC: Tensor, others: list[Tensor]) -> Tensor:
     """
     total = own_BC.new_zeros(())
     for other_BC in others:
-        total = total + kl(other_BC.detach(), own_BC).sum() / len(own_BC)
+        pair = (own_BC, other_BC.detach()) if own_first else (other_BC.detach(), own_BC)
+        total = total + kl(*pair).sum() / len(own_BC)
     return total
 
 
-def mat_guidance(own_BC: Tensor, clean: list[Tensor]) -> Tensor:
+def mat_guidance(own_BC: Tensor, clean: list[Tensor], detach: bool = True) -> Tensor:
     """1/M sum_m (1/B) sum_i KL_i(sg[p_m(x)] || p_own), M the number of teachers.
 
     own_BC: the taught peer's logits on its own adversarial view, with gradient. clean: the
-    teachers' logits on the clean images, `[B, C]` each, which get none. Returns a scalar, 0 without
-    teachers.
+    teachers' logits on the clean images, `[B, C]` each. Returns a scalar, 0 without teachers.
+    detach=False: p_m for sg[p_m], as in the gradient of the total in the paper's Algorithm 1.
     Liu et al., Mutual Adversarial Training, 2021 (arXiv 2112.05005), where M is the number of peers
     less one (the paper prints M - 1 with M undefined there).
     """
-    return cat_guidance(own_BC, clean) / max(len(clean), 1)
+    total = own_BC.new_zeros(())
+    for clean_BC in clean:
+        total = total + kl(clean_BC.detach() if detach else clean_BC, own_BC).sum() / len(own_BC)
+    return total / max(len(clean), 1)
