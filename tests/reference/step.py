@@ -13,7 +13,7 @@ All attacks come first, on the weights and running statistics of before the step
 runs in train mode, one call per view: its own views in its objective's order, with gradient, then
 what those whom it teaches read of it (cat: their v_j, by rising j; mat: the clean images), without
 gradient where they detach, each view once. Every such call moves the running statistics of the
-BatchNorm layers. A "teacher" computes the latter views alone, in eval mode, and nothing of it moves.
+BatchNorm layers. A "teacher" computes the latter views alone, in eval mode; nothing of it moves.
 """
 
 import copy
