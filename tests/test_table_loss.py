@@ -16,7 +16,7 @@ from fastcat.objectives import make_objective
 from fastcat.objectives.objective import Objective
 from fastcat.plan import Cell, make_plan, own_view, view_name
 from fastcat.table_loss import TableLoss
-from fastcat.terms import Sum, ce
+from fastcat.terms import Sum, ce, kl
 from tests.teams import team_of
 
 B, C = 9, 6
@@ -39,12 +39,19 @@ BLIND = Objective(
 TWICE = Objective(
     views=("adv",), inner=Inner(), outer=ce("adv") + 2.0 * ce("adv") + ce("adv").named("more")
 )
+SMOOTHED = make_objective("trades", {"smoothing": "0.1"})
+DISTILLED = Objective(
+    views=("clean", "adv"),
+    inner=Inner(),
+    outer=ce("clean") + 16.0 * kl("clean", "adv", constant="teacher", temperature=4.0),
+)
 
 TEAMS: dict[str, Sequence[str | Objective]] = {
     **{name: [name] for name in ("natural", "at", "trades", "alp", "mart", "boosted", "st")},
     "own": [OWN],
     "blind": [BLIND],
     "twice": [TWICE],
+    "smoothed+distilled": [SMOOTHED, DISTILLED],
     "trades+alp": ["trades", "alp"],
     "natural+trades": ["natural", "trades"],
     "natural+natural": ["natural", "natural"],
@@ -60,7 +67,7 @@ PARAMS = [
     pytest.param(methods, collab, id=f"{name}-{collab}")
     for name, methods in TEAMS.items()
     for collab in ("cat", "cat:own_first=true", "mat", "mat:detach=false", "none")
-    if len(methods) > 1 or ":" not in collab
+    if len(methods) > 2 or ":" not in collab
 ]
 
 
