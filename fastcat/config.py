@@ -33,7 +33,8 @@ class Peers:
     teacher:weights=FILE.safetensors teaches and is not trained."""
     collab: str = "cat"
     """cat: each peer is taught on its adversary by the others; mat: by what they say of the clean
-    images; none: side by side."""
+    images; none: side by side. With settings, as cat:own_first=true, the divergence as the paper
+    prints it, or mat:detach=false, where those who teach get its gradient too."""
     alpha: float | None = None
     """As the papers have it, in [0, 1]. cat: weight of the peer's own objective, 1 - alpha of the
     guidance; None: 0.05. mat: weight of the guidance; None: 0.6 (the paper's CIFAR-100: 0.45)."""

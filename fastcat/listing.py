@@ -1,18 +1,19 @@
 """What `fastcat list` shows: every name that a command takes, with a line about it."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from fastcat.collaboration import COLLABORATIONS
+from fastcat.collaboration import APART, COLLABORATIONS
 from fastcat.engine import ENGINES
 from fastcat.evaluation import ATTACKS
 from fastcat.loaders.choose import LOADERS
 from fastcat.loaders.registry import DATASETS
 from fastcat.models import ARCHS
-from fastcat.objectives import METHODS, usage
+from fastcat.objectives import METHODS
 from fastcat.optim import SCHEDULES
 from fastcat.recipes import RECIPES, about
+from fastcat.settings import usage
 
 
 def _about(function: Callable[..., Any]) -> str:
@@ -25,10 +26,17 @@ def _described(functions: Mapping[str, Callable[..., Any]]) -> dict[str, str]:
     return {name: _about(function) for name, function in functions.items()}
 
 
+def _with_settings(
+    functions: Mapping[str, Callable[..., Any]], apart: Collection[str] = ()
+) -> dict[str, str]:
+    return {
+        name: f"{_about(function)}  [{usage(name, function, apart)}]"
+        for name, function in functions.items()
+    }
+
+
 LISTINGS: dict[str, Callable[[], dict[str, str]]] = {
-    "methods": lambda: {
-        name: f"{_about(method)}  [{usage(name, method)}]" for name, method in METHODS.items()
-    },
+    "methods": lambda: _with_settings(METHODS),
     "archs": lambda: {
         **_described(ARCHS),
         "torchvision:NAME": "torchvision's, as torchvision:convnext_tiny",
@@ -40,7 +48,7 @@ LISTINGS: dict[str, Callable[[], dict[str, str]]] = {
         "FOLDER": "a folder of images train/CLASS/*, test/CLASS/*, or NAME.packed, .beton, .npz",
     },
     "attacks": lambda: dict(ATTACKS),
-    "collaborations": lambda: _described(COLLABORATIONS),
+    "collaborations": lambda: _with_settings(COLLABORATIONS, APART),
     "schedules": lambda: _described(SCHEDULES),
     "engines": lambda: dict(ENGINES),
     "loaders": lambda: dict(LOADERS),

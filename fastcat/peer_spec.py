@@ -7,6 +7,7 @@ from fastcat.errors import InputError
 from fastcat.models import canonical_arch
 from fastcat.objectives import make_objective
 from fastcat.objectives.objective import Objective
+from fastcat.settings import split_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +45,7 @@ def parse_peers(text: str, default_arch: str) -> tuple[PeerSpec, ...]:
             raise InputError(
                 f"peers {text!r}: expected methods like trades,alp or trades:beta=6,at"
             )
-        settings = {}
-        for part in parts:
-            key, equals, value = part.partition("=")
-            if not equals or not key or not value:
-                raise InputError(f"peer {entry.strip()!r}: expected settings like trades:beta=6")
-            settings[key] = value
+        settings = split_settings(parts, f"peer {entry.strip()!r}", "trades:beta=6")
         awp, threat = settings.pop("awp", None), settings.pop("threat", None)
         peers.append(
             PeerSpec(

@@ -6,7 +6,7 @@ belongs to the method: every train-mode forward moves BatchNorm's statistics, un
 untracked.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from fastcat.objectives.objective import Objective
@@ -40,8 +40,13 @@ def own_views(k: int, objective: Objective) -> tuple[str, ...]:
     return tuple(view_name(k, view) for view in objective.tested_on)
 
 
-def make_plan(objectives: Sequence[Objective], cross_cells: Sequence[Place]) -> tuple[Cell, ...]:
-    """Per peer its objective's views with gradient, then what the collaboration alone reads."""
+def make_plan(
+    objectives: Sequence[Objective], cross_cells: Sequence[Place], learning: Collection[Place]
+) -> tuple[Cell, ...]:
+    """Per peer its objective's views with gradient, then what the collaboration alone reads.
+
+    learning: the cross cells with gradient; those of a teacher have none all the same.
+    """
     plan: list[Cell] = []
     for k, objective in enumerate(objectives):
         own = [view_name(k, view) for view in objective.views]
@@ -50,6 +55,8 @@ def make_plan(objectives: Sequence[Objective], cross_cells: Sequence[Place]) -> 
             for view in objective.views
         ]
         plan += [
-            Cell(k, view, False) for peer, view in cross_cells if peer == k and view not in own
+            Cell(k, view, bool(own) and (k, view) in learning)
+            for peer, view in cross_cells
+            if peer == k and view not in own
         ]
     return tuple(plan)

@@ -1,8 +1,9 @@
 """What all peers descend, as one function of the logit table.
 
-Other peers' logits are constants in a peer's loss, so the losses part, and one gradient of the
-table serves them all. Terms of `fastcat.terms` are computed by one kernel, an objective of another
-kind (a method of one's own) by autograd on its row of the table.
+All peers descend the sum of their losses, so one gradient of the table serves them all; where other
+peers' logits are constants in a peer's loss, each descends its own alone. Terms of `fastcat.terms`
+are computed by one kernel, an objective of another kind (a method of one's own) by autograd on its
+row of the table.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -84,7 +84,7 @@ def make_team(
     ]
     learns = [isinstance(member, Peer) for member in members]
     collaboration = make_collaboration(collab, students, alpha, teachers, learns)
-    plan = make_plan(objectives, collaboration.reads)
+    plan = make_plan(objectives, collaboration.reads, collaboration.learning)
     peers = [member for member in members if isinstance(member, Peer)]
     weight_dtype = peers[0].optimizer.flat.dtype
     names = [member.name for member in members]

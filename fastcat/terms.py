@@ -7,21 +7,25 @@ views ("clean", "adv"), a collaboration of (peer, view). The formulas stand in k
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from fastcat.errors import InputError
 from fastcat.kernels.multi_peer_loss import KINDS, multi_peer_loss
 
 # "clean" and "adv" in an objective, (peer, view) in a collaboration
 CellName = Any
+Side = Literal["teacher", "student"]
 
 
 @dataclass(frozen=True)
 class Term:
-    """weight * mean over the batch of `loss`; constant: no gradient into the teacher's logits;
-    only: counts images alone whose view is of the student's threat model of this number.
+    """weight * mean over the batch of `loss`, of the logits divided by temperature.
+
+    constant: whose logits get no gradient; only: counts images alone whose view is of the student's
+    threat model of this number.
     """
 
     name: str
@@ -29,12 +33,18 @@ class Term:
     student: CellName
     teacher: CellName = None
     weight: float = 1.0
-    constant: bool = False
+    constant: Side | None = None
+    temperature: float = 1.0
     only: int | None = None
 
     @property
     def cells(self) -> tuple[CellName, ...]:
         return (self.student,) if self.teacher is None else (self.teacher, self.student)
+
+    @property
+    def constant_cell(self) -> CellName:
+        """The cell that gets no gradient, None where all of them do."""
+        return {None: None, "teacher": self.teacher, "student": self.student}[self.constant]
 
 
 @dataclass(frozen=True)
@@ -70,23 +80,36 @@ class Sum:
 
 
 def term_rows(terms: Sequence[Term], cells: Sequence[CellName]) -> Tensor:
-    """int32 [T, 4]: kind, student, teacher or -1, constant; as `multi_peer_loss` reads them."""
-    place = {cell: i for i, cell in enumerate(cells)}
+    """float32 [T, 5]: kind, student, teacher or -1, the constant one or -1, and the temperature.
+
+    As `multi_peer_loss` reads them.
+    """
+    place = {None: -1, **{cell: i for i, cell in enumerate(cells)}}
     rows = [
         [
             KINDS[term.loss],
             place[term.student],
-            -1 if term.teacher is None else place[term.teacher],
-            int(term.constant),
+            place[term.teacher],
+            place[term.constant_cell],
+            term.temperature,
         ]
         for term in terms
     ]
-    return torch.tensor(rows, dtype=torch.int32).reshape(-1, 4)
+    return torch.tensor(rows, dtype=torch.float32).reshape(-1, 5)
 
 
-def ce(cell: CellName) -> Sum:
-    """Cross-entropy."""
-    return Sum((Term("ce", "ce", cell),))
+def ce(cell: CellName, smoothing: float = 0.0) -> Sum:
+    """Cross-entropy with the label, of which `smoothing`, in [0, 1), is spread over all classes.
+
+    (1 - s) CE(z, y) + s CE(z, uniform), one value by name (Szegedy et al. 2016, section 7). Raises
+    InputError for a smoothing outside its range.
+    """
+    if not 0 <= smoothing < 1:
+        raise InputError(f"smoothing is {smoothing:g}, expected a share in [0, 1), for example 0.1")
+    plain = Sum((Term("ce", "ce", cell),))
+    if smoothing == 0:
+        return plain
+    return (1 - smoothing) * plain + smoothing * Sum((Term("ce", "uniform_ce", cell),))
 
 
 def boosted_ce(cell: CellName) -> Sum:
@@ -94,9 +117,22 @@ def boosted_ce(cell: CellName) -> Sum:
     return Sum((Term("bce", "boosted_ce", cell),))
 
 
-def kl(teacher: CellName, student: CellName, *, constant: bool = False) -> Sum:
-    """KL(p_teacher || p_student); with gradient into the teacher too, unless it is constant."""
-    return Sum((Term("kl", "kl", student, teacher, constant=constant),))
+def kl(
+    teacher: CellName,
+    student: CellName,
+    *,
+    constant: Side | None = None,
+    temperature: float = 1.0,
+) -> Sum:
+    """KL(softmax(z_teacher / T) || softmax(z_student / T)), T the temperature in [0.001, 1000].
+
+    With gradient into both, but for the one that is constant. Distillation multiplies it by T^2
+    (Hinton et al. 2015), which is a weight: `T**2 * kl(..., temperature=T)`. Raises InputError for
+    a temperature outside its range.
+    """
+    if not 0.001 <= temperature <= 1000:
+        raise InputError(f"temperature is {temperature:g}, expected 0.001 to 1000, for example 4")
+    return Sum((Term("kl", "kl", student, teacher, 1.0, constant, temperature),))
 
 
 def mart_kl(teacher: CellName, student: CellName) -> Sum:

@@ -5,6 +5,7 @@ sum over the images for each argument of logits, the student's last. With e_k on
 p = softmax(z) and t = softmax(teacher):
 
     ce          p - e_y
+    uniform_ce  p - 1 / C
     margin      e_wrong - e_y                                 wrong: largest, the first of equals
     dlr         (e_wrong - e_y - dlr (e_(1) - e_(3))) / spread
     boosted_ce  p - e_y + p_wrong / (1.0001 - p_wrong) (e_wrong - p)
@@ -30,6 +31,10 @@ def _wrong(z: Tensor, y: Tensor) -> Tensor:
 
 def ce(z: Tensor, y: Tensor) -> tuple[Tensor]:
     return (z.softmax(1) - _one_hot(z, y),)
+
+
+def uniform_ce(z: Tensor) -> tuple[Tensor]:
+    return (z.softmax(1) - 1 / z.shape[1],)
 
 
 def margin(z: Tensor, y: Tensor) -> tuple[Tensor]:

@@ -2,7 +2,7 @@
 
 Shapes: R images, C classes rounded up to a power of two; tiles are [R, C], values of a loss [R].
 Past the last class logits are PAD: probability 0, and the difference of two of them is 0, so that
-sums over classes need no mask. `at` and `label` are one-hot tiles of bool.
+most sums over classes need no mask. `at` and `label` are one-hot tiles of bool.
 
 Source: the losses are those of `losses.py`, the gradients those of `_gradients.py`.
 """
@@ -13,9 +13,12 @@ Source: the losses are those of `losses.py`, the gradients those of `_gradients.
 from ._op import block_sizes, tl, triton
 
 # a loss's code in `kinds` of attack_logit_grad and in `terms` of multi_peer_loss
-KINDS = {"ce": 0, "boosted_ce": 1, "kl": 2, "mart_kl": 3, "square": 4, "margin": 5, "dlr": 6}
+NAMES = ("ce", "boosted_ce", "kl", "mart_kl", "square", "margin", "dlr", "uniform_ce")
+KINDS = {name: code for code, name in enumerate(NAMES)}
 
-CE, BOOSTED_CE, KL, MART_KL, SQUARE, MARGIN, DLR = (tl.constexpr(code) for code in KINDS.values())
+CE, BOOSTED_CE, KL, MART_KL, SQUARE, MARGIN, DLR, UNIFORM_CE = (
+    tl.constexpr(code) for code in KINDS.values()
+)
 PAD = tl.constexpr(-1e30)
 
 
@@ -93,6 +96,13 @@ def dlr(z, label, classes):
 def ce(z, label):
     p, shifted, total = softmax(z)
     return tl.log(total) - pick(shifted, label), p - label.to(tl.float32)
+
+
+@triton.jit
+def uniform_ce(z, classes, C):
+    p, shifted, total = softmax(z)
+    mean = tl.sum(tl.where(classes[None, :] < C, shifted, 0.0), 1) / C
+    return tl.log(total) - mean, p - 1.0 / C
 
 
 @triton.jit

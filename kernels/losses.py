@@ -1,6 +1,7 @@
 """Losses of one image from its logits; every method is put together from these.
 
     ce(z, y)          -log p_y
+    uniform_ce(z)     -mean_k log p_k, against the uniform distribution  (label smoothing)
     margin(z, y)      max_{k != y} z_k - z_y                     (Carlini & Wagner 2017, f_6)
     boosted_ce(z, y)  -log p_y - log(1.0001 - max_{k != y} p_k)  (MART, Wang et al. 2020)
     dlr(z, y)         (max_{k != y} z_k - z_y) / (z_(1) - z_(3))    (Croce & Hein 2020, Eq. 6)
@@ -19,6 +20,10 @@ from torch import Tensor
 
 def ce(z: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(z, y, reduction="none")
+
+
+def uniform_ce(z: Tensor) -> Tensor:
+    return -z.log_softmax(1).mean(1)
 
 
 def wrong_max(values: Tensor, y: Tensor) -> Tensor:

@@ -2,10 +2,11 @@
 
     losses[t, b] = loss_t of image b,   dz = d (sum_{t, b} upstream[t, b] losses[t, b]) / d z
 
-    ce, boosted_ce (student)       kl (teacher || student)
-    square (teacher, student)      mart_kl = (1.0000001 - p_y(teacher)) KL(teacher || student)
+    ce, boosted_ce, uniform_ce (student)      kl (teacher || student)
+    square (teacher, student)     mart_kl = (1.0000001 - p_y(teacher)) KL(teacher || student)
 
-Gradients flow into the student and, unless it is constant, the teacher, through MART's weight too.
+A term is the loss of its logits divided by its temperature. Gradients flow into the student and the
+teacher, through MART's weight too, but not into the one of them that is held constant.
 Source: `losses.py`; the gradients by hand stand in `_gradients.py`.
 """
 
@@ -26,6 +27,7 @@ from ._tile_losses import (
     KINDS,
     MART_KL,
     SQUARE,
+    UNIFORM_CE,
     boosted_ce,
     ce,
     kl,
@@ -35,11 +37,13 @@ from ._tile_losses import (
     square,
     store_grad,
     tile,
+    uniform_ce,
 )
 
 # by code: a loss, its gradients, whether they take labels after the logits
 TERMS: dict[int, tuple[Callable[..., Tensor], Callable[..., tuple[Tensor, ...]], bool]] = {
     KINDS["ce"]: (losses.ce, _gradients.ce, True),
+    KINDS["uniform_ce"]: (losses.uniform_ce, _gradients.uniform_ce, False),
     KINDS["boosted_ce"]: (losses.boosted_ce, _gradients.boosted_ce, True),
     KINDS["kl"]: (losses.kl, _gradients.kl, False),
     KINDS["mart_kl"]: (losses.mart_kl, _gradients.mart_kl, True),
@@ -51,9 +55,10 @@ def multi_peer_loss(z: Tensor, y: Tensor, terms: Tensor, upstream: Tensor) -> tu
     """losses [T, B], unweighted, and dz [N, B, C] like z; losses are differentiable in z, once.
 
     z: logits of N cells in any float type; y: int64 [B], in [0, C); upstream: [T, B] or [T, 1], the
-    weight of each loss in dz; terms: int32 [T, 4] on z's device, T > 0, with columns kind (a code
-    of KINDS), the student's cell, the teacher's (-1 for kinds without one), and 1 where the teacher
-    is constant. losses are float32, or float64 where z is. Codes and cells are not checked.
+    weight of each loss in dz; terms: float32 [T, 5] on z's device, T > 0, with columns kind (a code
+    of KINDS), the student's cell, the teacher's (-1 for kinds without one), the one of them that
+    gets no gradient (-1 for neither), and the temperature, in [0.001, 1000]. losses are float32, or
+    float64 where z is. Terms are not checked.
     """
     return OP(z, y, terms, upstream)
 
@@ -64,14 +69,15 @@ def multi_peer_loss_reference(
     """The specification of `multi_peer_loss`; half precision is computed in float32."""
     wide = z if z.dtype == torch.float64 else z.float()
     dz, values = torch.zeros_like(wide, memory_format=torch.contiguous_format), []
-    for (kind, student, teacher, constant), weight in zip(terms.tolist(), upstream, strict=True):
+    for (*codes, temperature), weight in zip(terms.tolist(), upstream, strict=True):
+        kind, student, teacher, constant = map(int, codes)
         loss, gradients, labelled = TERMS[kind]
         cells = [student] if teacher < 0 else [teacher, student]
-        arguments = [wide[cell] for cell in cells] + [y] * labelled
+        arguments = [wide[cell] / temperature for cell in cells] + [y] * labelled
         values.append(loss(*arguments))
         for cell, grad in zip(cells, gradients(*arguments), strict=True):
-            if cell == student or not constant:
-                dz[cell] += weight[:, None] * grad
+            if cell != constant:
+                dz[cell] += weight[:, None] / temperature * grad
     return torch.stack(values), dz.to(z.dtype)
 
 
@@ -79,7 +85,7 @@ def multi_peer_loss_reference(
 def _multi_peer_loss_kernel(
     z_ptr,  # [N, B, C], as is dz
     y_ptr,  # [B]
-    terms_ptr,  # [T, 4]
+    terms_ptr,  # [T, 5]
     upstream_ptr,  # [T, B] with strides of its own
     losses_ptr,  # [T, B]
     dz_ptr,
@@ -103,32 +109,38 @@ def _multi_peer_loss_kernel(
     own = load_logits(z_ptr, cell, rows, classes, B, C)
     grad = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     for t in range(T):
-        kind = tl.load(terms_ptr + 4 * t)
-        student = tl.load(terms_ptr + 4 * t + 1)
-        teacher = tl.load(terms_ptr + 4 * t + 2)
-        constant = tl.load(terms_ptr + 4 * t + 3)
-        learns = student == cell
-        if learns | ((teacher == cell) & (constant == 0)):
+        kind = tl.load(terms_ptr + 5 * t).to(tl.int32)
+        student = tl.load(terms_ptr + 5 * t + 1).to(tl.int32)
+        teacher = tl.load(terms_ptr + 5 * t + 2).to(tl.int32)
+        learns = tl.load(terms_ptr + 5 * t + 3).to(tl.int32) != cell
+        is_student = student == cell
+        if is_student | ((teacher == cell) & learns):
+            # exactly 1 where the temperature is
+            sharpness = tl.div_rn(1.0, tl.load(terms_ptr + 5 * t + 4))
+            z_own = sharpness * own
             if kind == CE:
-                value, d_own = ce(own, label)
+                value, d_own = ce(z_own, label)
             elif kind == BOOSTED_CE:
-                value, d_own = boosted_ce(own, label, classes)
+                value, d_own = boosted_ce(z_own, label, classes)
+            elif kind == UNIFORM_CE:
+                value, d_own = uniform_ce(z_own, classes, C)
             else:
-                other = load_logits(z_ptr, tl.where(learns, teacher, student), rows, classes, B, C)
+                cell_other = tl.where(is_student, teacher, student)
+                z_other = sharpness * load_logits(z_ptr, cell_other, rows, classes, B, C)
                 if kind == SQUARE:
-                    value, d_own = square(own, other, C)
+                    value, d_own = square(z_own, z_other, C)
                 else:
-                    z_t = tl.where(learns, other, own)
-                    z_p = tl.where(learns, own, other)
+                    z_t = tl.where(is_student, z_other, z_own)
+                    z_p = tl.where(is_student, z_own, z_other)
                     if kind == MART_KL:
                         value, d_teacher, d_student = mart_kl(z_t, z_p, label)
                     else:
                         value, d_teacher, d_student = kl(z_t, z_p)
-                    d_own = tl.where(learns, d_student, d_teacher)
+                    d_own = tl.where(is_student, d_student, d_teacher)
             weights = upstream_ptr + t * upstream_stride_t + rows * upstream_stride_b
             weight = tl.load(weights, mask=rows < B, other=0.0).to(tl.float32)
-            grad += weight[:, None] * d_own
-            if learns:
+            grad += tl.where(learns, (weight * sharpness)[:, None] * d_own, 0.0)
+            if is_student:
                 tl.store(losses_ptr + t * B + rows, value, mask=rows < B)
     store_grad(dz_ptr, grad, cell, rows, classes, B, C)
 
@@ -139,7 +151,7 @@ def multi_peer_loss_fused(
     """Launches the Triton kernel: one program for each tile of whole rows of a cell."""
     (N, B, C), T = z.shape, len(terms)
     assert y.shape == (B,)
-    assert terms.shape == (T, 4)
+    assert terms.shape == (T, 5)
     values, dz = _outputs(z, y, terms, upstream)
     weights = upstream.expand(T, B)
     launch = tile(B, C)

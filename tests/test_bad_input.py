@@ -65,6 +65,8 @@ SETTINGS = {
     "the home of nobody": ("--data ~nobody-here/images", "cannot be a path"),
     "unknown data": ("--data cifr10", "'cifr10'.*did you mean 'cifar10'"),
     "unknown collaboration": ("--collab catt", "'catt'.*did you mean 'cat'"),
+    "unknown setting of a collaboration": ("--collab cat:own=true", "cat takes own_first=False"),
+    "setting of a collaboration without value": ("--collab mat:detach", "cat:own_first=true"),
     "eps in grey levels": ("--eps 8", "type 8/255"),
     "eps negative": ("--eps -0.1", "for example 8/255"),
     "eps zero": ("--eps 0", "for example 8/255"),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastcat.kernels import losses
+from fastcat.kernels.multi_peer_loss import KINDS
 from tests.reference import losses as reference
 
 LN2 = log(2.0)
@@ -20,6 +21,11 @@ Y = torch.tensor([0])
 def test_cross_entropy_by_hand() -> None:
     assert losses.ce(P, Y).tolist() == pytest.approx([LN2])
     assert losses.ce(Q, Y).tolist() == pytest.approx([3 * LN2])
+
+
+def test_uniform_cross_entropy_by_hand() -> None:
+    """-(log 4/8 + log 2/8 + 2 log 1/8) / 4 = (1 + 2 + 3 + 3) / 4 log 2."""
+    assert losses.uniform_ce(P).tolist() == pytest.approx([9 / 4 * LN2])
 
 
 def test_margin_by_hand() -> None:
@@ -76,6 +82,7 @@ def test_kl_has_gradient_on_both_sides() -> None:
     ("ours", "expected", "arguments"),
     [
         pytest.param(losses.ce, reference.cross_entropy, "zy", id="ce"),
+        pytest.param(losses.uniform_ce, reference.uniform_cross_entropy, "z", id="uniform_ce"),
         pytest.param(losses.kl, reference.kl, "tz", id="kl"),
     ],
 )
@@ -98,7 +105,7 @@ def test_values_and_gradients_equal_the_oracle(
 
 
 @pytest.mark.parametrize("size", [200.0, 1e4])
-@pytest.mark.parametrize("name", ["ce", "margin", "boosted_ce", "dlr", "kl", "mart_kl", "square"])
+@pytest.mark.parametrize("name", KINDS)
 def test_saturated_logits(name: str, size: float) -> None:
     """In float32: every value equals float64's, every gradient is finite."""
     rows = [[size, -size, 0.0], [-size, size, 0.0], [0.0, 0.0, size], [-size, -size, -size]]
@@ -106,7 +113,8 @@ def test_saturated_logits(name: str, size: float) -> None:
     y = torch.tensor([1, 1, 0, 2])
     loss = getattr(losses, name)
     z.requires_grad_(), t.requires_grad_()
-    args = {"kl": (t, z), "square": (t, z), "mart_kl": (t, z, y)}.get(name, (z, y))
+    pairs = {"kl": (t, z), "square": (t, z), "mart_kl": (t, z, y)}
+    args = {**pairs, "uniform_ce": (z,)}.get(name, (z, y))
     exact = [argument.double() if argument.requires_grad else argument for argument in args]
     value = loss(*args)
     # 1.0000001 is one float32 step above 1, and 1.0000001 - p_y is known to no more than a step

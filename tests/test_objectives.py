@@ -266,6 +266,57 @@ def test_mat_teaches_by_formula_and_teachers_get_no_gradient(
                 assert grad is None or not grad.any(), cell
 
 
+@pytest.mark.parametrize("views", [["adv0", "adv1"], ["adv0", "clean", "adv2"]], ids="+".join)
+def test_cat_as_printed_takes_gradient_in_the_first_argument(views: list[str]) -> None:
+    """d/dz[k, v_k] = (1 - alpha)/B sum_j p_k (log p_k - log p_j - KL(p_k || p_j)), else nothing.
+
+    Catches the code's order, the teacher's gradient, and both.
+    """
+    peers = range(len(views))
+    cat = make_collaboration("cat:own_first=true", taught_on(views), 0.3)
+    assert cat.learning == {(k, view) for k, view in enumerate(views)}
+    cells = [(j, view) for j in peers for view in views]
+    z = {cell: logits(seed) for seed, cell in enumerate(cells)}
+    log_p = {cell: row.detach().log_softmax(1) for cell, row in z.items()}
+    for k, view in enumerate(views):
+        guidance = cat.guidance[k](z, labels())["kl"]
+        others = [z[j, view] for j in peers if j != k]
+        expected = 0.7 * reference.cat_guidance(z[k, view], others, own_first=True)
+        torch.testing.assert_close(guidance, expected, rtol=1e-12, atol=0)
+        grads = torch.autograd.grad(guidance, [z[c] for c in cells], allow_unused=True)
+        for cell, grad in zip(cells, grads, strict=True):
+            if cell == (k, view):
+                wanted = torch.zeros(B, C, dtype=torch.float64)
+                for j in set(peers) - {k}:
+                    ratio = log_p[cell] - log_p[j, view]
+                    mean = (log_p[cell].exp() * ratio).sum(1, keepdim=True)
+                    wanted += log_p[cell].exp() * (ratio - mean)
+                torch.testing.assert_close(grad, 0.7 / B * wanted)
+            else:
+                assert grad is None or not grad.any(), cell
+
+
+def test_mat_that_does_not_detach_moves_its_teachers_too() -> None:
+    """d/dz[m, x] = alpha/(B M) p_m (log p_m - log p_n(x_n) - KL), of every n that m teaches."""
+    students = taught_on(["adv0", "adv1", "adv2"])
+    mat = make_collaboration("mat:detach=false", students, 0.6, "0>1,0>2,1>2")
+    assert mat.learning == {(0, "clean"), (1, "clean"), (1, "adv1"), (2, "adv2")}
+    cells = [*mat.learning]
+    z = {cell: logits(seed) for seed, cell in enumerate(cells)}
+    total = sum(mat.guidance[n](z, labels())["kl"] for n in (1, 2))
+    grads = dict(zip(cells, torch.autograd.grad(total, [z[c] for c in cells]), strict=True))
+    log_p = {cell: row.detach().log_softmax(1) for cell, row in z.items()}
+    for m, taught in ((0, {1: 1, 2: 2}), (1, {2: 2})):
+        own, wanted = log_p[m, "clean"], torch.zeros(B, C, dtype=torch.float64)
+        for n, teachers in taught.items():
+            ratio = own - log_p[n, f"adv{n}"]
+            mean = (own.exp() * ratio).sum(1, keepdim=True)
+            wanted += 0.6 / teachers / B * own.exp() * (ratio - mean)
+        torch.testing.assert_close(grads[m, "clean"], wanted)
+    pull = log_p[1, "adv1"].exp() - log_p[0, "clean"].exp()
+    torch.testing.assert_close(grads[1, "adv1"], 0.6 / B * pull)
+
+
 def test_alpha_of_the_paper_is_the_default() -> None:
     assert make_collaboration("cat", taught_on(["adv0", "adv1"]), None).objective_weights == (
         1 / 20,
@@ -302,6 +353,17 @@ def test_none_owes_nothing() -> None:
         pytest.param("cat", float("nan"), "alpha is nan, expected a weight in [0, 1]", id="nan"),
         pytest.param("mat", 1.5, "alpha is 1.5, expected a weight in [0, 1]", id="mat-above-1"),
         pytest.param("none", 0.05, "'none' has no guidance", id="none-with-alpha"),
+        pytest.param("none:detach=true", None, "none takes no settings", id="none-with-setting"),
+        pytest.param(
+            "cat:own=true",
+            None,
+            "cat has no setting 'own': cat takes own_first=False",
+            id="no-such",
+        ),
+        pytest.param("cat:alpha=0.1", None, "cat has no setting 'alpha'", id="alpha-as-setting"),
+        pytest.param("mat:students=a", None, "mat has no setting 'students'", id="no-setting"),
+        pytest.param("mat:detach=1", None, "mat:detach=1 is no bool: mat takes", id="no-bool"),
+        pytest.param("mat:detach", None, "settings like cat:own_first=true", id="without-value"),
     ],
 )
 def test_collaborations_that_mean_nothing_are_refused(
@@ -342,8 +404,8 @@ def test_settings_come_as_text() -> None:
         pytest.param(
             "natural",
             {"beta": "6"},
-            ["natural has no setting 'beta'", "natural takes no settings"],
-            id="method-without-settings",
+            ["natural has no setting 'beta'", "natural takes smoothing=0.0"],
+            id="setting-of-another-method",
         ),
         pytest.param(
             "mart",
@@ -361,6 +423,16 @@ def test_settings_come_as_text() -> None:
         ),
         pytest.param(
             "boosted", {"inner": "bce"}, ["unknown attack loss 'bce'", "mean 'ce'"], id="boosted"
+        ),
+        *(
+            pytest.param(
+                name,
+                {"smoothing": value},
+                [f"{name}:smoothing={value}", "[0, 1)"],
+                id=f"{name}-{value}",
+            )
+            for name in ("natural", "at", "trades", "alp")
+            for value in ("1", "-0.1", "nan")
         ),
         pytest.param("teacher", {}, ["teacher:weights: expected a weight file"], id="teacher"),
         pytest.param("at", {"bn": "evil"}, ["attack bn 'evil'", "mean 'eval'"], id="at-bn"),

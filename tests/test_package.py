@@ -28,7 +28,7 @@ LAYERS = (
     "peer",
     "objectives", "squeeze", "union", "attack", "frozen", "modes", "lanes", "threat", "terms",
     "awp", "optim", "checkpoint", "foreign", "models", "precision", "report",
-    "recipes", "environment", "device", "progress", "stop", "pixels",
+    "recipes", "environment", "device", "progress", "stop", "pixels", "settings",
     "loaders", "guard", "batch", "seeds", "files", "errors",
     "kernels",
 )  # fmt: skip

@@ -61,10 +61,14 @@ START |= dict.fromkeys(("trades", "mart", "boosted", "st"), "gaussian")
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A training run of three steps; peers are (method, settings), alpha None its default."""
+    """A training run of three steps; peers are (method, settings), alpha None its default.
+
+    settings: those of the collaboration.
+    """
 
     peers: Sequence[tuple[str, dict[str, Any]]]
     collab: str = "cat"
+    settings: dict[str, bool] = field(default_factory=dict)
     alpha: float | None = 0.3
     restarts: int = 1
     pgd_steps: int = 3
@@ -128,6 +132,25 @@ CASES = [
     pytest.param(Case(peers=[("alp", {"weight": 0.4})]), id="alp-weight_0.4"),
     pytest.param(Case(peers=plain("mart")), id="mart"),
     pytest.param(Case(peers=[("mart", {"beta": 1.5})]), id="mart-beta_1.5"),
+    pytest.param(
+        Case(
+            peers=[
+                ("natural", {"smoothing": 0.2}),
+                ("at", {"smoothing": 0.3}),
+                ("trades", {"smoothing": 0.1}),
+                ("alp", {"smoothing": 0.1, "weight": 0.4}),
+            ],
+            teachers="ring",
+        ),
+        id="smoothed",
+    ),
+    pytest.param(
+        Case(
+            peers=[("natural", {"smoothing": 0.2}), ("trades", {"smoothing": 0.1})],
+            mixed=True,
+        ),
+        id="smoothed-mixed",
+    ),
     pytest.param(Case(peers=plain("trades", "alp"), alpha=None), id="trades+alp-default_alpha"),
     pytest.param(Case(peers=plain("trades", "alp"), alpha=0.0), id="trades+alp-alpha_0"),
     pytest.param(Case(peers=plain("trades", "alp"), alpha=1.0), id="trades+alp-alpha_1"),
@@ -158,6 +181,44 @@ CASES = [
     ),
     pytest.param(Case(peers=plain("alp", "trades", "at"), teachers="ring"), id="cat-ring"),
     pytest.param(Case(peers=plain("at", "natural"), teachers="0>1"), id="cat-one_way"),
+    pytest.param(
+        Case(peers=plain("trades", "alp", "natural"), settings={"own_first": True}),
+        id="cat-own_first",
+    ),
+    pytest.param(
+        Case(
+            peers=plain("teacher", "at", "mart"),
+            settings={"own_first": True},
+            teachers="0>1,1>2",
+            mixed=True,
+        ),
+        id="cat-own_first-teacher+at+mart-mixed",
+    ),
+    pytest.param(
+        Case(
+            peers=plain("boosted", "boosted"), collab="mat", settings={"detach": False}, alpha=None
+        ),
+        id="mat-not_detached",
+    ),
+    pytest.param(
+        Case(
+            peers=plain("boosted", "trades", "at"),
+            collab="mat",
+            settings={"detach": False},
+            teachers="0>1,1>2,0>2",
+            awp=[0.0, 0.02, 0.01],
+        ),
+        id="mat-not_detached-chain-awp",
+    ),
+    pytest.param(
+        Case(
+            peers=plain("teacher", "boosted", "natural"),
+            collab="mat",
+            settings={"detach": False},
+            mixed=True,
+        ),
+        id="mat-not_detached-teacher+boosted+natural-mixed",
+    ),
     pytest.param(
         Case(peers=plain("teacher", "boosted"), collab="mat", alpha=None), id="mat-teacher+boosted"
     ),
@@ -225,7 +286,9 @@ class Ours:
             objectives,
             self.nets,
             [name for name, _ in self.case.peers],
-            collab=self.case.collab,
+            collab=":".join(
+                [self.case.collab, *(f"{k}={v}" for k, v in self.case.settings.items())]
+            ),
             alpha=self.case.alpha,
             threat=self.case.threat,
             precision=self.precision,
@@ -292,6 +355,7 @@ def oracle_step(
         alpha=case.guidance_weight if case.collab == "mat" else 1 - case.guidance_weight,
         teachers=case.taught_by,
         collab=case.collab,
+        **case.settings,
         **case.sgd,
         buffers=buffers,
         bn=case.bn,

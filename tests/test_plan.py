@@ -31,7 +31,7 @@ def plan_of(methods: Sequence[str], collab: str) -> tuple[tuple[Cell, ...], Coll
     objectives = [make_objective(name, {}) for name in methods]
     students = [Student(own_views(k, objective)) for k, objective in enumerate(objectives)]
     collaboration = make_collaboration(collab, students, None)
-    return make_plan(objectives, collaboration.reads), collaboration
+    return make_plan(objectives, collaboration.reads, collaboration.learning), collaboration
 
 
 CASES = [
@@ -55,6 +55,9 @@ CASES = [
     ("boosted boosted", "mat", "0:adv0,(clean) 1:adv1,(clean)"),
     ("natural boosted", "mat", "0:clean 1:adv1,(clean)"),
     ("boosted trades alp", "mat", "0:adv0,(clean) 1:clean,adv1 2:adv2,clean"),
+    ("boosted boosted", "mat:detach=false", "0:adv0,clean 1:adv1,clean"),
+    ("natural boosted at", "mat:detach=false", "0:clean 1:adv1,clean 2:adv2,clean"),
+    ("at trades", "cat:own_first=true", "0:adv0,(adv1) 1:clean,adv1,(adv0)"),
     ("st", "cat", "0:clean,adv0,col0"),
     ("st alp", "cat", "0:clean,adv0,col0,(adv1) 1:adv1,clean,(adv0)"),
     ("at st", "none", "0:adv0 1:clean,adv1,col1"),
@@ -93,7 +96,8 @@ def test_every_cell_is_read_and_gets_gradient_only_where_planned(
         others = dict(zip(team.loss.names, team.loss(touched, y, lambda w: w)[0], strict=True))
         readers = {k for k, name in enumerate(totals) if others[name] != measured[name]}
         assert readers
-        assert (cell.peer in readers) == cell.grad
+        # what is not detached learns what its readers want of it
+        assert (cell.peer in readers or collab == "mat:detach=false") == cell.grad
         assert dz[n].any() == cell.grad, cell
 
 

@@ -16,7 +16,7 @@ from fastcat.objectives import make_objective
 from fastcat.objectives.objective import Objective
 from fastcat.plan import Cell, make_plan, own_views, view_name
 from fastcat.table_loss import TableLoss
-from fastcat.terms import Sum, ce
+from fastcat.terms import Sum, ce, kl
 from tests.teams import team_of
 
 B, C = 9, 6
@@ -39,12 +39,19 @@ BLIND = Objective(
 TWICE = Objective(
     views=("adv",), inner=Inner(), outer=ce("adv") + 2.0 * ce("adv") + ce("adv").named("more")
 )
+SMOOTHED = make_objective("trades", {"smoothing": "0.1"})
+DISTILLED = Objective(
+    views=("clean", "adv"),
+    inner=Inner(),
+    outer=ce("clean") + 16.0 * kl("clean", "adv", constant="teacher", temperature=4.0),
+)
 
 TEAMS: dict[str, Sequence[str | Objective]] = {
     **{name: [name] for name in ("natural", "at", "trades", "alp", "mart", "boosted", "st")},
     "own": [OWN],
     "blind": [BLIND],
     "twice": [TWICE],
+    "smoothed+distilled": [SMOOTHED, DISTILLED],
     "trades+alp": ["trades", "alp"],
     "natural+trades": ["natural", "trades"],
     "natural+natural": ["natural", "natural"],
@@ -59,7 +66,8 @@ TEAMS: dict[str, Sequence[str | Objective]] = {
 PARAMS = [
     pytest.param(methods, collab, id=f"{name}-{collab}")
     for name, methods in TEAMS.items()
-    for collab in ("cat", "mat", "none")
+    for collab in ("cat", "cat:own_first=true", "mat", "mat:detach=false", "none")
+    if len(methods) > 2 or ":" not in collab
 ]
 
 
@@ -83,7 +91,9 @@ class Losses:
         students = [Student(own_views(k, objective)) for k, objective in enumerate(self.objectives)]
         alpha = None if collab == "none" else 0.3
         self.collaboration: Collaboration = make_collaboration(collab, students, alpha)
-        self.plan: tuple[Cell, ...] = make_plan(self.objectives, self.collaboration.reads)
+        self.plan: tuple[Cell, ...] = make_plan(
+            self.objectives, self.collaboration.reads, self.collaboration.learning
+        )
         self.loss = TableLoss(
             self.plan, self.names, self.objectives, self.collaboration, C, CPU, dtype, mixed
         )

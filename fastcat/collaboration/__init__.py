@@ -1,8 +1,8 @@
 """What peers owe each other. One file a method; the function's name is its public name.
 
-A collaboration is a function of the peers as students, of who teaches whom, and of alpha, and
-returns a Collaboration. In the guidance of a peer the other peers' logits are
-constants.
+A collaboration is a function of the peers as students, of who teaches whom, of alpha and of
+settings of its own, and returns a Collaboration. In the guidance of a peer the other peers' logits
+are constants, unless it says so.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,35 +14,42 @@ from fastcat.collaboration.mat_mp import mat_mp
 from fastcat.collaboration.none import none
 from fastcat.collaboration.teaching import parse_teachers
 from fastcat.errors import InputError, nearest
+from fastcat.settings import read_settings, split_settings
 
 COLLABORATIONS: dict[str, Callable[..., Collaboration]] = {
     method.__name__.replace("_", "-"): method for method in (cat, mat, mat_mp, none)
 }
+# their arguments that are no settings
+APART = ("students", "teachers", "alpha")
 
 
 def make_collaboration(
-    name: str,
+    text: str,
     students: Sequence[Student],
     alpha: float | None,
     teachers: str = "all",
     learns: Sequence[bool] | None = None,
 ) -> Collaboration:
-    """The collaboration called `name` for these peers; alpha None is its default.
+    """The collaboration of `text`, as cat or mat:detach=false, for these peers.
 
-    teachers: as `parse_teachers` reads it; learns: for each peer whether it is trained, None for
-    all. Raises InputError for an unknown name, an alpha outside [0, 1], who cannot be taught or
-    teach, and for what has no meaning.
+    alpha: None is the method's default; teachers: as `parse_teachers` reads it; learns: for each
+    peer whether it is trained, None for all. Raises InputError for an unknown name or setting, an
+    alpha outside [0, 1], who cannot be taught or teach, and for what has no meaning.
     """
+    name, *parts = text.split(":")
     if name not in COLLABORATIONS:
         raise InputError(f"unknown collaboration {name!r}: {nearest(name, COLLABORATIONS)}")
+    method = COLLABORATIONS[name]
+    typed = split_settings(parts, f"collab {text!r}", "cat:own_first=true")
+    settings = read_settings(name, method, typed, APART)
     learns = [True] * len(students) if learns is None else learns
     pairs = parse_teachers(teachers, learns)
     if name == "none" and (teachers != "all" or not all(learns)):
         raise InputError("with 'none' nobody teaches: type --collab cat or --collab mat")
     if alpha is None:
-        return COLLABORATIONS[name](students, pairs)
+        return method(students, pairs, **settings)
     if not 0 <= alpha <= 1:
         raise InputError(f"alpha is {alpha:g}, expected a weight in [0, 1]: type for example 0.05")
     if name == "none":
         raise InputError("alpha weighs objective against guidance, and 'none' has no guidance")
-    return COLLABORATIONS[name](students, pairs, alpha=alpha)
+    return method(students, pairs, alpha=alpha, **settings)

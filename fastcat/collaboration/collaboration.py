@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from fastcat.plan import Place
-from fastcat.terms import Sum, kl
+from fastcat.terms import Side, Sum, kl
 
 # of each peer the numbers of those that teach it
 Teachers = Sequence[Sequence[int]]
@@ -23,10 +23,10 @@ class Student(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Collaboration:
-    """Peer k descends objective_weights[k] * L_k + guidance[k].
+    """The loss of peer k is objective_weights[k] * L_k + guidance[k]; all descend the sum of all.
 
-    guidance: for each peer a weighted sum over cells (peer, view) of the table, in which the other
-    peers' cells are constant teachers; empty for a peer that nobody teaches.
+    guidance: for each peer a weighted sum over cells (peer, view) of the table; empty for a peer
+    that nobody teaches. Where other peers' cells are constant in it, it moves peer k alone.
     """
 
     objective_weights: tuple[float, ...]
@@ -37,10 +37,18 @@ class Collaboration:
         """Every cell that guides anyone, each once."""
         return tuple(dict.fromkeys(cell for taught in self.guidance for cell in taught.cells))
 
+    @property
+    def learning(self) -> set[Place]:
+        """Those cells among them that get gradient."""
+        terms = [term for taught in self.guidance for term in taught.terms]
+        return {cell for term in terms for cell in term.cells if cell != term.constant_cell}
 
-def taught_by(teachers: Sequence[Place], k: int, view: str) -> Sum:
-    """sum of mean KL(p_teacher || p_k(view)), the teachers' cells constant."""
-    return sum((kl(place, (k, view), constant=True) for place in teachers), Sum())
+
+def taught_by(
+    teachers: Sequence[Place], k: int, view: str, constant: Side | None = "teacher"
+) -> Sum:
+    """sum of mean KL(p_teacher || p_k(view)); constant: as in `kl`."""
+    return sum((kl(place, (k, view), constant=constant) for place in teachers), Sum())
 
 
 def weighted(guidance: Sequence[Sum], objective_weight: float) -> Collaboration:

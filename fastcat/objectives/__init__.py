@@ -4,9 +4,7 @@ A method is a function of its settings that returns an Objective.
 """
 
 import importlib
-import inspect
 from collections.abc import Callable
-from typing import Any
 
 from fastcat.errors import InputError, nearest
 from fastcat.objectives.alp import alp
@@ -20,6 +18,7 @@ from fastcat.objectives.pgd_cw import pgd_cw
 from fastcat.objectives.st import st
 from fastcat.objectives.teacher import teacher
 from fastcat.objectives.trades import trades
+from fastcat.settings import read_settings
 
 METHODS: dict[str, Callable[..., Objective]] = {
     method.__name__.replace("_", "-"): method
@@ -47,46 +46,10 @@ def find_method(name: str) -> Callable[..., Objective]:
     return method
 
 
-def usage(name: str, method: Callable[..., Objective]) -> str:
-    """The settings of a method with their defaults, in a line."""
-    parameters = inspect.signature(method).parameters.values()
-    settings = [p.name if p.default is p.empty else f"{p.name}={p.default}" for p in parameters]
-    return f"{name} takes {', '.join(settings) or 'no settings'}"
-
-
 def make_objective(name: str, settings: dict[str, str]) -> Objective:
-    """The objective of `find_method(name)` with settings as typed, read as their defaults are.
+    """The objective of `find_method(name)` with settings as typed.
 
     Raises InputError with the method's usage for a setting that is unknown, missing or unreadable.
     """
     method = find_method(name)
-    parameters = inspect.signature(method).parameters
-    values = {}
-    for key, text in settings.items():
-        if key not in parameters:
-            raise InputError(f"{name} has no setting {key!r}: {usage(name, method)}")
-        try:
-            values[key] = _read(text, parameters[key].default)
-        except ValueError as error:
-            kind = type(parameters[key].default).__name__
-            raise InputError(f"{name}:{key}={text} is no {kind}: {usage(name, method)}") from error
-    for key, parameter in parameters.items():
-        if parameter.default is parameter.empty and key not in values:
-            raise InputError(f"{name} needs {key}: {usage(name, method)}")
-    return method(**values)
-
-
-def _read(text: str, default: Any) -> Any:
-    """`text` as a number or text like the default, or else as YAML has it."""
-    if type(default) in (int, float, str):
-        return type(default)(text)
-    # here alone, so that the methods themselves need no package but torch
-    import yaml
-
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(text) from error
-    if isinstance(default, bool) and not isinstance(value, bool):
-        raise ValueError(text)
-    return value
+    return method(**read_settings(name, method, settings))

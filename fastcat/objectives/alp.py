@@ -2,7 +2,8 @@
 
 Adversarial logit pairing, Kannan et al. 2018 (arXiv 1803.06373), in the form that CAT trains (Liu
 et al. 2023): two forwards, adversarial first, and the square averaged over images and classes, so
-that weight 1 pairs ten classes ten times more softly than a squared distance would.
+that weight 1 pairs ten classes ten times more softly than a squared distance would. smoothing is
+that of the labels in both CE: 0.1 in the code of Kannan et al., none in CAT.
 """
 
 from fastcat.attack import Inner
@@ -10,11 +11,13 @@ from fastcat.objectives.objective import Objective, require
 from fastcat.terms import ce, square
 
 
-def alp(*, weight: float = 1.0) -> Objective:
+def alp(*, weight: float = 1.0, smoothing: float = 0.0) -> Objective:
     require(weight >= 0, f"alp:weight={weight:g}", "a weight of at least 0")
+    require(0 <= smoothing < 1, f"alp:smoothing={smoothing:g}", "a share in [0, 1)")
 
     return Objective(
         views=("adv", "clean"),
         inner=Inner(loss="ce", start="uniform"),
-        outer=0.5 * (ce("adv") + ce("clean")) + weight * square("clean", "adv"),
+        outer=0.5 * (ce("adv", smoothing) + ce("clean", smoothing))
+        + weight * square("clean", "adv"),
     )

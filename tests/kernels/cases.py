@@ -231,9 +231,15 @@ def logit_cases(dtype: torch.dtype) -> Iterator[Case]:
         args = (z.to(dtype), y, clean, kinds, 0.5)
         typical = batch % 16 == 0
         yield Case(name, attack_logit_grad.OP, args, typical=typical)
-        terms = [[codes["ce"], 0, -1, 0], [codes["mart_kl"], 1, 0, 0], [codes["kl"], 0, 1, 1]]
+        terms = [
+            [codes["ce"], 0, -1, -1, 1],
+            [codes["uniform_ce"], 1, -1, -1, 1],
+            [codes["mart_kl"], 1, 0, -1, 1],
+            [codes["kl"], 0, 1, 1, 1],
+            [codes["kl"], 1, 0, 1, 30],
+        ]
         upstream = torch.rand((len(terms), batch), generator=generator)
-        loss_args = (z.to(dtype), y, torch.tensor(terms, dtype=torch.int32), upstream)
+        loss_args = (z.to(dtype), y, torch.tensor(terms, dtype=torch.float32), upstream)
         yield Case(name, multi_peer_loss.OP, loss_args, typical=typical)
 
 

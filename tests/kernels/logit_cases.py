@@ -13,6 +13,7 @@ from tests.kernels.comparison import results
 
 CONTENTS = ["random", "extreme", "constant", "sure"]
 ATTACKS = ["ce", "kl", "boosted_ce", "margin", "dlr"]
+SINGLES = ["ce", "boosted_ce", "uniform_ce"]
 PAIRS = ["kl", "mart_kl", "square"]
 
 
@@ -49,16 +50,19 @@ def strided(x: Tensor) -> Tensor:
 
 
 def every_term(cells: int) -> Tensor:
-    """Every kind, each pair of cells both ways, teachers constant and not, cells by themselves."""
-    rows = [(KINDS[kind], cell, -1, 0) for cell in range(cells) for kind in ("ce", "boosted_ce")]
+    """Every kind, each pair of cells both ways, neither or one constant, cells by themselves.
+
+    Temperatures are 1 and 4 in turn.
+    """
+    rows = [(KINDS[kind], cell, -1, -1) for cell in range(cells) for kind in SINGLES]
     rows += [
         (KINDS[kind], student, teacher, constant)
         for student in range(cells)
         for teacher in range(cells)
-        for constant in (0, 1)
+        for constant in (-1, teacher, student)
         for kind in PAIRS
     ]
-    return torch.tensor(rows, dtype=torch.int32)
+    return torch.tensor([(*row, 1 + 3 * (i % 2)) for i, row in enumerate(rows)]).float()
 
 
 def attack_kinds(case: Case, first: int) -> list[int]:
@@ -108,7 +112,7 @@ def check_sum(case: Case, device: str) -> None:
     """Many terms at once, weighted image by image or by one weight each; and weights of 0."""
     y = labels(case)
     z = logits(case.shape, case.content, y).to(case.dtype)
-    # every fifth is quicker, and 5 shares no factor with the 6 combinations of kind and constant
+    # every fifth is quicker, and 5 shares no factor with the 9 combinations of kind and constant
     terms = every_term(case.shape[0])[:: 5 if case.shape[0] > 1 else 1]
     upstream = torch.linspace(-1, 2, len(terms))[:, None]
     if case.content == "random":
@@ -138,7 +142,7 @@ def check_each_term(case: Case, device: str) -> None:
         fused = launched(MULTI_PEER_LOSS, *inputs)
         for values in zip(fused, plain, gold, strict=True):
             assert_close(*values)
-        _, student, teacher, constant = term[0].tolist()
-        touched = {student} if constant else {student, teacher}
+        _, student, teacher, constant, _ = term[0].tolist()
+        touched = {student, teacher} - {constant}
         for cell in set(range(case.shape[0])) - touched:
             assert not fused[1][cell].any()

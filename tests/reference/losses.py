@@ -28,6 +28,21 @@ def cross_entropy(z_BC: Tensor, y_B: Tensor) -> Tensor:
     return -log_softmax(z_BC)[torch.arange(len(y_B), device=y_B.device), y_B]
 
 
+def uniform_cross_entropy(z_BC: Tensor) -> Tensor:
+    """-sum_c (1/C) log p_c; returns `[B]`."""
+    return -log_softmax(z_BC).sum(dim=1) / z_BC.shape[1]
+
+
+def smoothed(z_BC: Tensor, y_B: Tensor, smoothing: float) -> Tensor:
+    """-sum_c t_c log p_c, t the label with 1 - s of the probability and s spread over all classes.
+
+    Returns `[B]`. Szegedy et al., Rethinking the Inception Architecture, 2016, section 7.
+    """
+    t_BC = torch.full_like(z_BC, smoothing / z_BC.shape[1])
+    t_BC[torch.arange(len(y_B), device=y_B.device), y_B] += 1.0 - smoothing
+    return -(t_BC * log_softmax(z_BC)).sum(dim=1)
+
+
 def kl(z_target_BC: Tensor, z_BC: Tensor) -> Tensor:
     """KL_i(a || b) = sum_c a_c (log a_c - log b_c), a = softmax(z_target), b = softmax(z).
 
@@ -37,38 +52,42 @@ def kl(z_target_BC: Tensor, z_BC: Tensor) -> Tensor:
     return (log_a_BC.exp() * (log_a_BC - log_softmax(z_BC))).sum(dim=1)
 
 
-def natural(clean_BC: Tensor, y_B: Tensor) -> dict[str, Tensor]:
-    """(1/B) sum_i CE_i(z(x), y)."""
-    return {"ce": cross_entropy(clean_BC, y_B).sum() / len(y_B)}
+def natural(clean_BC: Tensor, y_B: Tensor, smoothing: float = 0.0) -> dict[str, Tensor]:
+    """(1/B) sum_i CE_i(z(x), y), the labels smoothed as in `smoothed`, here and below."""
+    return {"ce": smoothed(clean_BC, y_B, smoothing).sum() / len(y_B)}
 
 
-def at(adv_BC: Tensor, y_B: Tensor) -> dict[str, Tensor]:
+def at(adv_BC: Tensor, y_B: Tensor, smoothing: float = 0.0) -> dict[str, Tensor]:
     """(1/B) sum_i CE_i(z(x_adv), y).
 
     Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks, 2018, Eq. 2.1.
     """
-    return {"ce": cross_entropy(adv_BC, y_B).sum() / len(y_B)}
+    return {"ce": smoothed(adv_BC, y_B, smoothing).sum() / len(y_B)}
 
 
-def trades(clean_BC: Tensor, adv_BC: Tensor, y_B: Tensor, beta: float = 6.0) -> dict[str, Tensor]:
+def trades(
+    clean_BC: Tensor, adv_BC: Tensor, y_B: Tensor, beta: float = 6.0, smoothing: float = 0.0
+) -> dict[str, Tensor]:
     """(1/B) sum_i CE_i(z(x), y) + beta (1/B) sum_i KL_i(p || q), gradient through p and q.
 
     Zhang et al., Theoretically Principled Trade-off between Robustness and Accuracy, 2019,
     Algorithm 1, where beta is 1 / lambda.
     """
     return {
-        "ce": cross_entropy(clean_BC, y_B).sum() / len(y_B),
+        "ce": smoothed(clean_BC, y_B, smoothing).sum() / len(y_B),
         "kl": beta * kl(clean_BC, adv_BC).sum() / len(y_B),
     }
 
 
-def alp(adv_BC: Tensor, clean_BC: Tensor, y_B: Tensor, weight: float = 1.0) -> dict[str, Tensor]:
+def alp(
+    adv_BC: Tensor, clean_BC: Tensor, y_B: Tensor, weight: float = 1.0, smoothing: float = 0.0
+) -> dict[str, Tensor]:
     """1/2 [CE(z(x_adv), y) + CE(z(x), y)] + weight / (B C) sum_ic (z_ic(x_adv) - z_ic(x))^2.
 
     Cross entropies are means over the batch; both logits get gradient.
     Kannan et al., Adversarial Logit Pairing, 2018; halves and mean as in Liu et al., CAT, 2023.
     """
-    ce_B = 0.5 * (cross_entropy(adv_BC, y_B) + cross_entropy(clean_BC, y_B))
+    ce_B = 0.5 * (smoothed(adv_BC, y_B, smoothing) + smoothed(clean_BC, y_B, smoothing))
     return {
         "ce": ce_B.sum() / len(y_B),
         "pairing": weight * ((adv_BC - clean_BC) ** 2).sum() / adv_BC.numel(),
@@ -199,9 +218,10 @@ def mixed(
     return terms
 
 
-def cat_guidance(own_BC: Tensor, others: list[Tensor]) -> Tensor:
+def cat_guidance(own_BC: Tensor, others: list[Tensor], own_first: bool = False) -> Tensor:
     """sum_j (1/B) sum_i KL_i(sg[p_j] || p_own), every argument on the same view of the own peer.
 
+    own_first: KL_i(p_own || sg[p_j]) instead, which is how the paper prints it.
     own_BC: the taught peer's logits, with gradient. others: the teachers' logits, `[B, C]` each,
     which get none. Returns a scalar, 0 without teachers.
     Liu et al., CAT: Collaborative Adversarial Training, 2023 (arXiv 2303.14922), Eqs. 4-5, with
@@ -209,17 +229,21 @@ def cat_guidance(own_BC: Tensor, others: list[Tensor]) -> Tensor:
     """
     total = own_BC.new_zeros(())
     for other_BC in others:
-        total = total + kl(other_BC.detach(), own_BC).sum() / len(own_BC)
+        pair = (own_BC, other_BC.detach()) if own_first else (other_BC.detach(), own_BC)
+        total = total + kl(*pair).sum() / len(own_BC)
     return total
 
 
-def mat_guidance(own_BC: Tensor, clean: list[Tensor]) -> Tensor:
+def mat_guidance(own_BC: Tensor, clean: list[Tensor], detach: bool = True) -> Tensor:
     """1/M sum_m (1/B) sum_i KL_i(sg[p_m(x)] || p_own), M the number of teachers.
 
     own_BC: the taught peer's logits on its own adversarial view, with gradient. clean: the
-    teachers' logits on the clean images, `[B, C]` each, which get none. Returns a scalar, 0 without
-    teachers.
+    teachers' logits on the clean images, `[B, C]` each. Returns a scalar, 0 without teachers.
+    detach=False: p_m for sg[p_m], as in the gradient of the total in the paper's Algorithm 1.
     Liu et al., Mutual Adversarial Training, 2021 (arXiv 2112.05005), where M is the number of peers
     less one (the paper prints M - 1 with M undefined there).
     """
-    return cat_guidance(own_BC, clean) / max(len(clean), 1)
+    total = own_BC.new_zeros(())
+    for clean_BC in clean:
+        total = total + kl(clean_BC.detach() if detach else clean_BC, own_BC).sum() / len(own_BC)
+    return total / max(len(clean), 1)

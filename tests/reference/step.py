@@ -4,6 +4,7 @@ v_k = peer k's adversarial view, the clean view if its method attacks nothing. T
   alpha L_k + (1 - alpha) sum_{j in T_k} KL_batchmean(sg[p_j(v_k)] || p_k(v_k))          "cat"
   (1 - alpha) L_k + alpha / |T_k| sum_{j in T_k} KL_batchmean(sg[p_j(x)] || p_k(v_k))    "mat"
   L_k                                                                       T_k empty or "none"
+With own_first "cat" has KL(p_k(v_k) || sg[p_j(v_k)]); without detach "mat" has p_j(x), no sg.
 T_k are the peers who teach k, all others unless said otherwise.
 Sources: Liu et al., CAT: Collaborative Adversarial Training, 2023 (arXiv 2303.14922); Liu et al.,
 Mutual Adversarial Training, 2021 (arXiv 2112.05005).
@@ -11,8 +12,8 @@ Mutual Adversarial Training, 2021 (arXiv 2112.05005).
 All attacks come first, on the weights and running statistics of before the step. Then each peer
 runs in train mode, one call per view: its own views in its objective's order, with gradient, then
 what those whom it teaches read of it (cat: their v_j, by rising j; mat: the clean images), without
-gradient, each view once. Every such call moves the running statistics of the BatchNorm layers. A
-"teacher" computes the latter views alone, in eval mode, and nothing of it moves.
+gradient where they detach, each view once. Every such call moves the running statistics of the
+BatchNorm layers. A "teacher" computes the latter views alone, in eval mode; nothing of it moves.
 """
 
 import copy
@@ -120,6 +121,8 @@ def forward_and_backward(
     teachers: Sequence[Sequence[int]],
     y_mixed: Tensor | None,
     share: Tensor | None,
+    own_first: bool = False,
+    detach: bool = True,
 ) -> Computed:
     """logits, terms, guidance, totals and gradients of a step, on views that are there."""
     peers = range(len(nets))
@@ -139,7 +142,7 @@ def forward_and_backward(
         for j in peers:
             view = read_by(j)
             if k in teachers[j] and (k, view) not in z:
-                with torch.no_grad():
+                with torch.set_grad_enabled(not detach and names[k] != "teacher"):
                     z[k, view] = nets[k](views[view])
 
     terms, guidance, totals = [], [], []
@@ -156,7 +159,10 @@ def forward_and_backward(
             terms.append(mixed(OBJECTIVES[name], own, y, y_mixed, share, **settings))
         taught = z[k, taught_view(k, name)]
         taught_by = [z[j, read_by(k)] for j in teachers[k]]
-        guidance.append({"mat": mat_guidance}.get(collab, cat_guidance)(taught, taught_by))
+        if collab == "mat":
+            guidance.append(mat_guidance(taught, taught_by, detach))
+        else:
+            guidance.append(cat_guidance(taught, taught_by, own_first))
         guidance_weight = {"cat": 1.0 - alpha, "mat": alpha, "none": 0.0}[collab]
         objective_weight = 1.0 - guidance_weight if taught_by else 1.0
         totals.append(objective_weight * sum(terms[k].values()) + guidance_weight * guidance[k])
@@ -197,6 +203,8 @@ def cat_step(
     share: Tensor | None = None,
     teachers: Sequence[Sequence[int]] | None = None,
     awp: Sequence[float] | None = None,
+    own_first: bool = False,
+    detach: bool = True,
 ) -> StepResult:
     """One step in place on nets, which are left in train mode, those of teachers in eval mode.
 
@@ -206,7 +214,8 @@ def cat_step(
     bn: statistics in the attack.
     buffers: those of the previous step, None at the first.
     y_mixed, share: `[B]`, of images mixed of two; share in [0, 1].
-    teachers: T_k for every peer, None for all others; a "teacher" has none.
+    teachers: T_k for every peer, None for all others; a "teacher" has none. own_first, detach: how
+    they teach in "cat" and "mat".
     awp: gamma of each peer's weight perturbation; all that is computed is then computed at w + v.
     """
     peers = range(len(nets))
@@ -234,13 +243,13 @@ def cat_step(
     if awp is not None:
         copies = [copy.deepcopy(net) for net in nets]  # whose running statistics nobody reads
         *_, grads = forward_and_backward(
-            copies, methods, views, y, alpha, collab, teachers, y_mixed, share
+            copies, methods, views, y, alpha, collab, teachers, y_mixed, share, own_first, detach
         )
         v = [perturbation(*both) for both in zip(nets, grads, awp, strict=True)]
         for net, v_k in zip(nets, v, strict=True):
             add(net, v_k, 1.0)
     z, terms, guidance, totals, grads = forward_and_backward(
-        nets, methods, views, y, alpha, collab, teachers, y_mixed, share
+        nets, methods, views, y, alpha, collab, teachers, y_mixed, share, own_first, detach
     )
     new_buffers = []
     for k, net in enumerate(nets):

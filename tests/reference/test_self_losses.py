@@ -32,6 +32,10 @@ Y = torch.tensor([0, 2])
     [
         pytest.param(losses.natural(CLEAN, Y), {"ce": 1.5 * LN2}, id="natural"),
         pytest.param(losses.at(ADV, Y), {"ce": 2.0 * LN2}, id="at"),
+        # against the uniform distribution (1 + 2 + 3 + 3) / 4 and (3 + 3 + 2 + 1) / 4 log 2
+        pytest.param(
+            losses.natural(CLEAN, Y, 0.2), {"ce": (0.8 * 1.5 + 0.2 * 9 / 4) * LN2}, id="smoothed"
+        ),
         # 6 * (5 + 2) / 8 / 2 = 21 / 8
         pytest.param(
             losses.trades(CLEAN, ADV, Y), {"ce": 1.5 * LN2, "kl": 2.625 * LN2}, id="trades"
@@ -56,6 +60,12 @@ Y = torch.tensor([0, 2])
             {"guidance": losses.cat_guidance(ADV, [CLEAN, torch.zeros_like(ADV)])},
             {"guidance": (7 / 16 + 1 / 4) * LN2},
             id="cat",
+        ),
+        # KL(q || p) = (-2 + 4 * 1 + 2 * 1) / 8 and (1 * 0 + 1 * 0 + 4 * 1 - 2 * 1) / 8
+        pytest.param(
+            {"guidance": losses.cat_guidance(ADV, [CLEAN], own_first=True)},
+            {"guidance": (4 / 8 + 2 / 8) / 2 * LN2},
+            id="cat-own_first",
         ),
     ],
 )
@@ -107,6 +117,21 @@ def test_guidance_gradient_stops_at_the_teachers() -> None:
     own_grad, teacher_grad = torch.autograd.grad(guidance, (own, teacher), allow_unused=True)
     torch.testing.assert_close(own_grad, (Q - P) / 2)
     assert teacher_grad is None
+
+
+def test_guidance_gradient_of_the_variants() -> None:
+    """own_first: into the first argument alone; without detach: into both."""
+    own, teacher = ADV.clone().requires_grad_(), CLEAN.clone().requires_grad_()
+    guidance = losses.cat_guidance(own, [teacher], own_first=True)
+    own_grad, teacher_grad = torch.autograd.grad(guidance, (own, teacher), allow_unused=True)
+    reverse_B = LN2 * torch.tensor([4.0, 2.0], dtype=torch.float64) / 8
+    torch.testing.assert_close(own_grad, Q * (-LOG_P_OVER_Q - reverse_B[:, None]) / 2)
+    assert teacher_grad is None
+    own_grad, teacher_grad = torch.autograd.grad(
+        losses.mat_guidance(own, [teacher, CLEAN], detach=False), (own, teacher)
+    )
+    torch.testing.assert_close(own_grad, (Q - P) / 2)
+    torch.testing.assert_close(teacher_grad, P * (LOG_P_OVER_Q - KL_B[:, None]) / 4)
 
 
 @pytest.mark.parametrize("name", ["trades", "mart"])
