@@ -125,6 +125,8 @@ class Optimization:
     """Nesterov momentum."""
     weight_decay: Annotated[float, arg(aliases=["--wd"])] = 5e-4
     """L2 penalty on all parameters, per step."""
+    bn_groups: int = 1
+    """Equal parts of a batch, each normalised by its own statistics (ghost BatchNorm)."""
     ema: float | None = None
     """Decay per step of an average of the weights, as 0.995, which is what is judged and kept."""
     awp: Annotated[float, arg(aliases=["--awp-gamma"])] = 0.0
@@ -194,6 +196,11 @@ class TrainConfig(Run, Optimization, Threat, Augment, Data, Peers):
             raise InputError(f"lr is {self.lr:g}, expected more than 0, for example 0.1")
         if not 0 <= self.momentum < 1:
             raise InputError(f"momentum is {self.momentum:g}, expected a number in [0, 1)")
+        if self.batch_size % self.bn_groups or self.batch_size < 2 * self.bn_groups:
+            raise InputError(
+                f"bn-groups is {self.bn_groups}, expected a number that divides --batch-size "
+                f"{self.batch_size} into groups of 2 images or more"
+            )
         if self.ema is not None and not 0 <= self.ema < 1:
             raise InputError(f"ema is {self.ema:g}, expected a decay in [0, 1), for example 0.995")
         if self.extra is not None and not 1 <= self.extra_images < self.batch_size:
@@ -258,6 +265,7 @@ _LEAST = {
     "train_size": 2,
     "val_size": 0,
     "batch_size": 2,
+    "bn_groups": 1,
     "crop_pad": 0,
     "crop_shift": 0,
     "cutout": 0,
