@@ -15,6 +15,7 @@ from fastcat.collaboration.collaboration import Student
 from fastcat.errors import InputError
 from fastcat.loaders.augmentation import Augmentation
 from fastcat.optim import make_schedule, parse_milestones
+from fastcat.over_seeds import parse_seeds
 from fastcat.peer_spec import PeerSpec, parse_peers
 from fastcat.pixels import Pixels
 from fastcat.precision import DTYPES
@@ -143,6 +144,8 @@ class Run:
     """Folder of the run, which must not exist. None: a new one under runs/."""
     seed: int = 0
     """Seed of weights, data order, augmentation, attack noise and held-out split."""
+    seeds: str | None = None
+    """Several, as 0,1,2, in place of --seed: a run each in OUT/seed-0, ..., then their spread."""
     select_on: Literal["val", "test", "last"] = "val"
     """Images that choose each peer's best weights: held-out, test (labelled so), or none."""
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
@@ -179,6 +182,13 @@ class TrainConfig(Run, Optimization, Threat, Augment, Data, Peers):
             for of_one in threats
         ]
         make_collaboration(self.collab, students, self.alpha, self.teachers, learns)
+        if self.seeds is not None:
+            parse_seeds(self.seeds)
+            if self.seed != 0:
+                raise InputError(
+                    f"seed is {self.seed} and seeds is {self.seeds}: leave one of them out, "
+                    "of a --config file too"
+                )
         if self.precision not in ("auto", *DTYPES):
             raise InputError(
                 f"unknown precision {self.precision!r}: expected auto, {', '.join(DTYPES)}"

@@ -135,6 +135,12 @@ SETTINGS = {
     "milestones for cosine": ("--schedule cosine --milestones 2", "multistep"),
     "descending milestones": ("--milestones 20,10", "ascending"),
     "milestones no numbers": ("--milestones ten", "like 100,150"),
+    "seeds no numbers": ("--seeds 0,one", "seeds is '0,one', expected .* like 0,1,2"),
+    "seeds negative": ("--seeds 1,-2", "seeds is '1,-2', expected .* like 0,1,2"),
+    "seeds empty": ("--seeds ''", "seeds is '', expected .* like 0,1,2"),
+    "a seed twice": ("--seeds 1,2,01", "expected different whole numbers like 0,1,2"),
+    "seed and seeds": ("--seed 3 --seeds 1,2", "seed is 3 and seeds is 1,2: leave one of them"),
+    "seeds of a run that cannot be": ("--seeds 1,2 --cutout 9", "expected less than 8"),
     "unknown device": ("--device tpu9", "cpu, cuda"),
     "no such gpu": ("--device cuda:99", "no GPU"),
 }

@@ -98,7 +98,7 @@ def test_the_command_line_is_frozen() -> None:
         "norm eps step_size steps restarts threats val_steps "
         "epochs lr schedule milestones warmup_epochs momentum nesterov weight_decay bn_groups ema "
         "awp awp_warmup "
-        "out seed select_on precision device engine threads log_every save_every"
+        "out seed seeds select_on precision device engine threads log_every save_every"
     )
 
 
