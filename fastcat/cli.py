@@ -42,7 +42,7 @@ class ResumeCommand:
     """Continue a run where its last checkpoint stands."""
 
     run: Positional[Path]
-    """Folder of the run."""
+    """Folder of the run, or of several seeds."""
 
 
 @dataclass(frozen=True, kw_only=True)
