@@ -79,6 +79,7 @@ def test_eval_mode_and_the_twin_are_those_of_a_plain_network() -> None:
     plain = copy.deepcopy(net)
     split_norms(net, 2)
     assert torch.equal(net.eval()(x), plain.eval()(x))
+    assert_same_state(net, plain)
     twin, expected = Frozen(net, torch.float32, x), Frozen(plain, torch.float32, x)
     assert len(twin._maps) == len(expected._maps)
     assert torch.equal(twin(x), expected(x))
