@@ -15,6 +15,7 @@ from fastcat.collaboration.collaboration import Student
 from fastcat.errors import InputError
 from fastcat.loaders.augmentation import Augmentation
 from fastcat.optim import make_schedule, parse_milestones
+from fastcat.over_seeds import parse_seeds
 from fastcat.peer_spec import PeerSpec, parse_peers
 from fastcat.pixels import Pixels
 from fastcat.precision import DTYPES
@@ -128,6 +129,8 @@ class Optimization:
     """Nesterov momentum."""
     weight_decay: Annotated[float, arg(aliases=["--wd"])] = 5e-4
     """L2 penalty on all parameters, per step."""
+    bn_groups: int = 1
+    """Equal parts of a batch, each normalised by its own statistics (ghost BatchNorm)."""
     ema: float | None = None
     """Decay per step of an average of the weights, as 0.995, which is what is judged and kept."""
     awp: Annotated[float, arg(aliases=["--awp-gamma"])] = 0.0
@@ -144,6 +147,8 @@ class Run:
     """Folder of the run, which must not exist. None: a new one under runs/."""
     seed: int = 0
     """Seed of weights, data order, augmentation, attack noise and held-out split."""
+    seeds: str | None = None
+    """Several, as 0,1,2, in place of --seed: a run each in OUT/seed-0, ..., then their spread."""
     select_on: Literal["val", "test", "last"] = "val"
     """Images that choose each peer's best weights: held-out, test (labelled so), or none."""
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
@@ -180,6 +185,13 @@ class TrainConfig(Run, Optimization, Threat, Augment, Data, Peers):
             for of_one in threats
         ]
         make_collaboration(self.collab, students, self.alpha, self.teachers, learns)
+        if self.seeds is not None:
+            parse_seeds(self.seeds)
+            if self.seed != 0:
+                raise InputError(
+                    f"seed is {self.seed} and seeds is {self.seeds}: leave one of them out, "
+                    "of a --config file too"
+                )
         if self.precision not in ("auto", *DTYPES):
             raise InputError(
                 f"unknown precision {self.precision!r}: expected auto, {', '.join(DTYPES)}"
@@ -197,6 +209,11 @@ class TrainConfig(Run, Optimization, Threat, Augment, Data, Peers):
             raise InputError(f"lr is {self.lr:g}, expected more than 0, for example 0.1")
         if not 0 <= self.momentum < 1:
             raise InputError(f"momentum is {self.momentum:g}, expected a number in [0, 1)")
+        if self.batch_size % self.bn_groups or self.batch_size < 2 * self.bn_groups:
+            raise InputError(
+                f"bn-groups is {self.bn_groups}, expected a number that divides --batch-size "
+                f"{self.batch_size} into groups of 2 images or more"
+            )
         if self.ema is not None and not 0 <= self.ema < 1:
             raise InputError(f"ema is {self.ema:g}, expected a decay in [0, 1), for example 0.995")
         if self.extra is not None and not 1 <= self.extra_images < self.batch_size:
@@ -261,6 +278,7 @@ _LEAST = {
     "train_size": 2,
     "val_size": 0,
     "batch_size": 2,
+    "bn_groups": 1,
     "crop_pad": 0,
     "crop_shift": 0,
     "cutout": 0,

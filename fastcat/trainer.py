@@ -30,6 +30,7 @@ from fastcat.loaders.registry import load_dataset
 from fastcat.loaders.resident import ResidentLoader
 from fastcat.loaders.split import split_indices
 from fastcat.models import make_model
+from fastcat.models.ghost import split_norms
 from fastcat.optim import FlatSGD, make_schedule, parse_milestones
 from fastcat.peer import Member, Peer, Teacher
 from fastcat.precision import make_precision
@@ -126,6 +127,8 @@ class Trainer:
                 continue
             torch.manual_seed(derive_seed(config.seed, "weights", k))
             model = make_model(spec.arch, len(self.dataset.classes), channels, self.normalize)
+            if config.bn_groups > 1:
+                split_norms(model, config.batch_size // config.bn_groups)
             model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             optimizer = FlatSGD(
                 model,

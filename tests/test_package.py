@@ -29,7 +29,7 @@ LAYERS = (
     "objectives", "squeeze", "union", "attack", "frozen", "modes", "lanes", "threat", "terms",
     "awp", "optim", "checkpoint", "foreign", "models", "precision", "report",
     "recipes", "environment", "device", "progress", "stop", "pixels", "settings",
-    "loaders", "guard", "batch", "seeds", "files", "errors",
+    "loaders", "guard", "batch", "over_seeds", "seeds", "files", "errors",
     "kernels",
 )  # fmt: skip
 LOADERS_MAY_IMPORT = {"kernels", "guard", "batch", "seeds", "errors", "files"}

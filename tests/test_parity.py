@@ -39,6 +39,7 @@ from torch import Tensor, nn
 import fastcat.step
 from fastcat.batch import Batch
 from fastcat.models import make_model
+from fastcat.models.ghost import split_norms
 from fastcat.objectives import make_objective
 from fastcat.objectives.objective import Objective
 from fastcat.peer import Peer
@@ -47,6 +48,7 @@ from fastcat.step import attack_views, collaborative_step
 from fastcat.team import Team
 from fastcat.threat import ThreatModel
 from tests.networks import CLASSES, images, mixing, tiny_net
+from tests.reference.ghost import use_ghost_norms
 from tests.reference.step import StepResult, cat_step, col_noise, taught_view
 from tests.teams import FP32, team_of
 
@@ -63,7 +65,8 @@ START |= dict.fromkeys(("trades", "mart", "boosted", "st"), "gaussian")
 class Case:
     """A training run of three steps; peers are (method, settings), alpha None its default.
 
-    settings: those of the collaboration.
+    settings: those of the collaboration; bn_groups: sizes of the groups that BatchNorm sees apart,
+    if it does.
     """
 
     peers: Sequence[tuple[str, dict[str, Any]]]
@@ -77,6 +80,7 @@ class Case:
     mixed: bool = False
     teachers: str = "all"
     awp: Sequence[float] | None = None
+    bn_groups: Sequence[int] = ()
 
     @property
     def learners(self) -> list[int]:
@@ -259,6 +263,11 @@ CASES = [
         Case(peers=plain("natural", "mart"), awp=[0.0, 0.02], mixed=True),
         id="natural+mart-awp_of_one-mixed",
     ),
+    pytest.param(
+        Case(peers=plain("at", "at"), bn="train", awp=[0.02, 0.01], bn_groups=(4, 4, 3)),
+        id="at+at-bn_train-awp-bn_groups",
+    ),
+    pytest.param(Case(peers=plain("trades", "st"), bn_groups=(4, 4, 3)), id="trades+st-bn_groups"),
 ]
 
 
@@ -274,6 +283,8 @@ class Ours:
     team: Team = field(init=False)
 
     def __post_init__(self) -> None:
+        for net in self.nets if self.case.bn_groups else ():
+            split_norms(net, min(self.case.bn_groups))
         objectives: list[Objective | str] = []
         for name, settings in self.case.peers:
             if name == "teacher":
@@ -343,6 +354,8 @@ def oracle_step(
     noise: Tensor,
     buffers: list[dict[str, Tensor]] | None,
 ) -> StepResult:
+    for net in nets if case.bn_groups else ():
+        use_ghost_norms(net, case.bn_groups)
     return cat_step(
         nets,
         case.peers,

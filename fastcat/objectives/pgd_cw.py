@@ -15,7 +15,7 @@ from fastcat.terms import ce, kl
 
 def pgd_cw(*, alpha: float = 0.05) -> Objective:
     require(0 <= alpha <= 1, f"pgd_cw:alpha={alpha:g}", "a weight in [0, 1]")
-    guidance = kl("cw", "adv", constant=True) + kl("adv", "cw", constant=True)
+    guidance = kl("cw", "adv", constant="teacher") + kl("adv", "cw", constant="teacher")
 
     return Objective(
         views=("adv", "cw"),

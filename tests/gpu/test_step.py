@@ -21,6 +21,7 @@ from fastcat.evaluation.evaluate import robust
 from fastcat.frozen import Frozen
 from fastcat.kernels.augment import augment
 from fastcat.models import make_model
+from fastcat.models.ghost import split_norms
 from fastcat.objectives import make_objective
 from fastcat.optim import FlatSGD
 from fastcat.peer import Peer
@@ -236,18 +237,21 @@ def test_a_step_in_half_precision_on_the_views_of_the_oracle(engine: str, precis
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("ema", [None, 0.9])
 @pytest.mark.parametrize(
-    ("methods", "awp"),
+    ("methods", "awp", "bn_groups"),
     [
-        pytest.param(("trades", "alp"), 0.0, id="trades+alp"),
-        pytest.param(("trades", "alp"), 0.01, id="trades+alp-awp"),
-        pytest.param(("at", "st"), 0.0, id="at+st"),
+        pytest.param(("trades", "alp"), 0.0, 1, id="trades+alp"),
+        pytest.param(("trades", "alp"), 0.01, 1, id="trades+alp-awp"),
+        pytest.param(("at", "st"), 0.0, 1, id="at+st"),
+        pytest.param(("at", "st"), 0.01, 3, id="at+st-awp-bn_groups"),
     ],
 )
 def test_graph_equals_eager_from_the_first_step(
-    methods: tuple[str, ...], awp: float, precision: str, ema: float | None
+    methods: tuple[str, ...], awp: float, bn_groups: int, precision: str, ema: float | None
 ) -> None:
     """Warm-up that trains, momentum that restarts, noise that does not advance."""
     nets = nets_of(2)
+    for net in nets if bn_groups > 1 else ():
+        split_norms(net, BATCH // bn_groups)
     ends = []
     for engine in ("eager", "graph"):
         run = Run(nets, methods, engine, precision, ema=ema, awp=awp)
