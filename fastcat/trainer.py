@@ -4,40 +4,38 @@ Everything random depends on (seed, place) alone, and a checkpoint holds all the
 run that was killed and resumed ends with the bits of one that was not (CPU, fp32).
 """
 
-import math
 import resource
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastcat.awp import WeightPerturbation
-from fastcat.checkpoint import WeightsInfo, save_checkpoint, save_weights
+from fastcat.checkpoint import save_checkpoint
 from fastcat.config import TrainConfig
 from fastcat.device import make_device
 from fastcat.engine import Engine, choose_engine
 from fastcat.errors import InputError
-from fastcat.evaluation import evaluate
-from fastcat.loaders.choose import choose_loader, make_loader, unchanged_loader
+from fastcat.finite import broken_loss, broken_weight
+from fastcat.judge import Judge
+from fastcat.loaders.choose import choose_loader, make_loader
 from fastcat.loaders.dataset import Dataset, channel_statistics
 from fastcat.loaders.extra import load_extra
-from fastcat.loaders.loader import Epochs, Loader
+from fastcat.loaders.loader import Epochs
 from fastcat.loaders.registry import load_dataset
 from fastcat.loaders.resident import ResidentLoader
 from fastcat.loaders.split import split_indices
-from fastcat.models import make_model
-from fastcat.optim import FlatSGD, make_schedule, parse_milestones
-from fastcat.peer import Member, Peer, Teacher
+from fastcat.members import make_members
+from fastcat.optim import make_schedule, parse_milestones
+from fastcat.peer import Teacher
 from fastcat.precision import make_precision
 from fastcat.progress import make_console, task
 from fastcat.recorder import Recorder
 from fastcat.seeds import derive_seed
 from fastcat.stop import Stopped, StopRequest
-from fastcat.teacher import load_teacher
 from fastcat.team import make_team
 
 
@@ -68,7 +66,7 @@ class Trainer:
         self.digest = dataset.digest if extra is None else f"{dataset.digest}+{extra.digest}"
         self.threat = config.threat()
         self.normalize = channel_statistics(dataset.train.images) if config.normalize else None
-        members = self._make_members()
+        members = make_members(config, dataset, self.normalize, self.device)
         self.schedule = make_schedule(
             config.schedule,
             config.epochs,
@@ -89,7 +87,6 @@ class Trainer:
         self.loader = make_loader(
             self.loader_name, dataset, "train", epochs, self.device, config.data_dir
         )
-        self.monitored_on, self.monitor = self._make_monitor(val_index)
         first_two = Epochs(index=train_index[:2], batch_size=2)
         example = next(iter(ResidentLoader(dataset.train, first_two, self.device))).x
         self.team = make_team(
@@ -108,41 +105,12 @@ class Trainer:
         self.engine = Engine(
             self.team, self.loader.gather, config.batch_size, engine, self.remarks.append
         )
+        self.judge = Judge(
+            self.config, dataset, val_index, self.engine, self.precision, self.normalize
+        )
         self.epoch = self.batch = 0
         self.seconds = 0.0
-        self.best: dict[str, dict[str, Any]] = {}
         self.last_record: dict[str, Any] = {"peers": {}}
-
-    def _make_members(self) -> list[Member]:
-        config, (_, _, channels) = self.config, self.dataset.image_shape
-        members: list[Member] = []
-        for k, spec in enumerate(config.peer_specs()):
-            name = f"{k}-{spec.method}"
-            if spec.weights is not None:
-                arch = spec.arch if spec.named_arch else None
-                teacher = load_teacher(name, spec.weights, arch, self.dataset)
-                teacher.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-                members.append(teacher)
-                continue
-            torch.manual_seed(derive_seed(config.seed, "weights", k))
-            model = make_model(spec.arch, len(self.dataset.classes), channels, self.normalize)
-            model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-            optimizer = FlatSGD(
-                model,
-                lr=config.lr,
-                momentum=config.momentum,
-                weight_decay=config.weight_decay,
-                nesterov=config.nesterov,
-                ema=config.ema,
-            )
-            peer = Peer(name, spec.arch, model, spec.objective, optimizer)
-            gamma = config.awp if spec.awp is None else spec.awp
-            if gamma:
-                peer.awp = WeightPerturbation(model, optimizer, gamma)
-            members.append(peer)
-        # what networks themselves draw (dropout) continues from here and is kept in checkpoints
-        torch.manual_seed(derive_seed(config.seed, "networks"))
-        return members
 
     def _split(self) -> tuple[Tensor, Tensor]:
         """Places of the images to train on and of those held out."""
@@ -157,17 +125,6 @@ class Trainer:
                 f"images: type --batch-size {len(train_index)} or less"
             )
         return train_index, val_index
-
-    def _make_monitor(self, val_index: Tensor) -> tuple[str | None, Loader | None]:
-        """The images judged after each epoch, and their name."""
-        if self.config.select_on == "test":
-            name, part, index = "test", "test", torch.arange(len(self.dataset.test))
-        else:
-            name, part, index = "val", "train", val_index
-        if not len(index):
-            return None, None
-        epochs = Epochs(index=index, batch_size=max(self.config.batch_size, 256))
-        return name, unchanged_loader(self.dataset, part, epochs, self.device)
 
     @property
     def steps_done(self) -> int:
@@ -186,7 +143,7 @@ class Trainer:
             "batch": self.batch,
             "totals": self.engine.totals.cpu(),
             "seconds": self.seconds,
-            "best": self.best,
+            "best": self.judge.best,
             "last_record": self.last_record,
             "random": {
                 "cpu": torch.get_rng_state(),
@@ -220,7 +177,7 @@ class Trainer:
         self.epoch, self.batch = state["epoch"], state["batch"]
         self.engine.totals.copy_(state["totals"])
         self.team.scaler.load_state_dict(state["scaler"])
-        self.seconds, self.best = state["seconds"], state["best"]
+        self.seconds, self.judge.best = state["seconds"], state["best"]
         self.last_record = state["last_record"]
         torch.set_rng_state(state["random"]["cpu"])
         if state["random"]["cuda"] is not None and self.device.type == "cuda":
@@ -234,26 +191,19 @@ class Trainer:
 
     def check_losses(self, run: Path) -> None:
         """Raise InputError naming the first loss term of this epoch that is NaN or infinite."""
-        for name, value in self._mean_metrics().items():
-            if not math.isfinite(value):
-                peer_name, term = name.split("/", 1)
-                self._give_up(run, f"term {term!r} of peer {peer_name} became {value}")
+        self._refuse(run, broken_loss(self._mean_metrics()))
 
     def check_weights(self, run: Path) -> None:
         """Raise InputError naming the first weight that is NaN or infinite."""
-        for peer in self.peers:
-            state = peer.model.state_dict()
-            finite = torch.stack([tensor.isfinite().all() for tensor in state.values()]).tolist()
-            if not all(finite):
-                weight = list(state)[finite.index(False)]
-                self._give_up(run, f"weight {weight!r} of peer {peer.name} is no longer finite")
+        self._refuse(run, broken_weight(self.peers))
 
-    def _give_up(self, run: Path, reason: str) -> NoReturn:
-        raise InputError(
-            f"{reason} in epoch {self.epoch + 1} by step {self.steps_done}: stopped; "
-            f"the last good checkpoint is {run / 'checkpoints' / 'last.pt'}: "
-            "start a new run with a lower --lr or with --precision fp32"
-        )
+    def _refuse(self, run: Path, reason: str | None) -> None:
+        if reason is not None:
+            raise InputError(
+                f"{reason} in epoch {self.epoch + 1} by step {self.steps_done}: stopped; "
+                f"the last good checkpoint is {run / 'checkpoints' / 'last.pt'}: "
+                "start a new run with a lower --lr or with --precision fp32"
+            )
 
     def _mean_metrics(self) -> dict[str, float]:
         """Means over this epoch's images so far; the host waits for the device here."""
@@ -289,11 +239,8 @@ class Trainer:
 
     def describe(self, run: Path) -> str:
         """What is about to be done, in a line."""
-        on = (
-            "no images"
-            if self.monitor is None
-            else f"{self.monitor.size} {self.monitored_on} images"
-        )
+        monitor = self.judge.monitor
+        on = "no images" if monitor is None else f"{monitor.size} {self.judge.monitored_on} images"
         where = f"epoch {self.epoch + 1}/{self.config.epochs}, batch {self.batch + 1}"
         names = ", ".join(f"{peer.name} ({peer.arch})" for peer in self.team.members)
         return (
@@ -346,8 +293,7 @@ class Trainer:
         peers: dict[str, dict[str, Any]] = {}
         for k, peer in self.team.learners.items():
             prefix = f"{peer.name}/"
-            with peer.optimizer.averaged():
-                accuracy = self._judge(k, request)
+            accuracy = self.judge.accuracy(k, request)
             peers[peer.name] = {
                 "train": {
                     name.removeprefix(prefix): mean
@@ -355,18 +301,10 @@ class Trainer:
                     if name.startswith(prefix)
                 },
                 "accuracy": accuracy,
-                "best": self._is_best(peer, accuracy),
+                "best": self.judge.is_best(peer, accuracy),
             }
         # from here on nothing is interrupted: what is written belongs together
-        for peer in self.peers:
-            self._save_weights(run, peer, "last", "last")
-            if peers[peer.name]["best"]:
-                self._save_weights(run, peer, "best", f"best on {self.monitored_on}")
-                self.best[peer.name] = {
-                    "epoch": self.epoch + 1,
-                    "judged_on": self.monitored_on,
-                    "accuracy": peers[peer.name]["accuracy"],
-                }
+        self.judge.keep(run, self.epoch + 1, peers)
         return {
             "epoch": self.epoch + 1,
             "epochs": self.config.epochs,
@@ -376,60 +314,9 @@ class Trainer:
             "judging_seconds": time.perf_counter() - begin,
             "peak_memory_mib": self._peak_memory_mib(),
             "select_on": self.config.select_on,
-            "judged_on": self.monitored_on,
+            "judged_on": self.judge.monitored_on,
             "peers": peers,
         }
-
-    def _judge(self, k: int, request: StopRequest) -> dict[str, float]:
-        """Clean and PGD accuracy on the monitored images, if there are any."""
-        if self.monitor is None:
-            return {}
-
-        def stop_if_asked(_: int) -> None:
-            if request.signum is not None:
-                raise Stopped(request.signum)
-
-        pgd = f"pgd{self.config.val_steps}"
-        network, robust = self.engine.judge(k)
-        report = evaluate(
-            network,
-            self.monitor,
-            f"clean,{pgd}",
-            replace(self.threat, restarts=1),
-            seed=self.config.seed,
-            precision=self.precision,
-            after_batch=stop_if_asked,
-            robust=robust,
-        )
-        return {"clean": report.accuracy("clean"), pgd: report.accuracy(pgd)}
-
-    def _is_best(self, peer: Peer, accuracy: dict[str, float]) -> bool:
-        """Whether the peer is more robust than it was after any earlier epoch."""
-        if self.config.select_on == "last":
-            return False
-        pgd = f"pgd{self.config.val_steps}"
-        best = self.best.get(peer.name)
-        return best is None or accuracy[pgd] > best["accuracy"][pgd]
-
-    def _save_weights(self, run: Path, peer: Peer, which: str, selected: str) -> None:
-        mean, std = self.normalize or (None, None)
-        info = WeightsInfo(
-            peer=peer.name,
-            arch=peer.arch,
-            data=self.dataset.name,
-            data_digest=self.dataset.digest,
-            classes=self.dataset.classes,
-            channels=self.dataset.image_shape[2],
-            mean=mean,
-            std=std,
-            eps=self.threat.eps,
-            step_size=self.threat.step,
-            epoch=self.epoch + 1,
-            selected=selected,
-        )
-        path = run / "peers" / f"{peer.name}.{which}.safetensors"
-        with peer.optimizer.averaged():
-            save_weights(path, peer.model.state_dict(), info)
 
     def _peak_memory_mib(self) -> float:
         if self.device.type == "cuda":

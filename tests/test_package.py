@@ -21,10 +21,10 @@ RECIPES = sorted(ROOT.glob("fastcat/recipes/*.yaml"))
 LAYERS = (
     "__main__", "cli",
     "listing", "doctor", "data_command", "benchmarks",
-    "runs", "trainer", "recorder",
+    "runs", "trainer", "recorder", "judge", "members",
     "engine", "step", "settings_file",
     "evaluation", "config",
-    "team", "table_loss", "collaboration", "plan", "peer_spec", "teacher", "peer",
+    "finite", "team", "table_loss", "collaboration", "plan", "peer_spec", "teacher", "peer",
     "objectives", "squeeze", "attack", "frozen", "modes", "lanes", "threat", "terms",
     "awp", "optim", "checkpoint", "foreign", "models", "precision", "report",
     "recipes", "environment", "device", "progress", "stop", "pixels",

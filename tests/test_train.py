@@ -160,9 +160,9 @@ def test_the_average_is_judged_and_kept_and_the_weights_go_on(
         judged.append(network(next(iter(loader))[0]).clone())
         return evaluate(network, loader, *args, **settings)
 
-    monkeypatch.setattr(fastcat.trainer, "evaluate", watched)
+    monkeypatch.setattr(fastcat.judge, "evaluate", watched)
     epochs = small_run("--ema", "0.9", "--peers", "at", "--collab", "none", "--lr", "0.3")
-    monkeypatch.setattr(fastcat.trainer, "evaluate", evaluate)
+    monkeypatch.setattr(fastcat.judge, "evaluate", evaluate)
     plain = small_run("--peers", "at", "--collab", "none", "--lr", "0.3", out="plain")
     state = read_checkpoint(Path("run/checkpoints/last.pt"))
     for epoch, other in zip(epochs, plain, strict=True):
@@ -174,10 +174,10 @@ def test_the_average_is_judged_and_kept_and_the_weights_go_on(
     with peer.optimizer.averaged():
         averaged = {name: value.clone() for name, value in peer.model.state_dict().items()}
         with torch.no_grad():
-            expected = peer.model.eval()(next(iter(trainer.monitor))[0])
+            expected = peer.model.eval()(next(iter(trainer.judge.monitor))[0])
     torch.testing.assert_close(judged[1], expected, rtol=1e-4, atol=1e-5)
     with torch.no_grad():
-        unlike = peer.model(next(iter(trainer.monitor))[0])
+        unlike = peer.model(next(iter(trainer.judge.monitor))[0])
     assert not torch.allclose(judged[1], unlike, rtol=0.01, atol=0.01)
     assert not torch.equal(peer.optimizer.ema, weights)
     kept, _ = load_weights(Path("run/peers/0-at.last.safetensors"))

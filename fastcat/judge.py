@@ -1,0 +1,118 @@
+"""What becomes of the peers after an epoch: they are judged, and their weights are kept."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastcat.checkpoint import WeightsInfo, save_weights
+from fastcat.config import TrainConfig
+from fastcat.engine import Engine
+from fastcat.evaluation import evaluate
+from fastcat.loaders.choose import unchanged_loader
+from fastcat.loaders.dataset import Dataset
+from fastcat.loaders.loader import Epochs, Loader
+from fastcat.peer import Peer
+from fastcat.precision import Precision
+from fastcat.stop import Stopped, StopRequest
+
+
+class Judge:
+    """Measures peers on the monitored images and keeps the last and the best weights of each.
+
+    monitored_on, monitor: the images judged after each epoch, and their name; None for none. best:
+    by peer the epoch of largest PGD accuracy and what was measured then.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        dataset: Dataset,
+        val_index: Tensor,
+        engine: Engine,
+        precision: Precision,
+        normalize: tuple[tuple[float, ...], tuple[float, ...]] | None,
+    ) -> None:
+        self.config = config
+        self.dataset = dataset
+        self.engine = engine
+        self.precision = precision
+        self.normalize = normalize
+        self.pgd = f"pgd{config.val_steps}"
+        self.monitored_on, self.monitor = self._make_monitor(val_index)
+        self.best: dict[str, dict[str, Any]] = {}
+
+    def _make_monitor(self, val_index: Tensor) -> tuple[str | None, Loader | None]:
+        if self.config.select_on == "test":
+            name, part, index = "test", "test", torch.arange(len(self.dataset.test))
+        else:
+            name, part, index = "val", "train", val_index
+        if not len(index):
+            return None, None
+        epochs = Epochs(index=index, batch_size=max(self.config.batch_size, 256))
+        return name, unchanged_loader(self.dataset, part, epochs, self.engine.device)
+
+    def accuracy(self, k: int, request: StopRequest) -> dict[str, float]:
+        """Clean and PGD accuracy of member k on the monitored images, if there are any."""
+        if self.monitor is None:
+            return {}
+
+        def stop_if_asked(_: int) -> None:
+            if request.signum is not None:
+                raise Stopped(request.signum)
+
+        with self.engine.team.learners[k].optimizer.averaged():
+            network, robust = self.engine.judge(k)
+            report = evaluate(
+                network,
+                self.monitor,
+                f"clean,{self.pgd}",
+                replace(self.config.threat(), restarts=1),
+                seed=self.config.seed,
+                precision=self.precision,
+                after_batch=stop_if_asked,
+                robust=robust,
+            )
+        return {"clean": report.accuracy("clean"), self.pgd: report.accuracy(self.pgd)}
+
+    def is_best(self, peer: Peer, accuracy: dict[str, float]) -> bool:
+        """Whether the peer is more robust than it was after any earlier epoch."""
+        if self.config.select_on == "last":
+            return False
+        best = self.best.get(peer.name)
+        return best is None or accuracy[self.pgd] > best["accuracy"][self.pgd]
+
+    def keep(self, run: Path, epoch: int, peers: dict[str, dict[str, Any]]) -> None:
+        """Write the weights after this many epochs; peers: their entries in the epoch's record."""
+        for peer in self.engine.team.peers:
+            self._save_weights(run, peer, epoch, "last", "last")
+            if peers[peer.name]["best"]:
+                self._save_weights(run, peer, epoch, "best", f"best on {self.monitored_on}")
+                self.best[peer.name] = {
+                    "epoch": epoch,
+                    "judged_on": self.monitored_on,
+                    "accuracy": peers[peer.name]["accuracy"],
+                }
+
+    def _save_weights(self, run: Path, peer: Peer, epoch: int, which: str, selected: str) -> None:
+        mean, std = self.normalize or (None, None)
+        threat = self.config.threat()
+        info = WeightsInfo(
+            peer=peer.name,
+            arch=peer.arch,
+            data=self.dataset.name,
+            data_digest=self.dataset.digest,
+            classes=self.dataset.classes,
+            channels=self.dataset.image_shape[2],
+            mean=mean,
+            std=std,
+            eps=threat.eps,
+            step_size=threat.step,
+            epoch=epoch,
+            selected=selected,
+        )
+        path = run / "peers" / f"{peer.name}.{which}.safetensors"
+        with peer.optimizer.averaged():
+            save_weights(path, peer.model.state_dict(), info)
