@@ -12,8 +12,9 @@ from fastcat.config import TrainConfig
 from fastcat.engine import Engine
 from fastcat.evaluation import evaluate
 from fastcat.loaders.choose import unchanged_loader
-from fastcat.loaders.dataset import Dataset
+from fastcat.loaders.dataset import Dataset, as_tensor
 from fastcat.loaders.loader import Epochs, Loader
+from fastcat.modes import attack_mode
 from fastcat.peer import Peer
 from fastcat.precision import Precision
 from fastcat.stop import Stopped, StopRequest
@@ -22,8 +23,9 @@ from fastcat.stop import Stopped, StopRequest
 class Judge:
     """Measures peers on the monitored images and keeps the last and the best weights of each.
 
-    monitored_on, monitor: the images judged after each epoch, and their name; None for none. best:
-    by peer the epoch of largest PGD accuracy and what was measured then.
+    monitored_on, monitor: name and loader of the images judged after each epoch, None for none;
+    chance: the share of their most frequent class. best: by peer the epoch of largest PGD accuracy
+    and what was measured then.
     """
 
     def __init__(
@@ -41,41 +43,63 @@ class Judge:
         self.precision = precision
         self.normalize = normalize
         self.pgd = f"pgd{config.val_steps}"
-        self.monitored_on, self.monitor = self._make_monitor(val_index)
+        self.monitored_on, self.monitor, self.chance = self._make_monitor(val_index)
         self.best: dict[str, dict[str, Any]] = {}
 
-    def _make_monitor(self, val_index: Tensor) -> tuple[str | None, Loader | None]:
+    def _make_monitor(self, val_index: Tensor) -> tuple[str | None, Loader | None, float]:
         if self.config.select_on == "test":
             name, part, index = "test", "test", torch.arange(len(self.dataset.test))
         else:
             name, part, index = "val", "train", val_index
         if not len(index):
-            return None, None
+            return None, None, 0.0
         epochs = Epochs(index=index, batch_size=max(self.config.batch_size, 256))
-        return name, unchanged_loader(self.dataset, part, epochs, self.engine.device)
+        monitor = unchanged_loader(self.dataset, part, epochs, self.engine.device)
+        labels = as_tensor(getattr(self.dataset, part).labels)[index]
+        return name, monitor, int(labels.bincount().max()) / len(index)
 
-    def accuracy(self, k: int, request: StopRequest) -> dict[str, float]:
-        """Clean and PGD accuracy of member k on the monitored images, if there are any."""
+    def measure(self, k: int, request: StopRequest) -> dict[str, Any]:
+        """Of member k on the monitored images, if there are any: "accuracy" by attack, and the
+        "commonest" of its answers to clean images.
+        """
         if self.monitor is None:
-            return {}
+            return {"accuracy": {}}
 
         def stop_if_asked(_: int) -> None:
             if request.signum is not None:
                 raise Stopped(request.signum)
 
-        with self.engine.team.learners[k].optimizer.averaged():
+        peer = self.engine.team.learners[k]
+        attacks = ("clean", "fgsm", self.pgd)
+        with peer.averaged():
             network, robust = self.engine.judge(k)
             report = evaluate(
                 network,
                 self.monitor,
-                f"clean,{self.pgd}",
+                ",".join(attacks),
                 replace(self.config.threat(), restarts=1),
                 seed=self.config.seed,
                 precision=self.precision,
                 after_batch=stop_if_asked,
                 robust=robust,
             )
-        return {"clean": report.accuracy("clean"), self.pgd: report.accuracy(self.pgd)}
+            commonest = self._commonest(peer)
+        accuracy = {attack: report.accuracy(attack) for attack in attacks}
+        return {"accuracy": accuracy, "commonest": commonest}
+
+    @torch.no_grad()
+    def _commonest(self, peer: Peer) -> dict[str, Any]:
+        """The class that the peer answers most often to clean images, and how often."""
+        assert self.monitor is not None
+        counts = torch.zeros(len(self.dataset.classes), device=self.engine.device)
+        with attack_mode(peer.model, "eval"), self.precision.autocast():
+            for batch in self.monitor:
+                counts += peer.model(batch.x).argmax(1).bincount(minlength=len(counts))
+        answer = int(counts.argmax())
+        return {
+            "class": self.dataset.classes[answer],
+            "share": float(counts[answer]) / self.monitor.size,
+        }
 
     def is_best(self, peer: Peer, accuracy: dict[str, float]) -> bool:
         """Whether the peer is more robust than it was after any earlier epoch."""
@@ -114,5 +138,5 @@ class Judge:
             selected=selected,
         )
         path = run / "peers" / f"{peer.name}.{which}.safetensors"
-        with peer.optimizer.averaged():
+        with peer.averaged():
             save_weights(path, peer.model.state_dict(), info)

@@ -9,6 +9,7 @@ from fastcat.models import make_model
 from fastcat.optim import FlatSGD
 from fastcat.peer import Member, Peer
 from fastcat.seeds import derive_seed
+from fastcat.swa import WeightAverage
 from fastcat.teacher import load_teacher
 
 
@@ -47,6 +48,8 @@ def make_members(
         gamma = config.awp if spec.awp is None else spec.awp
         if gamma:
             peer.awp = WeightPerturbation(model, optimizer, gamma)
+        if config.swa is not None:
+            peer.swa = WeightAverage(model, optimizer.flat)
         members.append(peer)
     # what networks themselves draw (dropout) continues from here and is kept in checkpoints
     torch.manual_seed(derive_seed(config.seed, "networks"))

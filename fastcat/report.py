@@ -3,11 +3,13 @@
 import json
 from collections.abc import Callable, Sequence
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from fastcat.errors import InputError
 from fastcat.files import write_text
+from fastcat.watch import new_signs
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 260, 52, 28, 12
 # told apart by colour-blind readers too (Okabe and Ito)
@@ -44,12 +46,13 @@ def write_report(run: Path) -> None:
             _evaluation(path.name, json.loads(_read(path)))
             for path in sorted((run / "eval").glob("*.json"))
         ]
-        curves, table = _curves(epochs), _epoch_table(epochs)
+        curves, signs, table = _curves(epochs), _signs(epochs), _epoch_table(epochs)
     except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
         raise InputError(f"a record of {run} cannot be read: {error!r}") from error
     parts = [
         f"<h1>{escape(run.resolve().name)}</h1>",
         *curves,
+        *signs,
         *evaluations,
         "<h2>Epochs</h2>",
         table,
@@ -85,6 +88,18 @@ def _curves(epochs: Sequence[dict[str, Any]]) -> list[str]:
         finite = [value for *_, values in loss for value in values]
         parts += ["<h2>Training loss</h2>", _svg(loss, 0, 1.05 * max(*finite, 1e-6))]
     return parts
+
+
+def _signs(epochs: Sequence[dict[str, Any]]) -> list[str]:
+    """What the watch named, and what was done about it."""
+    lines = [
+        f"epochs {back['to'] + 1} to {back['from']} were begun again: {back['reason']}"
+        for back in (epochs[-1].get("rollbacks", ()) if epochs else ())
+    ]
+    for former, epoch in pairwise([{"peers": {}}, *epochs]):
+        lines += new_signs(epoch, former)
+    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    return [f"<h2>Watch</h2><ul>{items}</ul>"] if lines else []
 
 
 def _svg(curves: Sequence[Curve], low: float, high: float) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from fastcat.checkpoint import load_last_checkpoint
 from fastcat.config import TrainConfig
+from fastcat.course import Course
 from fastcat.environment import environment
 from fastcat.errors import InputError
 from fastcat.files import explained, remove_leftovers, write_text
@@ -143,7 +144,7 @@ def _run(trainer: Trainer, run: Path, request: StopRequest, remark: str | None =
             recorder.line(remark)
         recorder.forget_after(trainer.epoch, trainer.steps_done)
         try:
-            trainer.run(run, recorder, request)
+            Course(trainer, run, recorder, request).follow()
         except Stopped as stopped:
             recorder.line(
                 f"stopped by {stopped} in epoch {trainer.epoch + 1}/{trainer.config.epochs} "

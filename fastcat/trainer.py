@@ -1,4 +1,4 @@
-"""A run from its configuration to its weights: epochs, validation, records, checkpoints.
+"""A run from its configuration on: what trains on what, and all that a checkpoint holds.
 
 Everything random depends on (seed, place) alone, and a checkpoint holds all the rest, so that a
 run that was killed and resumed ends with the bits of one that was not (CPU, fp32).
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcat.checkpoint import save_checkpoint
+from fastcat.checkpoint import last_checkpoint, save_checkpoint
 from fastcat.config import TrainConfig
 from fastcat.device import make_device
 from fastcat.engine import Engine, choose_engine
@@ -33,10 +33,10 @@ from fastcat.optim import make_schedule, parse_milestones
 from fastcat.peer import Teacher
 from fastcat.precision import make_precision
 from fastcat.progress import make_console, task
-from fastcat.recorder import Recorder
 from fastcat.seeds import derive_seed
-from fastcat.stop import Stopped, StopRequest
+from fastcat.stop import StopRequest
 from fastcat.team import make_team
+from fastcat.watch import Collapse, Watch
 
 
 class Trainer:
@@ -108,6 +108,11 @@ class Trainer:
         self.judge = Judge(
             self.config, dataset, val_index, self.engine, self.precision, self.normalize
         )
+        attacked = [peer.name for peer in self.peers if peer.objective.inner is not None]
+        monitor = self.judge.monitor
+        images = 0 if monitor is None else monitor.size
+        self.watch = Watch(attacked, self.judge.pgd, images, self.judge.chance)
+        self.rollbacks: list[dict[str, Any]] = []
         self.epoch = self.batch = 0
         self.seconds = 0.0
         self.last_record: dict[str, Any] = {"peers": {}}
@@ -145,6 +150,8 @@ class Trainer:
             "seconds": self.seconds,
             "best": self.judge.best,
             "last_record": self.last_record,
+            "watch": self.watch.memory,
+            "rollbacks": self.rollbacks,
             "random": {
                 "cpu": torch.get_rng_state(),
                 "cuda": torch.cuda.get_rng_state(self.device) if cuda else None,
@@ -179,31 +186,36 @@ class Trainer:
         self.team.scaler.load_state_dict(state["scaler"])
         self.seconds, self.judge.best = state["seconds"], state["best"]
         self.last_record = state["last_record"]
+        self.watch.memory, self.rollbacks = state["watch"], state["rollbacks"]
         torch.set_rng_state(state["random"]["cpu"])
         if state["random"]["cuda"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
 
     def save(self, run: Path) -> None:
-        """Write a checkpoint, unless a loss or a weight is no longer finite (InputError)."""
+        """Write a checkpoint, unless a loss or a weight is no longer finite (Collapse)."""
         self.check_losses(run)
         self.check_weights(run)
-        save_checkpoint(run, self.state_dict())
+        may_return = self.config.on_collapse == "rollback" and not self.batch
+        save_checkpoint(run, self.state_dict(), may_return and self.watch.at_ease)
 
     def check_losses(self, run: Path) -> None:
-        """Raise InputError naming the first loss term of this epoch that is NaN or infinite."""
+        """Raise Collapse naming the first loss term of this epoch that is NaN or infinite."""
         self._refuse(run, broken_loss(self._mean_metrics()))
 
     def check_weights(self, run: Path) -> None:
-        """Raise InputError naming the first weight that is NaN or infinite."""
+        """Raise Collapse naming the first weight that is NaN or infinite."""
         self._refuse(run, broken_weight(self.peers))
 
-    def _refuse(self, run: Path, reason: str | None) -> None:
-        if reason is not None:
-            raise InputError(
-                f"{reason} in epoch {self.epoch + 1} by step {self.steps_done}: stopped; "
-                f"the last good checkpoint is {run / 'checkpoints' / 'last.pt'}: "
-                "start a new run with a lower --lr or with --precision fp32"
-            )
+    def _refuse(self, run: Path, broken: str | None) -> None:
+        if broken is not None:
+            where = f"in epoch {self.epoch + 1} by step {self.steps_done}"
+            raise Collapse(f"{broken} {where}", last_checkpoint(run))
+
+    def begin_epoch(self, epoch: int, record: dict[str, Any]) -> None:
+        """After `epoch` finished ones, of which `record` describes the last."""
+        self.epoch, self.batch, self.seconds = epoch, 0, 0.0
+        self.engine.totals.zero_()
+        self.last_record = record
 
     def _mean_metrics(self) -> dict[str, float]:
         """Means over this epoch's images so far; the host waits for the device here."""
@@ -213,29 +225,6 @@ class Trainer:
         totals = self.engine.totals.tolist()
         names = self.team.loss.names
         return {name: total / count for name, total in zip(names, totals, strict=True)}
-
-    def run(self, run: Path, recorder: Recorder, request: StopRequest) -> None:
-        """Train to the last epoch. Raises Stopped after saving when a signal asks for it."""
-        recorder.line(f"{run} is finished" if self.done else self.describe(run))
-        self._remark(recorder)
-        while not self.done:
-            try:
-                self._train_epoch(run, recorder, request)
-                record = self._finish_epoch(run, request)
-            except Stopped:
-                self.save(run)
-                raise
-            recorder.epoch(record)
-            self.epoch, self.batch, self.seconds = self.epoch + 1, 0, 0.0
-            self.engine.totals.zero_()
-            self.last_record = record
-            self.save(run)
-            recorder.report()
-
-    def _remark(self, recorder: Recorder) -> None:
-        """Say what could not be had since the last time."""
-        while self.remarks:
-            recorder.line(self.remarks.pop(0))
 
     def describe(self, run: Path) -> str:
         """What is about to be done, in a line."""
@@ -263,60 +252,60 @@ class Trainer:
 
     def current_lr(self) -> float:
         """The rate of the step to come, taken in the middle of its share of the epoch."""
-        return self.config.lr * self.schedule((self.steps_done + 0.5) / len(self.loader))
+        return self._lr_at((self.steps_done + 0.5) / len(self.loader))
 
-    def _train_epoch(self, run: Path, recorder: Recorder, request: StopRequest) -> None:
-        begin = time.perf_counter() - self.seconds
-        for inputs in self.loader.inputs(self.epoch, self.batch):
-            lr = self.current_lr()
-            values = self.train_step(inputs)
-            self._remark(recorder)
-            recorder.advance(self.steps_done, f"epoch {self.epoch + 1}/{self.config.epochs}")
-            if self.batch % self.config.log_every == 0:
-                self.check_losses(run)
-                named = dict(zip(self.team.loss.names, values.tolist(), strict=True))
-                recorder.steps({"step": self.steps_done, "lr": lr, **named})
-            self.seconds = time.perf_counter() - begin
-            if request.signum is not None:
-                raise Stopped(request.signum)
-            if self.config.save_every and self.batch % self.config.save_every == 0:
-                self.save(run)
-        # both wait for the device, so the clock is read after them
-        self.check_losses(run)
-        self.check_weights(run)
-        self.seconds = time.perf_counter() - begin
+    def _lr_at(self, epochs: float) -> float:
+        return self.config.lr * self.lr_scale * self.schedule(epochs)
 
-    def _finish_epoch(self, run: Path, request: StopRequest) -> dict[str, Any]:
-        """Judge the peers, keep their weights, and describe the epoch."""
+    @property
+    def lr_scale(self) -> float:
+        """What rollbacks have left of the peak learning rate."""
+        return 0.5 ** len(self.rollbacks)
+
+    def judge_epoch(self, request: StopRequest) -> dict[str, Any]:
+        """The record of the epoch that ends here, with what the peers are worth and the watch sees.
+
+        Raises Stopped when a signal asks for it.
+        """
         begin = time.perf_counter()
         means = self._mean_metrics()
+        self._average()
         peers: dict[str, dict[str, Any]] = {}
         for k, peer in self.team.learners.items():
             prefix = f"{peer.name}/"
-            accuracy = self.judge.accuracy(k, request)
+            measured = self.judge.measure(k, request)
             peers[peer.name] = {
                 "train": {
                     name.removeprefix(prefix): mean
                     for name, mean in means.items()
                     if name.startswith(prefix)
                 },
-                "accuracy": accuracy,
-                "best": self.judge.is_best(peer, accuracy),
+                **measured,
+                "best": self.judge.is_best(peer, measured["accuracy"]),
             }
-        # from here on nothing is interrupted: what is written belongs together
-        self.judge.keep(run, self.epoch + 1, peers)
+        self.watch.look(peers)
         return {
             "epoch": self.epoch + 1,
             "epochs": self.config.epochs,
-            "lr": self.config.lr * self.schedule(self.epoch + 1 - 0.5 / len(self.loader)),
+            "lr": self._lr_at(self.epoch + 1 - 0.5 / len(self.loader)),
             "seconds": self.seconds,
             "images_per_second": self.loader.size / self.seconds,
             "judging_seconds": time.perf_counter() - begin,
             "peak_memory_mib": self._peak_memory_mib(),
             "select_on": self.config.select_on,
             "judged_on": self.judge.monitored_on,
+            "rollbacks": self.rollbacks,
             "peers": peers,
         }
+
+    def _average(self) -> None:
+        """Take this epoch's weights into the averages, unless that was done before a stop."""
+        for peer in self.peers:
+            swa, begin = peer.swa, self.config.swa
+            if swa is None or begin is None or swa.count > self.epoch + 1 - begin:
+                continue
+            with self.precision.autocast():
+                swa.add(batch.x for batch in self.loader.epoch(self.epoch))
 
     def _peak_memory_mib(self) -> float:
         if self.device.type == "cuda":

@@ -21,13 +21,13 @@ RECIPES = sorted(ROOT.glob("fastcat/recipes/*.yaml"))
 LAYERS = (
     "__main__", "cli",
     "listing", "doctor", "data_command", "benchmarks",
-    "runs", "trainer", "recorder", "judge", "members",
+    "runs", "course", "trainer", "recorder", "judge", "members",
     "engine", "step", "settings_file",
     "evaluation", "config",
     "finite", "team", "table_loss", "collaboration", "plan", "peer_spec", "teacher", "peer",
-    "objectives", "squeeze", "attack", "frozen", "modes", "lanes", "threat", "terms",
-    "awp", "optim", "checkpoint", "foreign", "models", "precision", "report",
-    "recipes", "environment", "device", "progress", "stop", "pixels",
+    "objectives", "squeeze", "attack", "frozen", "lanes", "threat", "terms",
+    "awp", "optim", "swa", "checkpoint", "foreign", "models", "precision", "report", "watch",
+    "recipes", "environment", "device", "progress", "stop", "pixels", "modes",
     "loaders", "guard", "batch", "seeds", "files", "errors",
     "kernels",
 )  # fmt: skip

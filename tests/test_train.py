@@ -61,14 +61,15 @@ def test_a_run_leaves_what_the_readme_lists() -> None:
             assert epoch[key] > 0
         for peer, entry in epoch["peers"].items():
             assert set(entry["train"]) == {*terms[peer], "guidance", "loss", "accuracy"}
-            assert list(entry["accuracy"]) == ["clean", "pgd2"]
+            assert list(entry["accuracy"]) == ["clean", "fgsm", "pgd2"]
             own = sum(entry["train"][term] for term in terms[peer])
             expected = 0.05 * own + entry["train"]["guidance"]
             assert entry["train"]["loss"] == pytest.approx(expected, rel=1e-5)
     # 4 batches of which every second is recorded
     steps = [json.loads(line) for line in Path("run/steps.jsonl").read_text().splitlines()]
     assert [step["step"] for step in steps] == [2, 4, 6, 8]
-    assert Path("run/log.txt").read_text().count("\n") == 4
+    log = Path("run/log.txt").read_text().splitlines()
+    assert len([line for line in log if " in epoch " not in line]) == 4
 
 
 def test_epoch_means_weigh_every_image_alike() -> None:
@@ -101,7 +102,7 @@ def test_selection_on_the_test_set_is_labelled_everywhere(
 ) -> None:
     epochs = small_run("--select-on", "test", "--val-size", "None")
     printed = capsys.readouterr().out
-    assert "test-clean test-pgd2" in printed
+    assert "test-clean test-fgsm test-pgd2" in printed
     assert "judged on 359 test images" in printed
     assert "val-" not in printed
     assert "best on test after epoch" in printed
@@ -243,7 +244,7 @@ def test_the_report_is_one_static_file_with_every_curve() -> None:
     html = Path("run/report.html").read_text()
     for text in ("0-trades pgd2", "1-alp clean", "Training loss", "test.json", "batch_size: 20"):
         assert text in html
-    assert html.count("<polyline") == 6
+    assert html.count("<polyline") == 8
     assert not re.search(r"<script|src=|href=|https?://(?!www\.w3\.org)", html)
 
 
