@@ -76,8 +76,9 @@ def train(config: TrainConfig, dataset: Dataset | None = None) -> RunResult:
 
     dataset: of `fastcat.from_items`, in place of what `config.data` names.
 
-    Raises InputError for settings, data or a folder that cannot be used, and for a loss that is
-    no longer finite; Stopped after Ctrl-C or SIGTERM, when all is saved.
+    Raises InputError for settings, data or a folder that cannot be used, and for a loss that is no
+    longer finite or another collapse, as `--on-collapse` says; Stopped after Ctrl-C or SIGTERM,
+    when all is saved.
     """
     out = find_path(str(config.out or _free_folder(config)))
     _refuse_existing(out)

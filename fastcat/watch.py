@@ -59,8 +59,8 @@ class Watch:
         self.pgd = pgd
         self.images = images
         self.chance = chance
-        # by peer: whether it ever was better than chance, for how many epochs it is not; best PGD
-        # accuracy, training accuracy then, for how many epochs it has clearly been less
+        # by peer: whether it ever was better than chance, for how many epochs it has not been; best
+        # PGD accuracy, training accuracy then, for how many epochs it has clearly been less
         self.memory: dict[str, dict[str, Any]] = {}
 
     def look(self, peers: dict[str, dict[str, Any]]) -> None:
@@ -84,7 +84,7 @@ class Watch:
         if past["at_chance"] >= DEAD_EPOCHS:
             signs[DEAD] = (
                 f"{100 * accuracy['clean']:.2f}% clean accuracy, "
-                f"no better than chance for {past['at_chance']} epochs"
+                f"for {past['at_chance']} epochs no better than one constant answer"
             )
 
         if name in self.attacked:
@@ -97,10 +97,8 @@ class Watch:
         fgsm, pgd, best = accuracy["fgsm"], accuracy[self.pgd], past["pgd"]
         fallen = best - pgd > max(OVERFIT_FALL * best, noise(best, self.images))
         past["fallen"] = past["fallen"] + 1 if fallen else 0
-        if (
-            pgd <= MULTI_STEP_SHARE * min(fgsm, best)
-            and fgsm - pgd > noise(fgsm, self.images)
-        ):  # fmt: skip
+        beyond_noise = fgsm - pgd > noise(fgsm, self.images)
+        if beyond_noise and pgd <= MULTI_STEP_SHARE * min(fgsm, best):
             against = f"{100 * fgsm:.2f}% against FGSM, {100 * pgd:.2f}% against {self.pgd}"
             return {CATASTROPHIC: f"{against}, which was {100 * best:.2f}%"}
         if past["fallen"] >= OVERFIT_EPOCHS and train > past["train"]:

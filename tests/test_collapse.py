@@ -111,6 +111,9 @@ def test_a_rollback_goes_on_more_gently_and_no_kill_changes_its_end(
     def dead(record: dict[str, Any]) -> bool:
         return "dead" in record["peers"]["0-natural"]["signs"]
 
+    def before(run: Path, state: dict[str, Any], good: bool) -> bool:
+        return not state["rollbacks"] and (state["epoch"], state["batch"]) == (2, 7)
+
     def first_return(run: Path, state: dict[str, Any], good: bool) -> bool:
         return len(state["rollbacks"]) == 1
 
@@ -122,6 +125,7 @@ def test_a_rollback_goes_on_more_gently_and_no_kill_changes_its_end(
         return len(state["rollbacks"]) == len(rollbacks) and state["batch"] == 14
 
     moments: dict[str, tuple[Any, str, Callable[..., bool]]] = {
+        "not-yet": (fastcat.trainer, "save_checkpoint", before),
         "collapsed": (fastcat.course, "collapse", dead),
         "read": (fastcat.course, "read_checkpoint", lambda path: True),
         "saved": (fastcat.trainer, "save_checkpoint", first_return),
@@ -150,10 +154,13 @@ def spoil(monkeypatch: pytest.MonkeyPatch, until: int) -> None:
 
 
 def test_a_loss_that_is_not_finite_rolls_back_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    gentle = [*RUN, "--lr", "0.2", "--epochs", "3", "--on-collapse", "rollback"]
+    """What is averaged returns with the rest."""
+    gentle = [*RUN, "--lr", "0.2", "--epochs", "3", "--on-collapse", "rollback", "--swa", "1"]
     spoil(monkeypatch, until=1)
     assert main(["train", *gentle, "--out", "run"]) == 0
-    (back,) = read_checkpoint(Path("run/checkpoints/last.pt"))["rollbacks"]
+    state = read_checkpoint(Path("run/checkpoints/last.pt"))
+    (back,) = state["rollbacks"]
+    assert state["peers"][0]["swa"]["count"] == 3
     assert back["from"] == 2
     assert "of peer 0-natural" in back["reason"]
     assert records("run")[-1]["lr"] == 0.1
