@@ -133,6 +133,9 @@ class Optimization:
     """Equal parts of a batch, each normalised by its own statistics (ghost BatchNorm)."""
     ema: float | None = None
     """Decay per step of an average of the weights, as 0.995, which is what is judged and kept."""
+    swa: int | None = None
+    """Finished epochs from which on the weights after each epoch are averaged, as 55; the average,
+    with BatchNorm statistics of its own, is what is judged and kept."""
     awp: Annotated[float, arg(aliases=["--awp-gamma"])] = 0.0
     """Size of adversarial weight perturbation relative to the weights, as 0.005. 0: none."""
     awp_warmup: int = 0
@@ -163,6 +166,10 @@ class Run:
     """Steps between two lines of steps.jsonl; non-finite losses are found there."""
     save_every: int | None = None
     """Steps between two checkpoints inside an epoch. None: only after each epoch."""
+    on_collapse: Literal["warn", "stop", "rollback"] = "warn"
+    """When a peer answers one class, is dead or overfits catastrophically: say so, stop, or go back
+    to the last good epoch, at most three times, each time with half the learning rate; with
+    rollback also when a loss is no longer finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +205,10 @@ class TrainConfig(Run, Optimization, Threat, Augment, Data, Peers):
             )
         if self.select_on not in ("val", "test", "last"):
             raise InputError(f"select-on is {self.select_on!r}, expected val, test or last")
+        if self.on_collapse not in ("warn", "stop", "rollback"):
+            raise InputError(
+                f"on-collapse is {self.on_collapse!r}, expected warn, stop or rollback"
+            )
         if self.select_on == "val" and self.val_size == 0:
             raise InputError("--val-size 0 leaves nothing to select on: type --select-on last")
         for name, least in _LEAST.items():
@@ -216,6 +227,10 @@ class TrainConfig(Run, Optimization, Threat, Augment, Data, Peers):
             )
         if self.ema is not None and not 0 <= self.ema < 1:
             raise InputError(f"ema is {self.ema:g}, expected a decay in [0, 1), for example 0.995")
+        if self.swa is not None and self.swa > self.epochs:
+            raise InputError(f"swa is {self.swa}, expected at most the {self.epochs} --epochs")
+        if self.swa is not None and self.ema is not None:
+            raise InputError("--ema and --swa are two averages of the weights: choose one of them")
         if self.extra is not None and not 1 <= self.extra_images < self.batch_size:
             raise InputError(
                 f"extra-fraction {self.extra_fraction:g} of a batch of {self.batch_size} is "
@@ -287,6 +302,7 @@ _LEAST = {
     "val_steps": 1,
     "epochs": 1,
     "warmup_epochs": 0,
+    "swa": 1,
     "awp": 0,
     "awp_warmup": 0,
     "weight_decay": 0,

@@ -3,12 +3,14 @@
 import json
 from collections.abc import Callable, Sequence
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from fastcat.errors import InputError
 from fastcat.files import write_text
 from fastcat.over_seeds import is_over_seeds, read_record, read_spreads, rows, runs_of
+from fastcat.watch import new_signs
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 260, 52, 28, 12
 # told apart by colour-blind readers too (Okabe and Ito)
@@ -58,7 +60,13 @@ def write_report(run: Path) -> None:
 def _of_one_run(run: Path) -> list[str]:
     epochs = [json.loads(line) for line in _read(run / "metrics.jsonl").splitlines()]
     evaluations = [_evaluation(*each) for each in _evaluations(run)]
-    return [*_curves(epochs), *evaluations, "<h2>Epochs</h2>", _epoch_table(epochs)]
+    return [
+        *_curves(epochs),
+        *_signs(epochs),
+        *evaluations,
+        "<h2>Epochs</h2>",
+        _epoch_table(epochs),
+    ]
 
 
 def _over_seeds(folder: Path) -> list[str]:
@@ -114,6 +122,18 @@ def _curves(epochs: Sequence[dict[str, Any]]) -> list[str]:
         finite = [value for *_, values in loss for value in values]
         parts += ["<h2>Training loss</h2>", _svg(loss, 0, 1.05 * max(*finite, 1e-6))]
     return parts
+
+
+def _signs(epochs: Sequence[dict[str, Any]]) -> list[str]:
+    """What the watch named, and what was done about it."""
+    lines = [
+        f"epochs {back['to'] + 1} to {back['from']} were begun again: {back['reason']}"
+        for back in (epochs[-1].get("rollbacks", ()) if epochs else ())
+    ]
+    for former, epoch in pairwise([{"peers": {}}, *epochs]):
+        lines += new_signs(epoch, former)
+    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    return [f"<h2>Watch</h2><ul>{items}</ul>"] if lines else []
 
 
 def _svg(curves: Sequence[Curve], low: float, high: float) -> str:

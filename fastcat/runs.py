@@ -14,6 +14,7 @@ from typing import Any
 
 from fastcat.checkpoint import load_last_checkpoint
 from fastcat.config import TrainConfig
+from fastcat.course import Course
 from fastcat.environment import environment
 from fastcat.errors import InputError
 from fastcat.files import explained, remove_leftovers, write_text
@@ -101,8 +102,9 @@ def train(config: TrainConfig, dataset: Dataset | None = None) -> RunResult:
     dataset: of `fastcat.from_items`, in place of what `config.data` names.
     With `config.seeds` there is a run a seed, one after the other, and a SeedsResult.
 
-    Raises InputError for settings, data or a folder that cannot be used, and for a loss that is
-    no longer finite; Stopped after Ctrl-C or SIGTERM, when all is saved.
+    Raises InputError for settings, data or a folder that cannot be used, and for a loss that is no
+    longer finite or another collapse, as `--on-collapse` says; Stopped after Ctrl-C or SIGTERM,
+    when all is saved.
     """
     out = find_path(str(config.out or _free_folder(config)))
     _refuse_existing(out)
@@ -253,7 +255,7 @@ def _run(trainer: Trainer, run: Path, request: StopRequest, remark: str | None =
             recorder.line(remark)
         recorder.forget_after(trainer.epoch, trainer.steps_done)
         try:
-            trainer.run(run, recorder, request)
+            Course(trainer, run, recorder, request).follow()
         except Stopped as stopped:
             recorder.line(
                 f"stopped by {stopped} in epoch {trainer.epoch + 1}/{trainer.config.epochs} "
@@ -261,4 +263,4 @@ def _run(trainer: Trainer, run: Path, request: StopRequest, remark: str | None =
                 f"go on with: fastcat resume {shlex.quote(str(run))}"
             )
             raise
-    return RunResult(run, trainer.last_record["peers"], trainer.best)
+    return RunResult(run, trainer.last_record["peers"], trainer.judge.best)

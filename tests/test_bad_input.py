@@ -117,6 +117,9 @@ SETTINGS = {
     "ema 1": ("--ema 1", r"ema is 1, expected a decay in \[0, 1\)"),
     "ema negative": ("--ema -0.5", r"\[0, 1\)"),
     "ema not a number": ("--ema nan", r"\[0, 1\)"),
+    "swa 0": ("--swa 0", "swa is 0, expected at least 1"),
+    "swa after the end": ("--swa 201", "swa is 201, expected at most the 200 --epochs"),
+    "two averages": ("--swa 1 --ema 0.9", "choose one of them"),
     "awp negative": ("--awp -0.1", "awp is -0.1, expected at least 0"),
     "awp not a number": ("--peers trades:awp=much", "awp is much, expected a gamma like 0.005"),
     "awp warm-up negative": ("--awp-warmup -1", "awp-warmup is -1, expected at least 0"),
@@ -445,7 +448,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     assert re.search(
         r"term '(bce|kl)' of peer 0-mart became (nan|inf) in epoch 1 by step \d", error
     )
-    assert "last good checkpoint is run/checkpoints/last.pt" in error
+    assert "kept as it was in run/checkpoints/last.pt" in error
     state = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")
     assert state["epoch"] == 0
     assert all(torch.isfinite(t).all() for t in state["peers"][0]["model"].values())
