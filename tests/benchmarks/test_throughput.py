@@ -89,7 +89,9 @@ def test_the_first_step_of_a_turn_is_not_timed(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(throughput, "flop_per_image", lambda *_: 1.0)
     monkeypatch.setattr(throughput, "milliseconds", timed)
     config = BenchConfig(repetitions=2, steps=3)
-    race(["plain", "mixed"], "resnet18", "at", 4, "train", config, CPU, {"fp32": 1, "bf16": 1})
+    race(
+        ["plain", "mixed"], "resnet18", "at", "cat", 4, "train", config, CPU, {"fp32": 1, "bf16": 1}
+    )
     turns = [[name, "begin", name, name, name, "end"] for name in ("plain", "mixed")] * 2
     assert log[-24:] == [entry for turn in turns for entry in turn]
 
@@ -148,7 +150,7 @@ def test_a_file_is_never_overwritten_and_gets_a_name_of_its_own(
         ("--batch-size 32,x", "expected numbers like 128,256"),
         ("--batch-size 0", "expected numbers like 128,256"),
         ("--batch-size 32,60000", "expected at most 50000"),
-        ("--what speed", "expected some of train,eval,layers,loaders"),
+        ("--what speed", "expected some of train,eval,methods,layers,loaders"),
         ("--peers tradez", "unknown method"),
         ("--arch resnet19", "unknown architecture"),
         ("--repetitions 0", "repetitions is 0"),
