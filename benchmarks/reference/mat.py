@@ -36,5 +36,9 @@ class MatLoop(PlainLoop):
         return False
 
     def total(self, losses: list[Tensor], guidance: Tensor) -> Tensor:
-        share = self.alpha / (len(self.models) - 1)
-        return (1 - self.alpha) * torch.stack(losses).sum() + share * guidance
+        return (1 - self.alpha) * torch.stack(losses).sum() + self.alpha * guidance
+
+    def losses(self, views: dict[str, Tensor], y: Tensor) -> tuple[list[Tensor], Tensor | None]:
+        losses, guidance = super().losses(views, y)
+        assert guidance is not None
+        return losses, guidance / (len(losses) - 1)

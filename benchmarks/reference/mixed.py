@@ -49,10 +49,13 @@ class MixedLoop(PlainLoop):
     ) -> None:
         models = [model.to(memory_format=torch.channels_last) for model in models]
         super().__init__(models, methods, **settings)
-        device = next(models[0].parameters()).device
-        dtype = half_dtype(device)
-        self.autocast = torch.autocast(device.type, dtype)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+        self.device = next(models[0].parameters()).device
+        self.dtype = half_dtype(self.device)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+
+    def autocast(self) -> torch.autocast:
+        """A new one each time: one that is entered twice stays on."""
+        return torch.autocast(self.device.type, self.dtype)
 
     def step(self, x: Tensor, y: Tensor) -> dict[str, float]:
         with cudnn_benchmark():
@@ -63,11 +66,8 @@ class MixedLoop(PlainLoop):
             return super().evaluate(x.contiguous(memory_format=torch.channels_last), y, steps)
 
     def forward(self, k: int, x: Tensor) -> Tensor:
-        return super().forward(k, x).float()
-
-    def accuracy(self, k: int, x: Tensor, y: Tensor) -> float:
-        with self.autocast:
-            return super().accuracy(k, x, y)
+        with self.autocast():
+            return super().forward(k, x).float()
 
     def climbed(self, loss: Callable[..., Tensor], *arguments: Any) -> Tensor:
         """Its gradient's sign is all that an attack takes, and must not underflow in fp16.
@@ -75,12 +75,12 @@ class MixedLoop(PlainLoop):
         Not the GradScaler's scale: that is meant to overflow at times, and an image of NaN would
         stay in BatchNorm's statistics.
         """
-        with self.autocast:
+        with self.autocast():
             climbed = super().climbed(loss, *arguments)
         return FP16_ATTACK_SCALE * climbed if self.scaler.is_enabled() else climbed
 
     def losses(self, views: dict[str, Tensor], y: Tensor) -> tuple[list[Tensor], Tensor | None]:
-        with self.autocast:
+        with self.autocast():
             return super().losses(views, y)
 
     def descend(self, loss: Tensor) -> None:
