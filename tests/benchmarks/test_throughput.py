@@ -94,9 +94,10 @@ def test_methods_race_against_the_loops_of_their_papers(
         assert ours["speedup"] == pytest.approx(plain["ms"] / ours["ms"])
         assert ours["speedup_low"] <= ours["speedup"] <= ours["speedup_high"]
         assert (plain["speedup_low"], plain["speedup_high"]) == (1, 1)
-        # of MAT no public code wastes anything
+        # of MAT nothing is wasted; of ST it depends on the images
         waste = plain["gflop_per_image"] / ours["gflop_per_image"]
-        assert waste == pytest.approx(1) if ours["method"] == "mat" else waste > 1
+        assert ours["method"] != "mat" or waste == pytest.approx(1)
+        assert ours["method"] != "at-awp" or waste > 1.3
         (row,) = (line.split() for line in printed if line.split()[:1] == [ours["method"]])
         assert row[-3:] == [
             f"{ours['ms']:.1f}",
