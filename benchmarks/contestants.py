@@ -20,6 +20,7 @@ from fastcat.benchmarks.methods import reference_for
 from fastcat.benchmarks.reference.loader import plain_loader
 from fastcat.benchmarks.reference.mixed import half_dtype, mixed
 from fastcat.benchmarks.reference.plain import PlainLoop
+from fastcat.benchmarks.reference.union import BALLS
 from fastcat.engine import Engine, choose_engine
 from fastcat.errors import InputError
 from fastcat.evaluation import parse_attacks
@@ -35,12 +36,15 @@ from fastcat.peer_spec import PeerSpec
 from fastcat.precision import DTYPES, Precision, make_precision
 from fastcat.seeds import derive_seed
 from fastcat.team import make_team
-from fastcat.threat import ThreatModel, Threats
+from fastcat.threat import WAYS, ThreatModel, Threats
 
 CLASSES, SIDE, CHANNELS = 10, 32, 3
 # as many as CIFAR-10 has
 PHOTOGRAPHS = 50000
 EVALUATION_STEPS = 20
+THREAT = ThreatModel()
+# what attacks peers that name a norm, or several
+SEVERAL = {ball.norm: ThreatModel(**ball._asdict()) for ball in BALLS}
 
 
 class Plain:
@@ -98,14 +102,13 @@ class Ours:
             augmentation=Augmentation(crop_pad=4, flip=True),
         )
         self.loader = ResidentLoader(Split(*photographs()), epochs, device)
-        self.threat = ThreatModel()
         peers = []
         for k, spec in enumerate(specs):
             model = make_network(k, spec.arch).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             optimizer = FlatSGD(model, lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=False)
             awp = WeightPerturbation(model, optimizer, spec.awp) if spec.awp else None
             name = f"{k}-{spec.method}"
-            threats = Threats((self.threat,))
+            threats = threats_for(spec.threat)
             peers.append(Peer(name, spec.arch, model, spec.objective, optimizer, threats, awp=awp))
         (self.inputs,) = self.loader.inputs()
         self.team = make_team(
@@ -135,8 +138,15 @@ class Ours:
             for attack in parse_attacks(f"clean,pgd{EVALUATION_STEPS}"):
                 with self.team.precision.autocast():
                     survivors(
-                        network, batch.x, batch.y, attack, self.threat, generator, robust
+                        network, batch.x, batch.y, attack, THREAT, generator, robust
                     ).sum().item()
+
+
+def threats_for(name: str | None) -> Threats:
+    """What attacks a peer of `threat=NAME`, which `reference_for` has not refused."""
+    if name in WAYS:
+        return Threats(tuple(SEVERAL.values()), name)
+    return Threats((THREAT if name is None else SEVERAL[name],))
 
 
 def make_network(k: int, arch: str) -> torch.nn.Module:

@@ -10,13 +10,18 @@ from typing import Any
 
 from fastcat.benchmarks.reference.at import AtLoop
 from fastcat.benchmarks.reference.awp import AtAwpLoop, TradesAwpLoop
+from fastcat.benchmarks.reference.fast import FastLoop, NFgsmLoop
 from fastcat.benchmarks.reference.mat import MatLoop
+from fastcat.benchmarks.reference.mat_mp import MatMpLoop
+from fastcat.benchmarks.reference.pgd_cw import PgdCwLoop
 from fastcat.benchmarks.reference.plain import PlainLoop
 from fastcat.benchmarks.reference.squeeze import SqueezeLoop
 from fastcat.benchmarks.reference.trades import TradesLoop
+from fastcat.benchmarks.reference.union import BALLS, UnionLoop
 from fastcat.errors import InputError, nearest
 from fastcat.objectives import make_objective
 from fastcat.peer_spec import PeerSpec, parse_peers
+from fastcat.threat import WAYS
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,8 @@ class Method:
     collab: str = "cat"
 
 
+SPECIALISTS = ",".join(f"boosted:threat={ball.norm}" for ball in BALLS)
+
 METHODS = {
     "at": Method(AtLoop, "at"),
     "trades": Method(TradesLoop, "trades"),
@@ -36,12 +43,21 @@ METHODS = {
     "st": Method(SqueezeLoop, "st"),
     "at-awp": Method(AtAwpLoop, "at:awp=0.01"),
     "trades-awp": Method(TradesAwpLoop, "trades:awp=0.005"),
+    "fast": Method(FastLoop, "fast"),
+    "n-fgsm": Method(NFgsmLoop, "fast:variant=n"),
     "cat": Method(PlainLoop, "trades,alp"),
+    "cat-official": Method(PlainLoop, "trades:log_forward=true,alp"),
+    "pgd-cw": Method(PgdCwLoop, "pgd-cw"),
     "mat": Method(MatLoop, "boosted,boosted", "mat"),
+    **{f"at-{way}": Method(UnionLoop, f"at:threat={way}") for way in WAYS},
+    **{
+        f"mat-mp-{way}": Method(MatMpLoop, f"boosted:threat={way},{SPECIALISTS}", "mat-mp")
+        for way in WAYS
+    },
 }
 
 # of teams of PlainLoop's methods that are not above
-PATTERNS: dict[str, type[PlainLoop]] = {"cat": PlainLoop, "mat": MatLoop}
+PATTERNS: dict[str, type[PlainLoop]] = {"cat": PlainLoop, "mat": MatLoop, "mat-mp": MatLoop}
 
 
 def parse_methods(text: str) -> list[str]:
@@ -64,31 +80,45 @@ def reference_for(specs: Sequence[PeerSpec], collab: str) -> tuple[type[PlainLoo
     Raises InputError for a team whose methods no loop knows, and for one that attacks otherwise.
     """
     loop = _loop_for(specs, collab)
-    for spec in specs:
-        if spec.objective.inner != make_objective(spec.method, {}).inner:
-            raise InputError(
-                f"the reference loop of {spec.method!r} attacks as published: leave out the "
-                "settings of its attack"
-            )
-    return loop, {"gamma": specs[0].awp} if specs[0].awp else {}
+    settings: dict[str, Any] = {"gamma": specs[0].awp} if specs[0].awp else {}
+    if issubclass(loop, UnionLoop):
+        settings["threats"] = [spec.threat for spec in specs]
+    return loop, settings
 
 
 def _loop_for(specs: Sequence[PeerSpec], collab: str) -> type[PlainLoop]:
     for method in METHODS.values():
         if _kind(specs, collab) == _kind(parse_peers(method.peers, "resnet18"), method.collab):
             return method.loop
-    if all(spec.method in PlainLoop.OBJECTIVES and not spec.awp for spec in specs):
+    for spec in specs:
+        if spec.objective.inner != make_objective(spec.method, {}).inner:
+            raise InputError(
+                f"the reference loop of {spec.method!r} attacks as published: leave out the "
+                "settings of its attack"
+            )
+    plain = all(
+        spec.method in PlainLoop.OBJECTIVES and not spec.awp and not spec.threat for spec in specs
+    )
+    if plain:
         return PATTERNS[collab] if len(specs) > 1 else PlainLoop
-    team = ",".join(f"{spec.method}:awp={spec.awp}" if spec.awp else spec.method for spec in specs)
     loops = [method for method in METHODS.values() if method.loop not in PATTERNS.values()]
     whole = [method.peers for method in loops if method.peers not in PlainLoop.OBJECTIVES]
+    alone = [peers for peers in whole if "," not in peers]
     raise InputError(
-        f"there is no reference loop of {team!r}: expected {', '.join(whole)} alone, or some of "
-        f"{', '.join(PlainLoop.OBJECTIVES)} together"
+        f"there is no reference loop of {typed(_spelled(specs), collab)!r}: expected "
+        f"{', '.join(alone)} alone, some of {', '.join(PlainLoop.OBJECTIVES)} together, or a team "
+        "that --what methods knows"
     )
+
+
+def _spelled(specs: Sequence[PeerSpec]) -> str:
+    awp = [f":awp={spec.awp}" if spec.awp else "" for spec in specs]
+    threat = [f":threat={spec.threat}" if spec.threat else "" for spec in specs]
+    names = [spec.method for spec in specs]
+    return ",".join(map("".join, zip(names, awp, threat, strict=True)))
 
 
 def _kind(specs: Sequence[PeerSpec], collab: str) -> tuple[object, ...]:
     """What decides which code was published for a team."""
-    peers = [(spec.method, bool(spec.awp)) for spec in specs]
+    peers = [(spec.method, spec.objective.inner, bool(spec.awp), spec.threat) for spec in specs]
     return (*peers, collab if len(peers) > 1 else None)

@@ -57,7 +57,7 @@ class BenchConfig:
     """Architectures, separated by commas."""
     peers: str = "trades,alp"
     """Methods of the peers; several teams are separated by semicolons."""
-    collab: Literal["cat", "mat"] = "cat"
+    collab: Literal["cat", "mat", "mat-mp"] = "cat"
     """What several peers owe each other."""
     batch_size: str = "128"
     """Images a step; several are separated by commas."""
@@ -65,7 +65,8 @@ class BenchConfig:
     """train, eval (PGD-20), methods (each against the loop of its own paper), layers (each
     convolution alone), loaders, separated by commas."""
     methods: str = "all"
-    """For `methods`, which: names as at,trades-awp,mat, separated by commas. all: every one."""
+    """For `methods`, which: names as at,trades-awp,mat, separated by commas. all: every one. Those
+    of several norms have 10 steps in each, not the 40 to 100 of their papers."""
     data: Path | None = None
     """Image folder for `loaders`. None: 10 000 random images."""
     contestants: str = "auto"

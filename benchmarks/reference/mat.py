@@ -38,7 +38,5 @@ class MatLoop(PlainLoop):
     def total(self, losses: list[Tensor], guidance: Tensor) -> Tensor:
         return (1 - self.alpha) * torch.stack(losses).sum() + self.alpha * guidance
 
-    def losses(self, views: dict[str, Tensor], y: Tensor) -> tuple[list[Tensor], Tensor | None]:
-        losses, guidance = super().losses(views, y)
-        assert guidance is not None
-        return losses, guidance / (len(losses) - 1)
+    def lessons(self, k: int, z: list[dict[str, Tensor]]) -> Tensor:
+        return super().lessons(k, z) / (len(z) - 1)

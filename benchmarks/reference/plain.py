@@ -67,11 +67,16 @@ def alp_loss(y: Tensor, adv: Tensor, clean: Tensor) -> Tensor:
     return ce + F.mse_loss(adv, clean)
 
 
-def boosted_loss(y: Tensor, adv: Tensor) -> Tensor:
+def boosted_of_each(y: Tensor, adv: Tensor) -> Tensor:
     q = F.softmax(adv, dim=1)
     largest = torch.argsort(q, dim=1)[:, -2:]
     wrong = torch.where(largest[:, 1] == y, largest[:, 0], largest[:, 1])
-    return F.cross_entropy(adv, y) + F.nll_loss(torch.log(1.0001 - q + 1e-12), wrong)
+    margin = F.nll_loss(torch.log(1.0001 - q + 1e-12), wrong, reduction="none")
+    return F.cross_entropy(adv, y, reduction="none") + margin
+
+
+def boosted_loss(y: Tensor, adv: Tensor) -> Tensor:
+    return boosted_of_each(y, adv).mean()
 
 
 def mart_loss(y: Tensor, clean: Tensor, adv: Tensor) -> Tensor:
@@ -179,7 +184,7 @@ class PlainLoop:
         accuracies = []
         for k, model in enumerate(self.models):
             model.eval()
-            x_adv = self.pgd_attack(k, x, y, steps)
+            x_adv = self.pgd_attack(k, x, y, steps, self.cross_entropy)
             robust = self.accuracy(k, x_adv, y)
             accuracies.append((self.accuracy(k, x, y), robust))
             model.train()
@@ -202,7 +207,7 @@ class PlainLoop:
             return self.gaussian_attack(k, x, self.cross_entropy, y)
         if method == "boosted":
             return self.gaussian_attack(k, x, self.boosted, y)
-        return self.pgd_attack(k, x, y, self.steps)
+        return self.pgd_attack(k, x, y, self.steps, self.cross_entropy)
 
     def gaussian_attack(
         self, k: int, x: Tensor, loss: Callable[..., Tensor], target: Tensor
@@ -219,13 +224,15 @@ class PlainLoop:
         x_adv = torch.min(torch.max(x_adv, x - self.eps), x + self.eps)
         return x_adv.clamp(0.0, 1.0)
 
-    def pgd_attack(self, k: int, x: Tensor, y: Tensor, steps: int) -> Tensor:
+    def pgd_attack(
+        self, k: int, x: Tensor, y: Tensor, steps: int, loss: Callable[..., Tensor]
+    ) -> Tensor:
         """Of AT and ALP, and of the evaluation; it leaves gradients in the weights' .grad."""
         delta = self.uniform_start(k, x)
         delta = torch.max(torch.min(delta, 1 - x), -x)
         delta.requires_grad_()
         for _ in range(steps):
-            self.climbed(self.cross_entropy, k, x + delta, y).backward()
+            self.climbed(loss, k, x + delta, y).backward()
             assert delta.grad is not None
             moved = delta.detach() + self.step_size * delta.grad.sign()
             moved = moved.clamp(-self.eps, self.eps)
@@ -281,13 +288,18 @@ class PlainLoop:
                     z[k][view] = self.forward(k, views[view])
         guidance = torch.zeros_like(losses[0])
         for k in peers:
-            view = self.taught_view[k]
-            for j in peers:
-                if j != k:
-                    log_own = F.log_softmax(z[k][view], dim=1)
-                    taught = F.softmax(z[j][self.read_view[k]], dim=1).detach()
-                    guidance = guidance + F.kl_div(log_own, taught, reduction="batchmean")
+            guidance = guidance + self.lessons(k, z)
         return losses, guidance
+
+    def lessons(self, k: int, z: list[dict[str, Tensor]]) -> Tensor:
+        """What peer k owes the others; z: every peer's logits by view."""
+        log_own = F.log_softmax(z[k][self.taught_view[k]], dim=1)
+        total = torch.zeros_like(log_own[0, 0])
+        for j in range(len(z)):
+            if j != k:
+                taught = F.softmax(z[j][self.read_view[k]], dim=1).detach()
+                total = total + F.kl_div(log_own, taught, reduction="batchmean")
+        return total
 
     def descend(self, loss: Tensor) -> None:
         for optimizer in self.optimizers:

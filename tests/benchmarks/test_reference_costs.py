@@ -57,9 +57,22 @@ WORK = {
     "mart": (12, 12, 2),
     "at-awp": (14, 12, 12),
     "trades-awp": (26, 16, 6),
+    "fast": (2, 2, 2),
+    "n-fgsm": (2, 2, 1),
     "cat": (37, 24, 14),
+    "cat-official": (37, 24, 14),
+    # 2 (10 + 1)
+    "pgd-cw": (22, 22, 22),
     # 2 (10 + 1 + 1 of the clean images)
     "mat": (24, 22, 2),
+    # 3 (20 + 1), 60 + 3 + 1, 10 (1 + 3) + 1
+    "at-avg": (63, 33, 33),
+    "at-max": (64, 31, 31),
+    "at-msd": (41, 11, 11),
+    # specialists 3 (20 + 1), clean images 4, and the generalist as above
+    "mat-mp-avg": (130, 66, 66),
+    "mat-mp-max": (131, 64, 64),
+    "mat-mp-msd": (108, 44, 44),
 }
 TEAMS = {
     "natural": (1, 1, 1),
@@ -176,6 +189,7 @@ def test_the_loops_use_nothing_of_ours() -> None:
         "collections",
         "contextlib",
         "copy",
+        "functools",
         "typing",
         "torch",
         "numpy",

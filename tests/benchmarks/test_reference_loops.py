@@ -159,9 +159,10 @@ def test_evaluation_attacks_every_method_by_cross_entropy(method: str) -> None:
     # each network is right on half of the images
     y = torch.cat([net.eval()(x[k::2]).argmax(1) for k, net in enumerate(nets)])
     x = torch.cat([x[0::2], x[1::2]])
-    loop.noise = start_noise(["at"] * 2, x, 0)
+    noise = start_noise(["at"] * 2, x, 0)
+    loop.noise = list(noise)
     for k, (clean, robust) in enumerate(loop.evaluate(x, y, steps=5)):
-        x_adv = pgd(nets[k], x, y, "at", 0.25, 0.1, 5, loop.noise[k][None])
+        x_adv = pgd(nets[k], x, y, "at", 0.25, 0.1, 5, noise[k][None])
         nets[k].eval()
         assert clean == (nets[k](x).argmax(1) == y).double().mean()
         assert robust == (nets[k](x_adv).argmax(1) == y).double().mean()

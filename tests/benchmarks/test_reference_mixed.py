@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastcat.benchmarks.methods import METHODS
+from fastcat.benchmarks.methods import METHODS, reference_for
 from fastcat.benchmarks.reference import mixed
 from fastcat.benchmarks.reference.mixed import MixedLoop
 from fastcat.benchmarks.reference.plain import PlainLoop
@@ -66,14 +66,14 @@ def test_every_loop_has_its_mixed_form(name: str) -> None:
     method = METHODS[name]
     specs = parse_peers(method.peers, "resnet18")
     methods = [spec.method for spec in specs]
-    settings = {"gamma": specs[0].awp} if specs[0].awp else {}
+    _, settings = reference_for(specs, method.collab)
     nets = [tiny_net(k, nn.SiLU) for k in range(len(specs))]
     x, y = images(0, 11)
     plain = watched(method.loop)(copy.deepcopy(nets), methods, **ATTACK, **settings)
     loop = watched(mixed.mixed(method.loop))(nets, methods, **ATTACK, **settings)
     plain.noise, loop.noise = start_noise(methods, x, 0), start_noise(methods, x, 0)
     dtypes: set[torch.dtype] = set()
-    for net in (*nets, *([loop.proxy] if settings else [])):
+    for net in (*nets, *([loop.proxy] if "gamma" in settings else [])):
         net.conv2.register_forward_hook(lambda conv, args, out: dtypes.add(out.dtype))
     expected = plain.step(x, y)
     loop.given_views = plain.views

@@ -16,10 +16,12 @@ from fastcat.benchmarks.layers import measure_layers, shapes_of, step_floor
 from fastcat.benchmarks.methods import METHODS, reference_for
 from fastcat.benchmarks.reference.at import AtLoop
 from fastcat.benchmarks.reference.awp import AtAwpLoop, TradesAwpLoop
+from fastcat.benchmarks.reference.fast import FastLoop, NFgsmLoop
 from fastcat.benchmarks.reference.mat import MatLoop
 from fastcat.benchmarks.reference.plain import PlainLoop
 from fastcat.benchmarks.reference.squeeze import SqueezeLoop
 from fastcat.benchmarks.reference.trades import TradesLoop
+from fastcat.benchmarks.reference.union import BALLS, UnionLoop
 from fastcat.benchmarks.throughput import BenchConfig, bench, race, table
 from fastcat.cli import main
 from fastcat.errors import InputError
@@ -125,10 +127,14 @@ def test_methods_race_against_the_loops_of_their_papers(
         ("trades,alp", "cat", PlainLoop, {}),
         ("trades,alp,at", "cat", PlainLoop, {}),
         ("boosted,trades", "mat", MatLoop, {}),
+        ("boosted,boosted", "mat-mp", MatLoop, {}),
+        ("fast", "cat", FastLoop, {}),
+        ("fast:variant=n", "cat", NFgsmLoop, {}),
+        ("at:threat=max", "cat", UnionLoop, {"threats": ["max"]}),
     ],
 )
 def test_peers_find_the_loop_of_their_paper(
-    peers: str, collab: str, loop: type, settings: dict[str, float]
+    peers: str, collab: str, loop: type, settings: dict[str, Any]
 ) -> None:
     specs = list(parse_peers(peers, "resnet18"))
     assert reference_for(specs, collab) == (loop, settings)
@@ -153,6 +159,23 @@ def test_ours_collaborate_as_they_are_told() -> None:
     reads = [{(cell.peer, cell.view) for cell in team.plan} for team in teams]
     assert ((0, "adv1") in reads[0], (0, "clean") in reads[0]) == (True, False)
     assert ((0, "adv1") in reads[1], (0, "clean") in reads[1]) == (False, True)
+
+
+def test_ours_are_attacked_as_the_loop_is() -> None:
+    """Catches a race of several norms against one, and of other radii and steps."""
+    tiny.register()
+    method = METHODS["mat-mp-max"]
+    specs = list(parse_peers(method.peers, "tiny"))
+    plain, ours = (
+        make_contestant(name, specs, 2, CPU, method.collab) for name in ("plain", "fp32/eager")
+    )
+    assert isinstance(plain, Plain)
+    assert isinstance(ours, Ours)
+    threats = [peer.threats for peer in ours.team.peers]
+    assert [one.way or one.norms[0] for one in threats] == plain.loop.threats  # type: ignore[attr-defined]
+    for ball, model in zip(BALLS, threats[0].models, strict=True):
+        assert ball == (model.norm, model.eps, model.step, model.steps)
+    assert [one.models for one in threats[1:]] == [(model,) for model in threats[0].models]
 
 
 def test_the_first_step_of_a_turn_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,6 +266,8 @@ def test_a_file_is_never_overwritten_and_gets_a_name_of_its_own(
         ("--peers st,at", "no reference loop of 'st,at': expected st, at:awp=0.01"),
         ("--peers trades:awp=0.1,at", "no reference loop of 'trades:awp=0.1,at'"),
         ("--peers st:bn=eval", "loop of 'st' attacks as published"),
+        ("--peers at:threat=l2", "no reference loop of 'at:threat=l2': expected st,"),
+        ("--peers boosted:threat=max,boosted --collab mat-mp", "no reference loop of 'boosted:thr"),
         ("--methods at,trade", "did you mean 'trades'"),
         ("--arch resnet19", "unknown architecture"),
         ("--repetitions 0", "repetitions is 0"),

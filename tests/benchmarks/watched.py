@@ -24,12 +24,15 @@ class Watched:
         self.given_views: dict[str, Tensor] | None = None
         self.seen: list[tuple[int, bool, Tensor, Tensor]] = []
 
-    def gaussian_start(self, k: int, x: Tensor) -> Tensor:
+    def next_noise(self, k: int) -> Tensor:
         noise, self.noise[k] = self.noise[k], self.noise[k].flip(0)
-        return (0.001 * noise).to(x)
+        return noise
+
+    def gaussian_start(self, k: int, x: Tensor) -> Tensor:
+        return (0.001 * self.next_noise(k)).to(x)
 
     def uniform_start(self, k: int, x: Tensor) -> Tensor:
-        return (self.eps * self.noise[k]).to(x)
+        return (self.eps * self.next_noise(k)).to(x)
 
     def losses(self, views: dict[str, Tensor], y: Tensor) -> Any:
         self.views = self.given_views or views
@@ -49,7 +52,7 @@ def start_noise(methods: Sequence[str], x: Tensor, seed: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [
         torch.empty_like(x).uniform_(-1, 1, generator=generator)
-        if method in ("at", "alp", "natural")
+        if method in ("at", "alp", "natural", "fast", "pgd-cw")
         else torch.empty_like(x).normal_(generator=generator)
         for method in methods
     ]
