@@ -118,7 +118,7 @@ def ascend(ball: Ball, x_adv: Tensor, x: Tensor, grad: Tensor) -> Tensor:
 
 
 def start(x: Tensor, kind: str, ball: Ball, noise: Tensor) -> Tensor:
-    """The first iterate; noise is of the unit ball for "uniform", standard normal for "gaussian"."""
+    """The first iterate; noise: of the unit ball for "uniform", standard normal for "gaussian"."""
     if kind == "uniform":
         return (x + ball.eps * noise).clamp(0.0, 1.0)
     return x + GAUSSIAN_SCALE * noise if kind == "gaussian" else x
