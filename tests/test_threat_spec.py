@@ -178,7 +178,7 @@ def test_a_run_under_several_threats_from_its_steps_to_its_report(
         (["--norm", "l2", "--eps", "0.2"], "l2", "0.2"),
         (["--eps", "0.05"], "linf", "0.05"),
     ):
-        out = f"{'-'.join(arguments)}.json"
+        out = f"{norm}-{eps}-{len(arguments)}.json"
         assert main([*evaluate, *arguments, "--peer", "0", "--out", out]) == 0
         entry = json.loads(Path(out).read_text())["peers"]["0-boosted"]
         assert [(one["norm"], one["eps"]) for one in entry["threats"]] == [(norm, eps)]
