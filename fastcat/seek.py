@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastcat.attack import Inner, Network, attack_all
+from fastcat.attack import Inner, Network, attack_all, stack_images
 from fastcat.batch import Batch
 from fastcat.errors import InputError
 from fastcat.objectives.objective import Objective
@@ -42,7 +42,7 @@ class Search(NamedTuple):
 def make_searches(objectives: Sequence[Objective], threats: Sequence[Threats]) -> list[Search]:
     """The searches of all peers, in their order.
 
-    Raises InputError for an attack that cannot have several starts or threat models.
+    Raises InputError for an attack that cannot have several starts.
     """
     searches: list[Search] = []
     first = 0
@@ -56,11 +56,6 @@ def make_searches(objectives: Sequence[Objective], threats: Sequence[Threats]) -
             if one_start and under.models[0].restarts > 1:
                 what = "msd starts once" if under.way else "st seeks its two views from one start"
                 raise InputError(f"{what}: type --restarts 1")
-            if under.way and not isinstance(objective.inner, Inner):
-                raise InputError(
-                    f"{under.way} is for methods with one adversarial view, "
-                    f"as at:threat={under.way}"
-                )
             if isinstance(inner, Inner):
                 under = replace(under, models=tuple(map(inner.under, under.models)))
             views = tuple(view_name(k, view) for view in own)
@@ -121,7 +116,7 @@ def seek(
             found[search.views[0]] = by_model[0]
         elif by_model:
             assert isinstance(search.inner, Inner)
-            candidates = torch.stack([by_model[m] for m in range(len(by_model))])
+            candidates = stack_images([by_model[m] for m in range(len(by_model))])
             view, which = worst(networks[search], search.inner, batch, candidates)
             found[search.views[0]], found[f"which{search.peer}"] = view, which
     return found

@@ -427,13 +427,20 @@ def assert_step_equals(
         assert not metrics[key].requires_grad
         assert_close(metrics[key], expected, tolerance, key)
 
-    for k, member in enumerate(ours.team.members):
-        state = member.model.state_dict()
-        for name, expected in nets[k].state_dict().items() if k not in ours.peers else ():
-            assert torch.equal(state[name], expected.to(state[name].dtype)), f"{name} moved"
-        assert k in ours.peers or not member.model.training
+    assert_left_behind(ours.team, nets, result, tolerance)
 
-    for k, peer in ours.peers.items():
+
+def assert_left_behind(
+    team: Team, nets: Sequence[nn.Module], result: StepResult, tolerance: float
+) -> None:
+    """Gradients, momentum, weights and running statistics of every peer; of a teacher nothing."""
+    for k, member in enumerate(team.members):
+        state = member.model.state_dict()
+        for name, expected in nets[k].state_dict().items() if k not in team.learners else ():
+            assert torch.equal(state[name], expected.to(state[name].dtype)), f"{name} moved"
+        assert k in team.learners or not member.model.training
+
+    for k, peer in team.learners.items():
         net = nets[k]
         actual = dict(peer.model.named_parameters())
         assert result.grads[k].keys() == actual.keys() == result.buffers[k].keys()
@@ -444,9 +451,7 @@ def assert_step_equals(
             grad, what = actual[name].grad, f"{name} of {peer.name}"
             assert grad is not None, what
             # in float16 gradients stay multiplied by the loss scale, momentum does not
-            assert_close(
-                grad / ours.team.scaler.get_scale(), expected, tolerance, f"gradient of {what}"
-            )
+            assert_close(grad / team.scaler.get_scale(), expected, tolerance, f"gradient of {what}")
             assert_close(momentum[name], result.buffers[k][name], tolerance, f"momentum of {what}")
         state = peer.model.state_dict()
         assert state.keys() == net.state_dict().keys()

@@ -10,6 +10,7 @@ from fastcat.attack import Inner
 from fastcat.errors import InputError
 from fastcat.squeeze import Squeeze
 from fastcat.terms import Sum, Term
+from fastcat.threat import Threats
 
 Terms = dict[str, Tensor]
 
@@ -63,14 +64,22 @@ class Objective:
         return tuple(views[0] for views in self.searches) or ("clean",)
 
 
-def spread(objective: Objective, norms: Sequence[str]) -> Objective:
-    """The mean of an objective with one adversarial view over a view for each norm, "linf.adv".
+def under(objective: Objective, threats: Threats) -> Objective:
+    """The objective of a peer that these threats attack: `spread` where there is a view for each.
 
-    Raises InputError where there is not exactly one.
+    Raises InputError for `avg`, `max` or `msd` without exactly one adversarial view to begin with.
     """
+    if threats.way is not None and not isinstance(objective.inner, Inner):
+        raise InputError(
+            f"{threats.way} is for methods with one adversarial view, as at:threat={threats.way}"
+        )
+    return spread(objective, threats.norms) if threats.way == "avg" else objective
+
+
+def spread(objective: Objective, norms: Sequence[str]) -> Objective:
+    """The mean of an objective with one adversarial view over a view for each norm, "linf.adv"."""
     inner, outer, share = objective.inner, objective.outer, 1 / len(norms)
-    if not isinstance(inner, Inner):
-        raise InputError("avg is for methods with one adversarial view, as at:threat=avg")
+    assert isinstance(inner, Inner)
     views = {norm: f"{norm}.adv" for norm in norms}
 
     def on(view: str, term: Term) -> Term:
