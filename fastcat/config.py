@@ -174,8 +174,13 @@ class TrainConfig(Run, Optimization, Threat, Augment, Data, Peers):
         learns = [spec.weights is None for spec in self.peer_specs()]
         # any views do
         students = [
-            Student(tuple(f"adv{m}" for m in of_one.norms), of_one.norms, of_one.way)
-            for of_one in threats
+            Student(
+                tuple(f"adv{m}" for m in of_one.norms),
+                of_one.norms,
+                of_one.way,
+                spec.objective.has_teacher,
+            )
+            for spec, of_one in zip(self.peer_specs(), threats, strict=True)
         ]
         make_collaboration(self.collab, students, self.alpha, self.teachers, learns)
         if self.precision not in ("auto", *DTYPES):

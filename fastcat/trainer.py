@@ -308,6 +308,7 @@ class Trainer:
         """One collaborative step on what the loader gave, with its learning rate and noise."""
         seed = derive_seed(self.config.seed, "attack", self.steps_done)
         like = self.loader.like(inputs)
+        self.team.loss.set_epoch(self.epoch)
         for peer in self.peers:
             if peer.awp is not None:
                 peer.awp.set_active(self.epoch >= self.config.awp_warmup)

@@ -7,19 +7,24 @@ import importlib
 from collections.abc import Callable
 
 from fastcat.errors import InputError, nearest
+from fastcat.objectives.act import act
 from fastcat.objectives.alp import alp
+from fastcat.objectives.ard import ard
 from fastcat.objectives.at import at
 from fastcat.objectives.boosted import boosted
+from fastcat.objectives.iad import iad
 from fastcat.objectives.mart import mart
 from fastcat.objectives.natural import natural
 from fastcat.objectives.objective import Objective
+from fastcat.objectives.rslad import rslad
 from fastcat.objectives.st import st
 from fastcat.objectives.teacher import teacher
 from fastcat.objectives.trades import trades
 from fastcat.settings import read_settings
 
 METHODS: dict[str, Callable[..., Objective]] = {
-    method.__name__: method for method in (natural, at, trades, alp, mart, boosted, st, teacher)
+    method.__name__: method
+    for method in (natural, at, trades, alp, mart, boosted, st, ard, rslad, iad, act, teacher)
 }
 
 
