@@ -14,10 +14,10 @@ Mutual Adversarial Training, 2021 (arXiv 2112.05005).
 
 All attacks come first, on the weights and running statistics of before the step. Then each peer
 runs in train mode, one call per view: its own views in its objective's order, with gradient, then
-what those whom it teaches read of it (first in their L_j; then cat: their v_j, by rising j; mat: the
-clean images), without gradient where they detach, each view once. Every such call moves the running
-statistics of the BatchNorm layers. A "teacher" computes the latter views alone, in eval mode;
-nothing of it moves.
+what those whom it teaches read of it (first in their L_j; then cat: their v_j, by rising j; mat:
+the clean images), without gradient where they detach, each view once. Every such call moves the
+running statistics of the BatchNorm layers. A "teacher" computes the latter views alone, in eval
+mode; nothing of it moves.
 """
 
 import copy
@@ -270,11 +270,9 @@ def cat_step(
             z_teacher = None
             if name in ("rslad", "act"):
                 (j,) = teachers[k]
+                teacher = attack_copy(nets[j], "eval" if names[j] == "teacher" else "train")
                 with torch.no_grad():
-                    z_teacher = attack_copy(nets[j], "eval" if names[j] == "teacher" else "train")(
-                        x
-                    )
-                views[f"target{j}"] = z_teacher
+                    views[f"target{j}"] = z_teacher = teacher(x)
             of_k = settings.get("bn", "train" if name in ("ard", "iad") else bn)
             views[f"adv{k}"] = pgd(
                 nets[k],
