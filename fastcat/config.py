@@ -117,7 +117,9 @@ class Optimization:
     schedule: Literal["multistep", "cosine", "cyclic", "onecycle", "constant"] = "multistep"
     """Course of the learning rate, set before every step."""
     milestones: str = ""
-    """multistep: epochs after which the rate falls tenfold, as 100,150. Empty: 50 % and 75 %."""
+    """multistep: epochs after which the rate falls, as 100,150. Empty: 50 % and 75 %."""
+    lr_decay: float = 0.1
+    """multistep: what is left of the rate after each of them, a share in (0, 1)."""
     warmup_epochs: float = 0.0
     """Epochs of linear rise from 0 to the schedule."""
     momentum: float = 0.9
@@ -170,6 +172,7 @@ class TrainConfig(Run, Optimization, Threat, Augment, Data, Peers):
             max(self.epochs, 1),
             parse_milestones(self.milestones),
             self.warmup_epochs,
+            self.lr_decay,
         )
         learns = [spec.weights is None for spec in self.peer_specs()]
         # any views do

@@ -75,6 +75,7 @@ class Trainer:
             config.epochs,
             parse_milestones(config.milestones),
             config.warmup_epochs,
+            config.lr_decay,
         )
         train_index, val_index = self._split()
         augmentation = config.augmentation(dataset.crop_pad, dataset.flip)
