@@ -28,7 +28,8 @@ from tests.teams import team_of
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 B = 6
-TWO = (ThreatModel(eps=0.1, steps=2), ThreatModel(norm="l2", eps=1.0, steps=2))
+# of about the same strength
+TWO = (ThreatModel(eps=0.1, steps=2), ThreatModel(norm="l2", eps=1.07, steps=2))
 
 
 def step(team: Team) -> dict[str, Tensor]:
@@ -86,7 +87,7 @@ def test_who_reads_a_teacher_has_no_other_guidance(collab: str) -> None:
 def test_a_term_on_a_peer_that_teaches_never_moves_it() -> None:
     """Though the objective does not call it constant, on either side."""
     at, inner = make_objective("at", {}), Inner()
-    outer = ce("adv") + kl("teacher.own", "adv") + kl("adv", "teacher.clean")
+    outer = ce("adv") + kl("teacher.own", "adv") + kl("adv", "teacher.own")
     reads = ("teacher.own", "teacher.clean")
     both = [at, Objective(views=("adv",), inner=inner, outer=outer, reads=reads)]
     team, alone = team_of(both, collab="none", teachers="0>1"), team_of([at], collab="none")
@@ -158,6 +159,11 @@ def test_what_a_teacher_does_not_see_is_refused(
         Objective(views=views, inner=Inner(), outer=ce("adv"), reads=reads)
 
 
+def test_a_term_on_what_is_not_read_is_refused() -> None:
+    with pytest.raises(InputError, match=r"outer reads teacher.clean, adv, .*names: \(\)"):
+        Objective(views=("adv",), inner=Inner(), outer=kl("teacher.clean", "adv"))
+
+
 def test_an_attack_without_a_target_has_no_teacher() -> None:
     with pytest.raises(InputError, match="attack loss ce has no teacher: expected kl"):
         Inner(loss="ce", target="teacher")
@@ -167,9 +173,22 @@ def test_an_attack_without_a_target_has_no_teacher() -> None:
 # several threat models
 
 
-@pytest.mark.parametrize("method", ["ard", "rslad", "iad"])
-def test_the_average_over_threat_models_is_that_of_the_method_on_each(method: str) -> None:
-    objective = make_objective(method, {})
+BESIDE = Objective(
+    views=("clean", "adv"),
+    inner=Inner(),
+    outer=ce("clean") + kl("teacher.adv", "adv") + kl("teacher.adv", "clean").named("across"),
+    reads=("teacher.adv",),
+    begins={"across": 3},
+)
+
+
+@pytest.mark.parametrize(
+    "method", ["ard", "rslad", "iad", pytest.param(BESIDE, id="of-terms-on-the-adversary")]
+)
+def test_the_average_over_threat_models_is_that_of_the_method_on_each(
+    method: str | Objective,
+) -> None:
+    objective = make_objective(method, {}) if isinstance(method, str) else method
     whole = spread(objective, ["linf", "l2"])
     cells = [*whole.views, *whole.reads]
     z = {cell: torch.randn(B, CLASSES, generator=seeded(n)) for n, cell in enumerate(cells)}
@@ -186,7 +205,8 @@ def test_the_average_over_threat_models_is_that_of_the_method_on_each(method: st
     views = {"clean": "clean", "linf.adv": "linf.adv1", "l2.adv": "l2.adv1"}
     read = [views[cell.removeprefix("teacher.")] for cell in whole.reads]
     assert [cell.view for cell in team.cells_of(0)] == read
-    assert step(team)[f"1-{method}/kl"] > 0
+    assert step(team)[f"{team.peers[0].name}/kl"] > 0
+    assert whole.begins == objective.begins
 
 
 @pytest.mark.parametrize("way", ["max", "msd"])
@@ -209,6 +229,8 @@ def test_the_worst_of_threat_models_is_by_what_the_teacher_says(way: str) -> Non
         every = torch.stack([reference.kl(target, student(end)) for end in ends])
         torch.testing.assert_close(reached, every.max(0).values)
         assert torch.equal(views["which1"], every.argmax(0))
+        own = torch.stack([reference.kl(student(batch.x), student(end)) for end in ends])
+        assert not torch.equal(own.argmax(0), every.argmax(0))
     assert (reached > reference.kl(target, student(batch.x))).all()
 
 

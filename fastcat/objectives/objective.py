@@ -40,8 +40,8 @@ class Objective:
     begins: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Raise InputError for views that no attack finds, for an attack that nobody views, and for
-        a teacher's view that there is not.
+        """Raise InputError for views that no attack finds, for an attack that nobody views, for a
+        teacher's view that there is not, and for terms on anything else.
         """
         sought = {view for views in self.searches for view in views}
         nothing = not self.views and self.outer != Sum()
@@ -55,6 +55,12 @@ class Objective:
         readable = [f"teacher.{view}" for view in ("own", "clean", *sorted(sought))]
         if not set(self.reads) <= set(readable):
             raise InputError(f"reads are {self.reads}, expected some of {', '.join(readable)}")
+        known = {*self.views, *self.reads}
+        if isinstance(self.outer, Sum) and not set(self.outer.cells) <= known:
+            raise InputError(
+                f"outer reads {', '.join(self.outer.cells)}, expected some of the views "
+                f"{self.views} and of what reads names: {self.reads}"
+            )
 
     @property
     def searches(self) -> dict[tuple[str, ...], Inner | Squeeze]:
