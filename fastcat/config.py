@@ -122,7 +122,9 @@ class Optimization:
     )
     """Course of the learning rate, set before every step."""
     milestones: str = ""
-    """multistep: epochs after which the rate falls tenfold, as 100,150. Empty: 50 % and 75 %."""
+    """multistep: epochs after which the rate falls, as 100,150. Empty: 50 % and 75 %."""
+    lr_decay: float = 0.1
+    """multistep: what is left of the rate after each of them, a share in (0, 1)."""
     warmup_epochs: float = 0.0
     """Epochs of linear rise from 0 to the schedule."""
     momentum: float = 0.9
@@ -190,6 +192,7 @@ class TrainConfig(Run, Optimization, Threat, Augment, Data, Peers):
             max(self.epochs, 1),
             parse_milestones(self.milestones),
             self.warmup_epochs,
+            self.lr_decay,
         )
         specs = self.peer_specs()
         learns = [spec.weights is None for spec in specs]
@@ -198,9 +201,9 @@ class TrainConfig(Run, Optimization, Threat, Augment, Data, Peers):
             for spec in specs
         ]
         objectives = [under(spec.objective, t) for spec, t in zip(specs, threats, strict=True)]
-        make_searches(objectives, threats)
         students = make_students(objectives, threats)
-        make_collaboration(self.collab, students, self.alpha, self.teachers, learns)
+        collaboration = make_collaboration(self.collab, students, self.alpha, self.teachers, learns)
+        make_searches(objectives, threats, collaboration.asked)
         if self.seeds is not None:
             parse_seeds(self.seeds)
             if self.seed != 0:

@@ -45,6 +45,11 @@ class Team:
         """Those who are trained."""
         return list(self.learners.values())
 
+    @cached_property
+    def targets(self) -> list[int]:
+        """Those away from whose predictions attacks on others climb."""
+        return sorted({s.target for s in self.searches if s.target is not None})
+
     def cells_of(self, k: int) -> list[Cell]:
         return [cell for cell in self.plan if cell.peer == k]
 
@@ -77,11 +82,11 @@ def make_team(
     """
     objectives = [member.objective for member in members]
     threats = [member.threats if isinstance(member, Peer) else NO_THREAT for member in members]
-    searches = make_searches(objectives, threats)
     students = make_students(objectives, threats)
     learns = [isinstance(member, Peer) for member in members]
     collaboration = make_collaboration(collab, students, alpha, teachers, learns)
-    plan = make_plan(objectives, collaboration.reads, collaboration.learning)
+    searches = make_searches(objectives, threats, collaboration.asked)
+    plan = make_plan(objectives, collaboration.reads, collaboration.learning, collaboration.asked)
     peers = [member for member in members if isinstance(member, Peer)]
     weight_dtype = peers[0].optimizer.flat.dtype
     names = [member.name for member in members]

@@ -121,6 +121,23 @@ SETTINGS = {
     "teacher in the home of nobody": ("--peers at,teacher:weights=~nobody-x/a", "cannot be a path"),
     "teacher alone": ("--peers teacher:weights=a.st", "nobody is trained: type peers beside"),
     "teacher side by side": ("--peers at,teacher:weights=a.st --collab none", "nobody teaches"),
+    "a method's teacher missing": ("--peers rslad", "peer 0 .* and has 0: add teacher:weights="),
+    "a method's teacher one of two": (
+        "--peers at,teacher:weights=a.st,rslad,iad --collab none",
+        "peer 2 learns from one teacher by its method, and has 3: say .*'1>2,1>3'",
+    ),
+    "a method's teacher not said": (
+        "--peers act:role=natural,act --teachers 0>1",
+        "peer 0 learns from one teacher by its method, and has 0: say .*'1>0,0>1'",
+    ),
+    "a method's teacher side by side with at": (
+        "--peers teacher:weights=a.st,rslad,at --teachers 0>1,1>2 --collab none",
+        "nobody teaches",
+    ),
+    "a method's loss of its own on mixed images": (
+        "--peers natural,iad --mixup 1",
+        "1-iad cannot train on mixed images",
+    ),
     "teacher that is taught": (
         "--peers at,teacher:weights=a.st --teachers 0>1",
         "peer 1 is not trained and learns from nobody, .* like 1>0",
@@ -131,6 +148,8 @@ SETTINGS = {
     ),
     "epochs 0": ("--epochs 0", "epochs is 0, expected at least 1"),
     "lr 0": ("--lr 0", "more than 0"),
+    "lr decay 1": ("--lr-decay 1", r"lr-decay is 1, expected a factor in \(0, 1\)"),
+    "lr decay of a cosine": ("--lr-decay 0.2 --schedule cosine", "belongs to --schedule multistep"),
     "lr not a number": ("--lr nan", "more than 0"),
     "lr infinite": ("--lr inf", "more than 0"),
     "warm-up without end": ("--warmup-epochs inf", "at least 0"),

@@ -53,6 +53,8 @@ TEAMS = [
     pytest.param(("trades", "alp"), "none", id="trades+alp-side_by_side"),
     pytest.param(("natural", "trades"), "cat", id="natural+trades"),
     pytest.param(("at", "alp", "trades"), "cat", id="at+alp+trades"),
+    # each is the other's teacher
+    pytest.param(("rslad", "ard"), "none", id="rslad+ard"),
 ]
 ENGINES = ["eager", "graph", "compile", "compile+graph"]
 # compiling takes a minute a team, so one team stands for all
@@ -151,7 +153,7 @@ def draw(methods: tuple[str, ...], step: int) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(200 + step)
     noise = torch.empty(1, len(methods), *x.shape)
     for k, method in enumerate(methods):
-        if method in ("trades", "mart"):
+        if method in ("trades", "mart", "rslad"):
             noise[:, k].normal_(generator=generator)
         else:
             noise[:, k].uniform_(-1, 1, generator=generator)
@@ -251,6 +253,7 @@ def test_a_step_in_half_precision_on_the_views_of_the_oracle(engine: str, precis
         pytest.param(("trades", "alp"), {"awp": 0.01}, 1, id="trades+alp-awp"),
         pytest.param(("at", "st"), {}, 1, id="at+st"),
         pytest.param(("at", "st"), {"awp": 0.01}, 3, id="at+st-awp-bn_groups"),
+        pytest.param(("rslad", "iad"), {}, 1, id="rslad+iad"),
         *(
             pytest.param(("boosted", "trades", "at"), settings, 1, id=f"mat_mp-{way}")
             for way, settings in MAT_MP.items()
@@ -273,6 +276,8 @@ def test_graph_equals_eager_from_the_first_step(
         run = Run(nets, methods, engine, precision, ema=ema, **settings)
         values = []
         for step in range(8):
+            # IAD's second term begins with the fifth step
+            run.team.loss.set_epoch(0 if step < 4 else 60)
             for peer in run.team.peers:
                 if peer.awp is not None:
                     peer.awp.set_active(step >= 2)
