@@ -30,7 +30,7 @@ Shapes: M threat models, R restarts, B batch, C channels, H height, W width.
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -118,7 +118,7 @@ def ascend(ball: Ball, x_adv: Tensor, x: Tensor, grad: Tensor) -> Tensor:
 
 
 def start(x: Tensor, kind: str, ball: Ball, noise: Tensor) -> Tensor:
-    """The first iterate; noise is of the unit ball for "uniform", standard normal for "gaussian"."""
+    """The first iterate; noise: of the unit ball for "uniform", standard normal for "gaussian"."""
     if kind == "uniform":
         return (x + ball.eps * noise).clamp(0.0, 1.0)
     return x + GAUSSIAN_SCALE * noise if kind == "gaussian" else x
@@ -140,11 +140,18 @@ class Climb:
     y_mixed: Tensor | None = None
     share: Tensor | None = None
 
+    @cached_property
+    def twin(self) -> nn.Module:
+        return attack_copy(self.net, self.bn)
+
+    @cached_property
+    def z_clean(self) -> Tensor:
+        return self.twin(self.x).detach()
+
     def loss(self, x_adv: Tensor) -> Tensor:
         """Per image `[B]`."""
-        twin = attack_copy(self.net, self.bn)
-        z_clean = twin(self.x).detach()
-        return inner(self.method, twin(x_adv), z_clean, self.y, self.y_mixed, self.share)
+        z_adv = self.twin(x_adv)
+        return inner(self.method, z_adv, self.z_clean, self.y, self.y_mixed, self.share)
 
     def grad(self, x_adv: Tensor) -> Tensor:
         x_adv = x_adv.detach().requires_grad_(True)

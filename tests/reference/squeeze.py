@@ -3,7 +3,8 @@
 Of {adv, clean, col}, U has the lowest and L the highest p_y; at the first step adv and col are
 x + 0.001 N(0, 1). J = 1/2 [KL(sg p_L || p_U) + KL(sg p_U || p_L)]. Each step:
   adv' = clip(U + step_size * sign(dJ / dU)), col' = clip(L + step_size * sign(dJ / dL)),
-clipped to [x - eps, x + eps], then to [0, 1]; or by another norm's step. BatchNorm normalises by the batch of each forward.
+clipped to [x - eps, x + eps], then to [0, 1]; or by another norm's step. BatchNorm normalises by
+the batch of each forward.
 Source: Li, Luo, et al., Squeeze Training for Adversarial Robustness, 2023, and its public code.
 Shapes: B batch, C channels, H height, W width.
 """
