@@ -31,7 +31,7 @@ from fastcat.loaders.loader import Epochs
 from fastcat.loaders.resident import ResidentLoader
 from fastcat.models import make_model
 from fastcat.optim import FlatSGD
-from fastcat.peer import Peer
+from fastcat.peer import Member, Peer, Teacher
 from fastcat.peer_spec import PeerSpec
 from fastcat.precision import DTYPES, Precision, make_precision
 from fastcat.seeds import derive_seed
@@ -102,17 +102,22 @@ class Ours:
             augmentation=Augmentation(crop_pad=4, flip=True),
         )
         self.loader = ResidentLoader(Split(*photographs()), epochs, device)
-        peers = []
+        members: list[Member] = []
         for k, spec in enumerate(specs):
             model = make_network(k, spec.arch).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            name = f"{k}-{spec.method}"
+            if spec.weights is not None:
+                members.append(Teacher(name, spec.arch, model, spec.weights, digest=""))
+                continue
             optimizer = FlatSGD(model, lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=False)
             awp = WeightPerturbation(model, optimizer, spec.awp) if spec.awp else None
-            name = f"{k}-{spec.method}"
             threats = threats_for(spec.threat)
-            peers.append(Peer(name, spec.arch, model, spec.objective, optimizer, threats, awp=awp))
+            members.append(
+                Peer(name, spec.arch, model, spec.objective, optimizer, threats, awp=awp)
+            )
         (self.inputs,) = self.loader.inputs()
         self.team = make_team(
-            peers,
+            members,
             collab=collab,
             alpha=None,
             precision=precision,
@@ -133,7 +138,7 @@ class Ours:
     def eval(self) -> None:
         batch = self.loader.gather(*self.inputs)
         generator = torch.Generator(batch.x.device).manual_seed(0)
-        for k in range(len(self.team.peers)):
+        for k in self.team.learners:
             network, robust = self.engine.judge(k)
             for attack in parse_attacks(f"clean,pgd{EVALUATION_STEPS}"):
                 with self.team.precision.autocast():

@@ -10,6 +10,7 @@ from typing import Any
 
 from fastcat.benchmarks.reference.at import AtLoop
 from fastcat.benchmarks.reference.awp import AtAwpLoop, TradesAwpLoop
+from fastcat.benchmarks.reference.distill import ActLoop, ArdLoop, IadLoop, RsladLoop
 from fastcat.benchmarks.reference.fast import FastLoop, NFgsmLoop
 from fastcat.benchmarks.reference.mat import MatLoop
 from fastcat.benchmarks.reference.mat_mp import MatMpLoop
@@ -54,6 +55,10 @@ METHODS = {
         f"mat-mp-{way}": Method(MatMpLoop, f"boosted:threat={way},{SPECIALISTS}", "mat-mp")
         for way in WAYS
     },
+    "ard": Method(ArdLoop, "ard,teacher:weights=random", "none"),
+    "rslad": Method(RsladLoop, "rslad,teacher:weights=random", "none"),
+    "iad": Method(IadLoop, "iad:begin=0,teacher:weights=random", "none"),
+    "act": Method(ActLoop, "act:role=natural,act:role=robust", "none"),
 }
 
 # of teams of PlainLoop's methods that are not above
@@ -99,8 +104,10 @@ def _loop_for(specs: Sequence[PeerSpec], collab: str) -> type[PlainLoop]:
     plain = all(
         spec.method in PlainLoop.OBJECTIVES and not spec.awp and not spec.threat for spec in specs
     )
-    if plain:
-        return PATTERNS[collab] if len(specs) > 1 else PlainLoop
+    if plain and len(specs) == 1:
+        return PlainLoop
+    if plain and collab in PATTERNS:
+        return PATTERNS[collab]
     loops = [method for method in METHODS.values() if method.loop not in PATTERNS.values()]
     whole = [method.peers for method in loops if method.peers not in PlainLoop.OBJECTIVES]
     alone = [peers for peers in whole if "," not in peers]

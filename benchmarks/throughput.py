@@ -57,7 +57,7 @@ class BenchConfig:
     """Architectures, separated by commas."""
     peers: str = "trades,alp"
     """Methods of the peers; several teams are separated by semicolons."""
-    collab: Literal["cat", "mat", "mat-mp"] = "cat"
+    collab: Literal["cat", "mat", "mat-mp", "none"] = "cat"
     """What several peers owe each other."""
     batch_size: str = "128"
     """Images a step; several are separated by commas."""

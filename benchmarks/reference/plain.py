@@ -173,7 +173,8 @@ class PlainLoop:
     def update(self, views: dict[str, Tensor], y: Tensor) -> tuple[list[Tensor], Tensor | None]:
         """Losses, one joint backward and an SGD step of every peer."""
         losses, guidance = self.losses(views, y)
-        self.descend(losses[0] if guidance is None else self.total(losses, guidance))
+        alone = torch.stack(losses).sum()
+        self.descend(alone if guidance is None else self.total(losses, guidance))
         return losses, guidance
 
     def total(self, losses: list[Tensor], guidance: Tensor) -> Tensor:
@@ -182,8 +183,8 @@ class PlainLoop:
     def evaluate(self, x: Tensor, y: Tensor, steps: int = 20) -> list[tuple[float, float]]:
         """Of each peer its accuracy on x and on x attacked by PGD, as shares of the batch."""
         accuracies = []
-        for k, model in enumerate(self.models):
-            model.eval()
+        for k in range(len(self.methods)):
+            model = self.models[k].eval()
             x_adv = self.pgd_attack(k, x, y, steps, self.cross_entropy)
             robust = self.accuracy(k, x_adv, y)
             accuracies.append((self.accuracy(k, x, y), robust))
@@ -212,7 +213,11 @@ class PlainLoop:
     def gaussian_attack(
         self, k: int, x: Tensor, loss: Callable[..., Tensor], target: Tensor
     ) -> Tensor:
-        x_adv = x + self.gaussian_start(k, x)
+        return self.climb(k, x + self.gaussian_start(k, x), x, loss, target)
+
+    def climb(
+        self, k: int, x_adv: Tensor, x: Tensor, loss: Callable[..., Tensor], target: Tensor
+    ) -> Tensor:
         for _ in range(self.steps):
             x_adv.requires_grad_()
             (grad,) = torch.autograd.grad(self.climbed(loss, k, x_adv, target), [x_adv])
@@ -260,8 +265,11 @@ class PlainLoop:
         return loss(*arguments)
 
     def kl_to_clean(self, k: int, x_adv: Tensor, x: Tensor) -> Tensor:
+        return self.kl_to(k, x_adv, self.forward(k, x))
+
+    def kl_to(self, k: int, x_adv: Tensor, z_target: Tensor) -> Tensor:
         log_q = F.log_softmax(self.forward(k, x_adv), dim=1)
-        return F.kl_div(log_q, F.softmax(self.forward(k, x), dim=1), reduction="sum")
+        return F.kl_div(log_q, F.softmax(z_target, dim=1), reduction="sum")
 
     def cross_entropy(self, k: int, x_adv: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(self.forward(k, x_adv), y)

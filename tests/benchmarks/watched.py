@@ -52,7 +52,7 @@ def start_noise(methods: Sequence[str], x: Tensor, seed: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [
         torch.empty_like(x).uniform_(-1, 1, generator=generator)
-        if method in ("at", "alp", "natural", "fast", "pgd-cw")
+        if method in ("at", "alp", "natural", "fast", "pgd-cw", "ard", "iad")
         else torch.empty_like(x).normal_(generator=generator)
         for method in methods
     ]
