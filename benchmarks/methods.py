@@ -96,7 +96,7 @@ def _loop_for(specs: Sequence[PeerSpec], collab: str) -> type[PlainLoop]:
         if _kind(specs, collab) == _kind(parse_peers(method.peers, "resnet18"), method.collab):
             return method.loop
     for spec in specs:
-        if spec.objective.inner != make_objective(spec.method, {}).inner:
+        if spec.objective.inner and spec.objective.inner != make_objective(spec.method, {}).inner:
             raise InputError(
                 f"the reference loop of {spec.method!r} attacks as published: leave out the "
                 "settings of its attack"

@@ -296,6 +296,7 @@ def test_a_file_is_never_overwritten_and_gets_a_name_of_its_own(
         ("--peers trades:awp=0.1,at", "no reference loop of 'trades:awp=0.1,at'"),
         ("--peers st:bn=eval", "loop of 'st' attacks as published"),
         ("--peers trades,alp --collab none", "no reference loop of 'trades,alp --collab none'"),
+        ("--peers at,teacher:weights=a", "no reference loop of 'at,teacher'"),
         ("--peers at:threat=l2", "no reference loop of 'at:threat=l2': expected st,"),
         ("--peers boosted:threat=max,boosted --collab mat-mp", "no reference loop of 'boosted:thr"),
         ("--methods at,trade", "did you mean 'trades'"),
