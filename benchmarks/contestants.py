@@ -8,7 +8,7 @@ import importlib.util
 import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from fastcat.awp import WeightPerturbation
+from fastcat.benchmarks.methods import reference_for
 from fastcat.benchmarks.reference.loader import plain_loader
-from fastcat.benchmarks.reference.mixed import MixedLoop, half_dtype
+from fastcat.benchmarks.reference.mixed import half_dtype, mixed
 from fastcat.benchmarks.reference.plain import PlainLoop
 from fastcat.engine import Engine, choose_engine
 from fastcat.errors import InputError
@@ -49,7 +50,7 @@ class Plain:
 
     def __init__(
         self,
-        loop: type[PlainLoop],
+        loop: Callable[..., PlainLoop],
         specs: list[PeerSpec],
         batch: int,
         device: torch.device,
@@ -86,6 +87,7 @@ class Ours:
         specs: list[PeerSpec],
         batch: int,
         device: torch.device,
+        collab: str = "cat",
         lanes: bool = True,
         say: Callable[[str], object] = print,
     ) -> None:
@@ -108,7 +110,7 @@ class Ours:
         (self.inputs,) = self.loader.inputs()
         self.team = make_team(
             peers,
-            collab="cat",
+            collab=collab,
             alpha=None,
             precision=precision,
             classes=CLASSES,
@@ -173,14 +175,23 @@ def set_arithmetic(name: str, device: torch.device) -> Precision | None:
 
 
 def make_contestant(
-    name: str, specs: list[PeerSpec], batch: int, device: torch.device, **options: Any
+    name: str,
+    specs: list[PeerSpec],
+    batch: int,
+    device: torch.device,
+    collab: str = "cat",
+    **options: Any,
 ) -> Plain | Ours:
-    """The contestant called `name`; torch's global switches are left as it wants them."""
+    """The contestant called `name`; torch's global switches are left as it wants them.
+
+    Raises InputError as `reference_for` and `make_team` do.
+    """
     precision = set_arithmetic(name, device)
     if precision is None:
-        loop = {"plain": PlainLoop, "mixed": MixedLoop}[name]
-        return Plain(loop, specs, batch, device, **options)
-    return Ours(precision, name.partition("/")[2], specs, batch, device, **options)
+        loop, settings = reference_for(specs, collab)
+        loop = mixed(loop) if name == "mixed" else loop
+        return Plain(partial(loop, **settings), specs, batch, device, **options)
+    return Ours(precision, name.partition("/")[2], specs, batch, device, collab, **options)
 
 
 def arithmetic_of(name: str, device: torch.device) -> str:
@@ -211,3 +222,10 @@ def contestants_for(text: str, device: torch.device) -> list[str]:
                 "bf16/eager"
             )
     return list(dict.fromkeys(names))
+
+
+def opponents_for(text: str, device: torch.device) -> list[str]:
+    """The plain loop, and those whose steps are set beside its own, method by method."""
+    if text == "auto":
+        text = "bf16/graph" if device.type == "cuda" else "fp32/eager"
+    return list(dict.fromkeys(["plain", *contestants_for(text, device)]))

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -26,6 +26,7 @@ from fastcat.benchmarks.contestants import (
     arithmetic_of,
     contestants_for,
     make_contestant,
+    opponents_for,
     set_arithmetic,
 )
 from fastcat.benchmarks.layers import measure_layers
@@ -37,13 +38,15 @@ from fastcat.benchmarks.measure import (
     milliseconds,
     synchronize,
 )
-from fastcat.benchmarks.reference.plain import LOSSES
+from fastcat.benchmarks.methods import METHODS, parse_methods, reference_for, typed
 from fastcat.device import make_device
 from fastcat.environment import environment
 from fastcat.errors import InputError
 from fastcat.files import write_text
 from fastcat.models import canonical_arch
 from fastcat.peer_spec import parse_peers
+
+WHATS = ("train", "eval", "methods", "layers", "loaders")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,14 +57,20 @@ class BenchConfig:
     """Architectures, separated by commas."""
     peers: str = "trades,alp"
     """Methods of the peers; several teams are separated by semicolons."""
+    collab: Literal["cat", "mat"] = "cat"
+    """What several peers owe each other."""
     batch_size: str = "128"
     """Images a step; several are separated by commas."""
     what: str = "train"
-    """train, eval (PGD-20), layers (each convolution alone), loaders, separated by commas."""
+    """train, eval (PGD-20), methods (each against the loop of its own paper), layers (each
+    convolution alone), loaders, separated by commas."""
+    methods: str = "all"
+    """For `methods`, which: names as at,trades-awp,mat, separated by commas. all: every one."""
     data: Path | None = None
     """Image folder for `loaders`. None: 10 000 random images."""
     contestants: str = "auto"
-    """plain, mixed, and ours as PRECISION/ENGINE, separated by commas. auto: what suits."""
+    """plain, mixed, and ours as PRECISION/ENGINE, separated by commas. auto: what suits; for
+    `methods` plain and bf16/graph on a GPU, fp32/eager on a CPU."""
     repetitions: int = 5
     """Timed turns of each contestant."""
     steps: int | None = None
@@ -82,8 +91,9 @@ class BenchConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} is {value}, expected at least 1")
-        if not set(self.what.split(",")) <= {"train", "eval", "layers", "loaders"}:
-            raise InputError(f"what is {self.what!r}, expected some of train,eval,layers,loaders")
+        if not set(self.what.split(",")) <= set(WHATS):
+            raise InputError(f"what is {self.what!r}, expected some of {','.join(WHATS)}")
+        parse_methods(self.methods)
         if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", self.batch_size):
             raise InputError(f"batch size is {self.batch_size!r}, expected numbers like 128,256")
         if max(map(int, self.batch_size.split(","))) > PHOTOGRAPHS:
@@ -91,12 +101,7 @@ class BenchConfig:
         for arch in self.arch.split(","):
             canonical_arch(arch)
             for peers in self.peers.split(";"):
-                for spec in parse_peers(peers, arch):
-                    if spec.method not in LOSSES:
-                        raise InputError(
-                            f"the reference loops know no method {spec.method!r}: expected some of "
-                            f"{', '.join(LOSSES)}"
-                        )
+                reference_for(parse_peers(peers, arch), self.collab)
         if self.out is not None and self.out.exists():
             raise InputError(f"{self.out} exists already: choose another --out")
 
@@ -105,6 +110,7 @@ def race(
     names: list[str],
     arch: str,
     peers: str,
+    collab: str,
     batch: int,
     what: str,
     config: BenchConfig,
@@ -119,9 +125,10 @@ def race(
     for name in names:
         eager = name if "/" not in name else f"{name.partition('/')[0]}/eager"
         fixed = {} if "/" in name else {"workers": 0}
-        flop = flop_per_image(getattr(make_contestant(eager, specs, 2, device, **fixed), what), 2)
+        counted = make_contestant(eager, specs, 2, device, collab, **fixed)
+        flop = flop_per_image(getattr(counted, what), 2)
         memory = PeakMemory(device)
-        contestant = make_contestant(name, specs, batch, device)
+        contestant = make_contestant(name, specs, batch, device, collab)
         turns[name] = getattr(contestant, what)
         # the second shows the memory of a step once compilers and searches are done
         turns[name]()
@@ -131,7 +138,7 @@ def race(
         results[name] = {
             "what": what,
             "arch": arch,
-            "peers": peers,
+            "peers": typed(peers, collab),
             "batch_size": batch,
             "contestant": name,
             "arithmetic": arithmetic_of(name, device),
@@ -158,9 +165,15 @@ def race(
             "tflops": tflops,
             "share_of_matmul": tflops / matmul[arithmetic_of(name, device)],
         }
-    for result in results.values():
-        if "plain" in results:
-            result["speedup"] = results["plain"]["ms"] / result["ms"]
+    if "plain" in results:
+        for name, result in results.items():
+            turns_apart = [a / b for a, b in zip(times["plain"], times[name], strict=True)]
+            result |= {
+                "plain_ms": results["plain"]["ms"],
+                "speedup": results["plain"]["ms"] / result["ms"],
+                "speedup_low": min(turns_apart),
+                "speedup_high": max(turns_apart),
+            }
     return list(results.values())
 
 
@@ -175,6 +188,16 @@ COLUMNS = (
     ("TFLOP/s", "{tflops:.3f}"),
     ("of matmul", "{share_of_matmul:.0%}"),
     ("speedup", "{speedup:.2f}x"),
+)
+
+METHOD_COLUMNS = (
+    ("method", "{method}"),
+    ("peers", "{peers}"),
+    ("contestant", "{contestant}"),
+    ("reference ms/step", "{plain_ms:.1f}"),
+    ("ms/step", "{ms:.1f}"),
+    ("speedup", "{speedup:.2f}x"),
+    ("low..high", "{speedup_low:.2f}..{speedup_high:.2f}"),
 )
 
 LAYER_COLUMNS = (
@@ -232,10 +255,14 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         torch.set_num_threads(config.threads)
     device = make_device(config.device)
     names = contestants_for(config.contestants, device)
+    opponents = opponents_for(config.contestants, device)
     out = config.out or Path(time.strftime("bench-%Y%m%d-%H%M%S.json"))
     if config.compare is not None:
         compared([], config.compare)  # read before hours are spent
-    matmul = {p: matmul_tflops(p, device) for p in {arithmetic_of(n, device) for n in names}}
+    whats = config.what.split(",")
+    racing = {*names, *opponents} if "methods" in whats else set(names)
+    precisions = sorted({arithmetic_of(name, device) for name in racing})
+    matmul = {precision: matmul_tflops(precision, device) for precision in precisions}
     rates = ", ".join(f"{precision} {rate:.3g} TFLOP/s" for precision, rate in matmul.items())
     copy = copy_tb_per_s(device)
     print(f"on this {device.type}: matrix products {rates}; copy {copy:.3g} TB/s")
@@ -248,7 +275,6 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         "layers": [],
         "loaders": [],
     }
-    whats = config.what.split(",")
     if "loaders" in whats:
         # nothing else here needs what reads image files
         from fastcat.benchmarks.loaders import COLUMNS as LOADER_COLUMNS
@@ -264,18 +290,32 @@ def bench(config: BenchConfig) -> dict[str, Any]:
             print(table(rows, LOADER_COLUMNS))
             record["loaders"] += rows
             write_text(out, json.dumps(record, indent=2) + "\n")
-        whats.remove("loaders")
     for arch, batch in itertools.product(
         config.arch.split(","), map(int, config.batch_size.split(","))
     ):
-        for peers, what in itertools.product(config.peers.split(";"), whats):
-            if what != "layers":
-                print(f"\n{what}: {peers} on {arch}, batch {batch}, {CHANNELS}x{SIDE}x{SIDE}")
-                results = race(names, arch, peers, batch, what, config, device, matmul)
-                print(table(results))
+        place = f"on {arch}, batch {batch}, {CHANNELS}x{SIDE}x{SIDE}"
+        timed = [what for what in whats if what in ("train", "eval")]
+        for peers, what in itertools.product(config.peers.split(";"), timed):
+            print(f"\n{what}: {typed(peers, config.collab)} {place}")
+            results = race(names, arch, peers, config.collab, batch, what, config, device, matmul)
+            print(table(results))
+            record["results"] += results
+            # after each race, so that an interruption loses only the race under way
+            write_text(out, json.dumps(record, indent=2) + "\n")
+        if "methods" in whats:
+            print(f"\nmethods {place}")
+            rows = []
+            for name in parse_methods(config.methods):
+                method = METHODS[name]
+                results = race(
+                    opponents, arch, method.peers, method.collab, batch, "train", config, device,
+                    matmul,
+                )  # fmt: skip
+                results = [{"method": name, **result} for result in results]
                 record["results"] += results
-                # after each race, so that an interruption loses only the race under way
                 write_text(out, json.dumps(record, indent=2) + "\n")
+                rows += [result for result in results if result["contestant"] != "plain"]
+            print(table(rows, METHOD_COLUMNS))
         if "layers" in whats:
             for precision in matmul:
                 print(f"\nconvolutions of {arch} alone, batch {batch}, {precision}")

@@ -11,12 +11,13 @@ if TYPE_CHECKING:
     from fastcat.config import TrainConfig
     from fastcat.evaluation import evaluate
     from fastcat.loaders.items import from_items
-    from fastcat.runs import RunResult, resume, train
+    from fastcat.runs import RunResult, SeedsResult, resume, train
     from fastcat.stop import Stopped
 
 __all__ = [
     "InputError",
     "RunResult",
+    "SeedsResult",
     "Stopped",
     "ThreatModel",
     "TrainConfig",
@@ -33,6 +34,7 @@ _HOMES = {
     "evaluate": "evaluation",
     "from_items": "loaders.items",
     "RunResult": "runs",
+    "SeedsResult": "runs",
     "resume": "runs",
     "train": "runs",
     "Stopped": "stop",

@@ -6,7 +6,7 @@ statistics, modes restored, also when it is interrupted.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -41,13 +41,20 @@ class Inner:
 
     bn "eval" normalises by the running statistics; "train" runs the network in train mode with
     statistics of the batch, the running ones untouched. target: whose prediction on the clean
-    images "kl" climbs away from, the network's own or its teacher's.
+    images "kl" climbs away from, the network's own or its teacher's. What else is not None or 1
+    makes another attack of the peer's threat model: steps; step, their size, and reach, the radius
+    of the ball, in shares of eps; start_share, the share of that ball in which a uniform start
+    lies.
     """
 
     loss: AttackLoss = "ce"
     start: Start = "uniform"
     bn: Literal["eval", "train"] = "eval"
     target: Literal["own", "teacher"] = "own"
+    steps: int | None = None
+    step: float | None = None
+    reach: float = 1.0
+    start_share: float = 1.0
 
     def __post_init__(self) -> None:
         """Raise InputError for a name that is not known: a slip would be a weaker attack."""
@@ -68,6 +75,15 @@ class Inner:
                 "the KL from the clean prediction has no gradient at the image itself: "
                 "start at gaussian or uniform noise"
             )
+
+    def under(self, threat: ThreatModel) -> ThreatModel:
+        """The threat model as this attack explores it."""
+        return replace(
+            threat,
+            eps=self.reach * threat.eps,
+            step_size=threat.step if self.step is None else self.step * threat.eps,
+            steps=self.steps or threat.steps,
+        )
 
 
 def at_least_float32(z: Tensor) -> Tensor:
@@ -229,7 +245,10 @@ def attack_all(
         worst_loss = torch.full((len(networks), len(x)), -torch.inf, device=x.device)
         for noise_KB in noise:
             views.begin(
-                [threat.start(x, inner.start, noise_KB[k]) for k, inner in enumerate(inners)]
+                [
+                    threat.start(x, inner.start, inner.start_share * noise_KB[k])
+                    for k, inner in enumerate(inners)
+                ]
             )
             for _ in range(threat.steps):
                 threat.ascend(views.x_adv, x, views.gradients(goal.logit_grad), views.low)

@@ -1,14 +1,15 @@
 """Checkpoints and weight files: atomic, checksummed, and free of code.
 
-A checkpoint (checkpoints/last.pt, and the one before it as previous.pt) is a torch archive of
-tensors and plain values with all that resuming needs; its CRC-32 sums are checked before it is
-read, and it is read with weights_only=True. Weights alone are safetensors whose header says how
-to build the network.
+A checkpoint (checkpoints/last.pt, the one before it as previous.pt, one to roll back to as good.pt)
+is a torch archive of tensors and plain values with all that resuming needs; its CRC-32 sums are
+checked before it is read, and it is read with weights_only=True. Weights alone are safetensors
+whose header says how to build the network.
 """
 
 import json
 import os
 import pickle
+import shutil
 import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,26 +28,41 @@ from fastcat.models import make_model
 FORMAT = 1
 
 
-def save_checkpoint(run: Path, state: dict[str, Any]) -> None:
-    """Write checkpoints/last.pt; the former one becomes previous.pt.
+def last_checkpoint(run: Path) -> Path:
+    """Where a run stands."""
+    return run / "checkpoints" / "last.pt"
+
+
+def good_checkpoint(run: Path) -> Path:
+    """The end of the last epoch to which a run may roll back."""
+    return run / "checkpoints" / "good.pt"
+
+
+def save_checkpoint(run: Path, state: dict[str, Any], good: bool = False) -> None:
+    """Write checkpoints/last.pt; the former one becomes previous.pt. good: also as good.pt.
 
     Raises InputError when the disk refuses; the former checkpoints are then as they were.
     """
-    folder = run / "checkpoints"
-    last, previous, fresh, former = (
-        folder / f"{name}.pt" for name in ("last", "previous", "fresh", "former")
-    )
+    last = last_checkpoint(run)
+    previous, fresh = last.with_name("previous.pt"), last.with_name("fresh.pt")
     write_atomically(fresh, lambda file: torch.save({"format": FORMAT, **state}, file))
     with explained(last):
+        if good:
+            _name_also(fresh, good_checkpoint(run))
         if last.exists():
-            try:
-                # a second name for the same file, so that last.pt is there at every moment
-                former.unlink(missing_ok=True)
-                os.link(last, former)
-                os.replace(former, previous)
-            except OSError:
-                os.replace(last, previous)  # a file system without hard links
+            _name_also(last, previous)
         os.replace(fresh, last)
+
+
+def _name_also(file: Path, name: Path) -> None:
+    """A second name for a file, so that the first is there at every moment; else a copy."""
+    second = name.with_name("second.pt")
+    second.unlink(missing_ok=True)
+    try:
+        os.link(file, second)
+    except OSError:
+        shutil.copyfile(file, second)  # a file system without hard links
+    os.replace(second, name)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -78,7 +94,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def load_last_checkpoint(run: Path) -> tuple[dict[str, Any], str | None]:
     """The newest whole checkpoint of a run, and a remark if that is not the last one."""
-    last, previous = run / "checkpoints" / "last.pt", run / "checkpoints" / "previous.pt"
+    last = last_checkpoint(run)
+    previous = last.with_name("previous.pt")
     if not last.exists() and not previous.exists():
         raise InputError(f"{run} is not a run: it has no checkpoints/last.pt")
     try:

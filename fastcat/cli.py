@@ -19,8 +19,9 @@ from fastcat.errors import InputError, nearest
 from fastcat.evaluation.config import EvalConfig
 from fastcat.evaluation.runs import evaluate_run
 from fastcat.listing import LISTINGS
+from fastcat.over_seeds import rows, table
 from fastcat.recipes import recipe
-from fastcat.runs import RunResult, resume, train
+from fastcat.runs import RunResult, SeedsResult, resume, train
 from fastcat.settings_file import yaml_arguments
 from fastcat.stop import Stopped
 
@@ -41,7 +42,7 @@ class ResumeCommand:
     """Continue a run where its last checkpoint stands."""
 
     run: Positional[Path]
-    """Folder of the run."""
+    """Folder of the run, or of several seeds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,10 +206,14 @@ def _with_config(arguments: Sequence[str]) -> list[str]:
 
 
 def _print_result(result: RunResult) -> None:
-    for name, best in result.best.items():
-        accuracies = ", ".join(
-            f"{attack} {100 * value:.2f}%" for attack, value in best["accuracy"].items()
-        )
-        print(f"{name}: best on {best['judged_on']} after epoch {best['epoch']}: {accuracies}")
+    if isinstance(result, SeedsResult):
+        title = f"{result.judged_on} images, {len(result.runs)} seeds, percent"
+        print(table(rows(title, ("best", result.best_spread), ("last", result.last_spread))))
+    else:
+        for name, best in result.best.items():
+            accuracies = ", ".join(
+                f"{attack} {100 * value:.2f}%" for attack, value in best["accuracy"].items()
+            )
+            print(f"{name}: best on {best['judged_on']} after epoch {best['epoch']}: {accuracies}")
     run = shlex.quote(str(result.out))
     print(f"run: {run}   curves: {run}/report.html\nnext: fastcat eval {run}")

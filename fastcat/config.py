@@ -11,14 +11,17 @@ from typing import Annotated, Any, Literal
 from tyro.conf import arg
 
 from fastcat.collaboration import make_collaboration
-from fastcat.collaboration.collaboration import Student
+from fastcat.collaboration.collaboration import make_students
 from fastcat.errors import InputError
 from fastcat.loaders.augmentation import Augmentation
+from fastcat.objectives.objective import under
 from fastcat.optim import make_schedule, parse_milestones
+from fastcat.over_seeds import parse_seeds
 from fastcat.peer_spec import PeerSpec, parse_peers
 from fastcat.pixels import Pixels
 from fastcat.precision import DTYPES
-from fastcat.threat import ThreatModel
+from fastcat.seek import make_searches
+from fastcat.threat import NO_THREAT, ThreatModel
 from fastcat.threat_spec import choose_threats, parse_threats
 
 
@@ -114,7 +117,9 @@ class Optimization:
     """Passes over the training images."""
     lr: Annotated[float, arg(aliases=["--lr-max"])] = 0.1
     """Peak learning rate per step."""
-    schedule: Literal["multistep", "cosine", "cyclic", "onecycle", "constant"] = "multistep"
+    schedule: Literal["multistep", "cosine", "cyclic", "triangular", "onecycle", "constant"] = (
+        "multistep"
+    )
     """Course of the learning rate, set before every step."""
     milestones: str = ""
     """multistep: epochs after which the rate falls, as 100,150. Empty: 50 % and 75 %."""
@@ -128,8 +133,13 @@ class Optimization:
     """Nesterov momentum."""
     weight_decay: Annotated[float, arg(aliases=["--wd"])] = 5e-4
     """L2 penalty on all parameters, per step."""
+    bn_groups: int = 1
+    """Equal parts of a batch, each normalised by its own statistics (ghost BatchNorm)."""
     ema: float | None = None
     """Decay per step of an average of the weights, as 0.995, which is what is judged and kept."""
+    swa: int | None = None
+    """Finished epochs from which on the weights after each epoch are averaged, as 55; the average,
+    with BatchNorm statistics of its own, is what is judged and kept."""
     awp: Annotated[float, arg(aliases=["--awp-gamma"])] = 0.0
     """Size of adversarial weight perturbation relative to the weights, as 0.005. 0: none."""
     awp_warmup: int = 0
@@ -144,6 +154,8 @@ class Run:
     """Folder of the run, which must not exist. None: a new one under runs/."""
     seed: int = 0
     """Seed of weights, data order, augmentation, attack noise and held-out split."""
+    seeds: str | None = None
+    """Several, as 0,1,2, in place of --seed: a run each in OUT/seed-0, ..., then their spread."""
     select_on: Literal["val", "test", "last"] = "val"
     """Images that choose each peer's best weights: held-out, test (labelled so), or none."""
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
@@ -158,6 +170,10 @@ class Run:
     """Steps between two lines of steps.jsonl; non-finite losses are found there."""
     save_every: int | None = None
     """Steps between two checkpoints inside an epoch. None: only after each epoch."""
+    on_collapse: Literal["warn", "stop", "rollback"] = "warn"
+    """When a peer answers one class, is dead or overfits catastrophically: say so, stop, or go back
+    to the last good epoch, at most three times, each time with half the learning rate; with
+    rollback also when a loss is no longer finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +181,11 @@ class TrainConfig(Run, Optimization, Threat, Augment, Data, Peers):
     """All settings of a run. Raises InputError when one of them means nothing."""
 
     def __post_init__(self) -> None:
-        threats = [choose_threats(spec.threat, self.threat_models()) for spec in self.peer_specs()]
+        if not self.threats and self.norm != "linf" and self.eps == Threat.eps:
+            raise InputError(
+                f"--norm {self.norm} with eps 8/255, a radius of linf: type --eps too, for example "
+                f"--eps {_RADII[self.norm]}"
+            )
         self.augmentation(0, False)
         make_schedule(
             self.schedule,
@@ -174,24 +194,33 @@ class TrainConfig(Run, Optimization, Threat, Augment, Data, Peers):
             self.warmup_epochs,
             self.lr_decay,
         )
-        learns = [spec.weights is None for spec in self.peer_specs()]
-        # any views do
-        students = [
-            Student(
-                tuple(f"adv{m}" for m in of_one.norms),
-                of_one.norms,
-                of_one.way,
-                spec.objective.has_teacher,
-            )
-            for spec, of_one in zip(self.peer_specs(), threats, strict=True)
+        specs = self.peer_specs()
+        learns = [spec.weights is None for spec in specs]
+        threats = [
+            choose_threats(spec.threat, self.threat_models()) if spec.weights is None else NO_THREAT
+            for spec in specs
         ]
-        make_collaboration(self.collab, students, self.alpha, self.teachers, learns)
+        objectives = [under(spec.objective, t) for spec, t in zip(specs, threats, strict=True)]
+        students = make_students(objectives, threats)
+        collaboration = make_collaboration(self.collab, students, self.alpha, self.teachers, learns)
+        make_searches(objectives, threats, collaboration.asked)
+        if self.seeds is not None:
+            parse_seeds(self.seeds)
+            if self.seed != 0:
+                raise InputError(
+                    f"seed is {self.seed} and seeds is {self.seeds}: leave one of them out, "
+                    "of a --config file too"
+                )
         if self.precision not in ("auto", *DTYPES):
             raise InputError(
                 f"unknown precision {self.precision!r}: expected auto, {', '.join(DTYPES)}"
             )
         if self.select_on not in ("val", "test", "last"):
             raise InputError(f"select-on is {self.select_on!r}, expected val, test or last")
+        if self.on_collapse not in ("warn", "stop", "rollback"):
+            raise InputError(
+                f"on-collapse is {self.on_collapse!r}, expected warn, stop or rollback"
+            )
         if self.select_on == "val" and self.val_size == 0:
             raise InputError("--val-size 0 leaves nothing to select on: type --select-on last")
         for name, least in _LEAST.items():
@@ -203,8 +232,17 @@ class TrainConfig(Run, Optimization, Threat, Augment, Data, Peers):
             raise InputError(f"lr is {self.lr:g}, expected more than 0, for example 0.1")
         if not 0 <= self.momentum < 1:
             raise InputError(f"momentum is {self.momentum:g}, expected a number in [0, 1)")
+        if self.batch_size % self.bn_groups or self.batch_size < 2 * self.bn_groups:
+            raise InputError(
+                f"bn-groups is {self.bn_groups}, expected a number that divides --batch-size "
+                f"{self.batch_size} into groups of 2 images or more"
+            )
         if self.ema is not None and not 0 <= self.ema < 1:
             raise InputError(f"ema is {self.ema:g}, expected a decay in [0, 1), for example 0.995")
+        if self.swa is not None and self.swa > self.epochs:
+            raise InputError(f"swa is {self.swa}, expected at most the {self.epochs} --epochs")
+        if self.swa is not None and self.ema is not None:
+            raise InputError("--ema and --swa are two averages of the weights: choose one of them")
         if self.extra is not None and not 1 <= self.extra_images < self.batch_size:
             raise InputError(
                 f"extra-fraction {self.extra_fraction:g} of a batch of {self.batch_size} is "
@@ -263,10 +301,13 @@ class TrainConfig(Run, Optimization, Threat, Augment, Data, Peers):
         return cls(**{**values, **paths})
 
 
+# of CIFAR, as Maini et al. 2020 have them
+_RADII = {"l2": 0.5, "l1": 12}
 _LEAST = {
     "train_size": 2,
     "val_size": 0,
     "batch_size": 2,
+    "bn_groups": 1,
     "crop_pad": 0,
     "crop_shift": 0,
     "cutout": 0,
@@ -275,6 +316,7 @@ _LEAST = {
     "val_steps": 1,
     "epochs": 1,
     "warmup_epochs": 0,
+    "swa": 1,
     "awp": 0,
     "awp_warmup": 0,
     "weight_decay": 0,

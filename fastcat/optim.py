@@ -40,8 +40,16 @@ def cosine(epochs: int) -> Schedule:
 
 
 def cyclic(epochs: int) -> Schedule:
-    """0 to the peak at 40 % of training, then to 0, in straight lines (Wong et al. 2020)."""
-    peak = 0.4 * epochs
+    """0 to the peak at 40 % of training, then to 0, in straight lines (Rice et al. 2020)."""
+    return _rise_and_fall(0.4 * epochs, epochs)
+
+
+def triangular(epochs: int) -> Schedule:
+    """0 to the peak in the middle of training, then to 0, in straight lines (Wong et al. 2020)."""
+    return _rise_and_fall(0.5 * epochs, epochs)
+
+
+def _rise_and_fall(peak: float, epochs: int) -> Schedule:
     return lambda t: t / peak if t < peak else max(0.0, (epochs - t) / (epochs - peak))
 
 
@@ -58,7 +66,8 @@ def onecycle(epochs: int) -> Schedule:
 
 
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
-    schedule.__name__: schedule for schedule in (multistep, cosine, cyclic, onecycle, constant)
+    schedule.__name__: schedule
+    for schedule in (multistep, cosine, cyclic, triangular, onecycle, constant)
 }
 
 

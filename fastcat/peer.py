@@ -3,15 +3,17 @@
 Each is one network with what it is trained for, and knows nothing of the others.
 """
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import nn
 
 from fastcat.awp import WeightPerturbation
 from fastcat.frozen import Frozen
-from fastcat.objectives.objective import Objective, spread
+from fastcat.objectives.objective import Objective, under
 from fastcat.objectives.teacher import teacher
 from fastcat.optim import FlatSGD
+from fastcat.swa import WeightAverage
 from fastcat.threat import Threats
 
 
@@ -28,7 +30,8 @@ class Member:
 
 class Peer(Member):
     """threats: how it is attacked, with `avg` on a view for each; frozen: what is attacked instead
-    of the model, None for the model itself; awp: None for weights left as they are.
+    of the model, None for the model itself; awp: None for weights left as they are; swa: None for
+    no average over epochs.
     """
 
     def __init__(
@@ -41,14 +44,20 @@ class Peer(Member):
         threats: Threats,
         frozen: Frozen | None = None,
         awp: WeightPerturbation | None = None,
+        swa: WeightAverage | None = None,
     ) -> None:
-        if threats.way == "avg" and objective.inner is not None:
-            objective = spread(objective, threats.norms)
-        super().__init__(name, arch, model, objective)
+        super().__init__(name, arch, model, under(objective, threats))
         self.threats = threats
         self.optimizer = optimizer
         self.frozen = frozen
         self.awp = awp
+        self.swa = swa
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """What is judged and kept, in the place of what is trained: an average, if there is one."""
+        if self.swa is not None and self.swa.count:
+            return self.swa.in_place()
+        return self.optimizer.averaged()
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed peer needs, as tensors and plain values."""
@@ -56,11 +65,14 @@ class Peer(Member):
             "name": self.name,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "swa": None if self.swa is None else self.swa.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.swa is not None:
+            self.swa.load_state_dict(state["swa"])
 
 
 class Teacher(Member):

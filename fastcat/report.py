@@ -3,11 +3,14 @@
 import json
 from collections.abc import Callable, Sequence
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from fastcat.errors import InputError
 from fastcat.files import write_text
+from fastcat.over_seeds import is_over_seeds, read_record, read_spreads, rows, runs_of
+from fastcat.watch import new_signs
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 260, 52, 28, 12
 # told apart by colour-blind readers too (Okabe and Ito)
@@ -36,29 +39,71 @@ def renew_report(run: Path, say: Callable[[str], object]) -> None:
 def write_report(run: Path) -> None:
     """Write report.html from what there is of metrics.jsonl, config.yaml and eval/*.json.
 
+    That of several seeds links to the reports of their runs.
     Raises InputError when a record cannot be read or the file not be written.
     """
     try:
-        epochs = [json.loads(line) for line in _read(run / "metrics.jsonl").splitlines()]
-        evaluations = [
-            _evaluation(path.name, json.loads(_read(path)))
-            for path in sorted((run / "eval").glob("*.json"))
-        ]
-        curves, table = _curves(epochs), _epoch_table(epochs)
+        content = _over_seeds(run) if is_over_seeds(run) else _of_one_run(run)
     except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
         raise InputError(f"a record of {run} cannot be read: {error!r}") from error
     parts = [
         f"<h1>{escape(run.resolve().name)}</h1>",
-        *curves,
-        *evaluations,
-        "<h2>Epochs</h2>",
-        table,
+        *content,
         "<h2>Settings</h2>",
         f"<pre>{escape(_read(run / 'config.yaml'))}</pre>",
     ]
     title = f"<title>{escape(run.resolve().name)}</title>"
     head = f'<!doctype html>\n<html lang="en"><meta charset="utf-8">{title}<style>{STYLE}</style>'
     write_text(run / "report.html", "\n".join([head, *parts, "</html>\n"]))
+
+
+def _of_one_run(run: Path) -> list[str]:
+    epochs = [json.loads(line) for line in _read(run / "metrics.jsonl").splitlines()]
+    evaluations = [_evaluation(*each) for each in _evaluations(run)]
+    return [
+        *_curves(epochs),
+        *_signs(epochs),
+        *evaluations,
+        "<h2>Epochs</h2>",
+        _epoch_table(epochs),
+    ]
+
+
+def _over_seeds(folder: Path) -> list[str]:
+    record = read_record(folder)
+    best, last = (read_spreads(record, which) for which in ("best", "last"))
+    title = f"percent of {record['judged_on']} images"
+    tables = [list(rows(title, ("best", best), ("last", last)))]
+    for name, evaluation in _evaluations(folder):
+        title = (
+            f"{name}: percent of {evaluation['n']} {evaluation['split']} images, "
+            f"{threats_in_words(evaluation)}"
+        )
+        tables.append(list(rows(title, ("", read_spreads(evaluation, "spread")))))
+    links = [
+        f'<li><a href="{run.name}/report.html">seed {seed}</a></li>'
+        for seed, run in runs_of(folder).items()
+    ]
+    return [
+        "<h2>Mean and standard deviation over seeds</h2>",
+        *(_table(heads, body) for heads, *body in tables),
+        "<h2>Runs</h2>",
+        f"<ul>{''.join(links)}</ul>",
+    ]
+
+
+def _evaluations(run: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Name and content of each finished eval/*.json."""
+    texts = [(path.name, _read(path)) for path in sorted((run / "eval").glob("*.json"))]
+    return [(name, json.loads(text)) for name, text in texts if text]
+
+
+def headline(accuracy: dict[str, float]) -> dict[str, float]:
+    """Of accuracies by attack those to show: all, but where several are summed up as "worst"
+    only that beside "clean".
+    """
+    shown = ("clean", "worst") if "worst" in accuracy else tuple(accuracy)
+    return {attack: accuracy[attack] for attack in shown}
 
 
 def _read(path: Path) -> str:
@@ -74,7 +119,7 @@ def _curves(epochs: Sequence[dict[str, Any]]) -> list[str]:
         entries = [epoch["peers"][name] for epoch in epochs]
         color = COLORS[k % len(COLORS)]
         loss.append((name, color, False, [entry["train"]["loss"] for entry in entries]))
-        for attack in entries[0]["accuracy"]:
+        for attack in headline(entries[0]["accuracy"]):
             values = [100 * entry["accuracy"][attack] for entry in entries]
             accuracy.append((f"{name} {attack}", color, attack != "clean", values))
     parts = []
@@ -85,6 +130,18 @@ def _curves(epochs: Sequence[dict[str, Any]]) -> list[str]:
         finite = [value for *_, values in loss for value in values]
         parts += ["<h2>Training loss</h2>", _svg(loss, 0, 1.05 * max(*finite, 1e-6))]
     return parts
+
+
+def _signs(epochs: Sequence[dict[str, Any]]) -> list[str]:
+    """What the watch named, and what was done about it."""
+    lines = [
+        f"epochs {back['to'] + 1} to {back['from']} were begun again: {back['reason']}"
+        for back in (epochs[-1].get("rollbacks", ()) if epochs else ())
+    ]
+    for former, epoch in pairwise([{"peers": {}}, *epochs]):
+        lines += new_signs(epoch, former)
+    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    return [f"<h2>Watch</h2><ul>{items}</ul>"] if lines else []
 
 
 def _svg(curves: Sequence[Curve], low: float, high: float) -> str:

@@ -1,11 +1,12 @@
 """Runs as folders: begin one, continue one, never overwrite one."""
 
 import fcntl
+import gc
 import itertools
 import json
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,12 +14,24 @@ from typing import Any
 
 from fastcat.checkpoint import load_last_checkpoint
 from fastcat.config import TrainConfig
+from fastcat.course import Course
 from fastcat.environment import environment
 from fastcat.errors import InputError
 from fastcat.files import explained, remove_leftovers, write_text
 from fastcat.loaders.dataset import Dataset
 from fastcat.loaders.registry import find_path, is_folder
+from fastcat.over_seeds import (
+    SEEDS_FILE,
+    Spreads,
+    is_over_seeds,
+    parse_seeds,
+    read_record,
+    run_of_seed,
+    spreads_of,
+    write_record,
+)
 from fastcat.recorder import Recorder
+from fastcat.report import renew_report
 from fastcat.settings_file import to_yaml
 from fastcat.stop import Stopped, StopRequest
 from fastcat.teacher import with_absolute_weights
@@ -32,6 +45,19 @@ class RunResult:
     out: Path
     peers: dict[str, dict[str, Any]]
     best: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class SeedsResult(RunResult):
+    """The finished runs of several seeds, by seed; in `peers` and `best` are mean accuracies alone.
+
+    judged_on: "val" or "test"; last_spread, best_spread: the same accuracies with their spread.
+    """
+
+    runs: dict[int, RunResult]
+    judged_on: str
+    last_spread: Spreads
+    best_spread: Spreads
 
 
 @contextmanager
@@ -65,7 +91,7 @@ def _refuse_existing(out: Path) -> None:
     """Raise InputError for a folder with anything in it: an existing run is never overwritten."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    resumable = (out / "checkpoints" / "last.pt").exists()
+    resumable = is_over_seeds(out) or (out / "checkpoints" / "last.pt").exists()
     remedy = f"type: fastcat resume {shlex.quote(str(out))}" if resumable else "remove it"
     raise InputError(f"{out} exists already: choose another --out, or {remedy}")
 
@@ -74,9 +100,11 @@ def train(config: TrainConfig, dataset: Dataset | None = None) -> RunResult:
     """Train the peers of `config` in a new folder and return where they ended.
 
     dataset: of `fastcat.from_items`, in place of what `config.data` names.
+    With `config.seeds` there is a run a seed, one after the other, and a SeedsResult.
 
-    Raises InputError for settings, data or a folder that cannot be used, and for a loss that is
-    no longer finite; Stopped after Ctrl-C or SIGTERM, when all is saved.
+    Raises InputError for settings, data or a folder that cannot be used, and for a loss that is no
+    longer finite or another collapse, as `--on-collapse` says; Stopped after Ctrl-C or SIGTERM,
+    when all is saved.
     """
     out = find_path(str(config.out or _free_folder(config)))
     _refuse_existing(out)
@@ -91,6 +119,8 @@ def train(config: TrainConfig, dataset: Dataset | None = None) -> RunResult:
     data_dir = find_path(str(config.data_dir)).absolute()
     peers = with_absolute_weights(config.peers)
     config = replace(config, out=out, data=data, data_dir=data_dir, extra=extra, peers=peers)
+    if config.seeds is not None:
+        return _train_seeds(config, out, dataset)
     trainer = Trainer(config, dataset)
     with explained(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -103,6 +133,80 @@ def train(config: TrainConfig, dataset: Dataset | None = None) -> RunResult:
         write_text(out / "environment.json", json.dumps(environment(), indent=2) + "\n")
         trainer.save(out)
         return _run(trainer, out, request)
+
+
+def _of_seed(config: TrainConfig, out: Path, seed: int) -> TrainConfig:
+    """The settings of one run among those in `out`."""
+    return replace(config, out=run_of_seed(out, seed), seed=seed, seeds=None)
+
+
+def _train_seeds(config: TrainConfig, out: Path, dataset: Dataset | None) -> SeedsResult:
+    seeds = parse_seeds(config.seeds or "")
+    # refuses what cannot be trained while there is no folder, and settles what "auto" means
+    settled = Trainer(_of_seed(config, out, seeds[0]), dataset).config
+    config = replace(settled, out=out, seed=config.seed, seeds=config.seeds)
+    with explained(out):
+        out.mkdir(parents=True, exist_ok=True)
+    with _locked(out):
+        _refuse_existing(out)
+        write_text(out / "config.yaml", to_yaml(config))
+        _write_record(config, out)
+        return _run_seeds(config, out, dataset)
+
+
+def _run_seeds(config: TrainConfig, out: Path, dataset: Dataset | None) -> SeedsResult:
+    """Bring the run of every seed to its end, from wherever it stands, and sum them up."""
+    runs: dict[int, RunResult] = {}
+    for seed in parse_seeds(config.seeds or ""):
+        run = run_of_seed(out, seed)
+        gc.collect()  # a trainer refers to itself in places, and would fill the device
+        try:
+            if not run.exists():
+                runs[seed] = train(_of_seed(config, out, seed), dataset)
+            else:
+                runs[seed] = _finished(run) or resume(run, dataset)
+        except Stopped:
+            print(f"go on with all seeds: fastcat resume {shlex.quote(str(out))}")
+            raise
+    last = _spreads([result.peers for result in runs.values()])
+    best = _spreads([result.best for result in runs.values()])
+    _write_record(config, out, best=best, last=last)
+    renew_report(out, print)
+    return SeedsResult(out, _means(last), _means(best), runs, _judged_on(config), last, best)
+
+
+def _judged_on(config: TrainConfig) -> str:
+    return "test" if config.select_on == "test" else "val"
+
+
+def _write_record(config: TrainConfig, out: Path, **spreads: Spreads) -> None:
+    record = {"judged_on": _judged_on(config), **spreads, "config": config.to_dict()}
+    write_record(out / SEEDS_FILE, record)
+
+
+def _spreads(records: Sequence[dict[str, dict[str, Any]]]) -> Spreads:
+    """Of the accuracies in each seed's records of the peers."""
+    return spreads_of(
+        [{peer: entry["accuracy"] for peer, entry in record.items()} for record in records]
+    )
+
+
+def _means(spreads: Spreads) -> dict[str, dict[str, Any]]:
+    return {
+        peer: {"accuracy": {attack: spread.mean for attack, spread in attacks.items()}}
+        for peer, attacks in spreads.items()
+    }
+
+
+def _finished(run: Path) -> RunResult | None:
+    """The result of a run that is at its end, which is only read; None of another."""
+    if not (run / "checkpoints" / "last.pt").exists():
+        return None
+    state, _ = load_last_checkpoint(run)
+    with _fitting(run):
+        if state["epoch"] < state["config"]["epochs"]:
+            return None
+        return RunResult(run, state["last_record"]["peers"], state["best"])
 
 
 @contextmanager
@@ -120,12 +224,20 @@ def _fitting(run: Path) -> Iterator[None]:
 def resume(run: Path, dataset: Dataset | None = None) -> RunResult:
     """Continue a run where its last checkpoint stands; a finished run is returned as it is.
 
+    In a folder of several seeds the finished ones are left alone, those missing begin.
+
     dataset: that which `train` was given, if it was.
 
     Raises what `train` raises, and InputError for a folder without a usable checkpoint.
     """
     if not run.is_dir():
         raise InputError(f"{run} is not a run: there is no such folder")
+    if is_over_seeds(run):
+        with _locked(run):
+            with _fitting(run):
+                config = TrainConfig.from_dict({**read_record(run)["config"], "out": run})
+            remove_leftovers(run)
+            return _run_seeds(config, run, dataset)
     with _locked(run), StopRequest() as request:
         state, remark = load_last_checkpoint(run)
         with _fitting(run):
@@ -143,7 +255,7 @@ def _run(trainer: Trainer, run: Path, request: StopRequest, remark: str | None =
             recorder.line(remark)
         recorder.forget_after(trainer.epoch, trainer.steps_done)
         try:
-            trainer.run(run, recorder, request)
+            Course(trainer, run, recorder, request).follow()
         except Stopped as stopped:
             recorder.line(
                 f"stopped by {stopped} in epoch {trainer.epoch + 1}/{trainer.config.epochs} "
@@ -151,4 +263,4 @@ def _run(trainer: Trainer, run: Path, request: StopRequest, remark: str | None =
                 f"go on with: fastcat resume {shlex.quote(str(run))}"
             )
             raise
-    return RunResult(run, trainer.last_record["peers"], trainer.best)
+    return RunResult(run, trainer.last_record["peers"], trainer.judge.best)

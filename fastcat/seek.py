@@ -1,12 +1,13 @@
 """What is sought before a step: the views that attacks find, for whom and under which threats."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastcat.attack import Inner, Network, attack_all
+from fastcat.attack import Inner, Network, attack_all, stack_images
 from fastcat.batch import Batch
 from fastcat.errors import InputError
 from fastcat.objectives.objective import Objective
@@ -46,7 +47,7 @@ def make_searches(
     """The searches of all peers, in their order.
 
     asked: as `Collaboration` has it. Raises InputError for an attack that cannot have several
-    starts or threat models.
+    starts.
     """
     searches: list[Search] = []
     first = 0
@@ -60,11 +61,8 @@ def make_searches(
             if one_start and under.models[0].restarts > 1:
                 what = "msd starts once" if under.way else "st seeks its two views from one start"
                 raise InputError(f"{what}: type --restarts 1")
-            if under.way and not isinstance(objective.inner, Inner):
-                raise InputError(
-                    f"{under.way} is for methods with one adversarial view, "
-                    f"as at:threat={under.way}"
-                )
+            if isinstance(inner, Inner):
+                under = replace(under, models=tuple(map(inner.under, under.models)))
             views = tuple(view_name(k, view) for view in own)
             aims = isinstance(inner, Inner) and inner.target == "teacher"
             searches.append(Search(k, views, inner, under, first, asked[k] if aims else None))
@@ -133,7 +131,7 @@ def seek(
             found[search.views[0]] = by_model[0]
         elif by_model:
             assert isinstance(search.inner, Inner)
-            candidates = torch.stack([by_model[m] for m in range(len(by_model))])
+            candidates = stack_images([by_model[m] for m in range(len(by_model))])
             target = targets.get(search.target)
             view, which = worst(networks[search], search.inner, batch, candidates, target)
             found[search.views[0]], found[f"which{search.peer}"] = view, which

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastcat.batch import Batch
 from fastcat.modes import attack_mode
-from fastcat.plan import Place
+from fastcat.plan import Place, view_name
 from fastcat.seek import seek
 from fastcat.team import Team
 
@@ -164,6 +164,19 @@ def descend(team: Team, z: dict[Place, Tensor], dz: dict[Place, Tensor]) -> None
     team.scaler.update()
 
 
+def forward_after(team: Team, views: dict[str, Tensor]) -> None:
+    """What methods forward after the update, in train mode, for BatchNorm's statistics alone."""
+
+    def log(group: list[int]) -> None:
+        for k in group:
+            member = team.members[k]
+            for view in member.objective.after:
+                with team.precision.autocast(), torch.no_grad():
+                    member.forward(views[view_name(k, view)])
+
+    team.lanes.run(log)
+
+
 def collaborative_step(team: Team, batch: Batch, noise: Tensor) -> Tensor:
     """Attack, forward, loss, backward and update of all peers; the values of team.loss.names."""
     views = attack_views(team, batch, noise)
@@ -171,4 +184,5 @@ def collaborative_step(team: Team, batch: Batch, noise: Tensor) -> Tensor:
         z = forward(team, views)
         values, dz = losses(team, z, batch, views)
         descend(team, z, dz)
+    forward_after(team, views)
     return values

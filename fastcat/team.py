@@ -9,15 +9,15 @@ from torch import Tensor
 
 from fastcat.attack import Network
 from fastcat.collaboration import make_collaboration
-from fastcat.collaboration.collaboration import Student
+from fastcat.collaboration.collaboration import make_students
 from fastcat.frozen import CannotFreeze, Frozen
 from fastcat.lanes import Lanes
 from fastcat.peer import Member, Peer
-from fastcat.plan import Cell, make_plan, own_views
+from fastcat.plan import Cell, make_plan
 from fastcat.precision import Precision
 from fastcat.seek import Search, make_searches
 from fastcat.table_loss import TableLoss
-from fastcat.threat import Threats
+from fastcat.threat import NO_THREAT
 
 
 @dataclass
@@ -81,11 +81,8 @@ def make_team(
     who teaches whom. Raises InputError as `make_collaboration`, `TableLoss` and `make_searches` do.
     """
     objectives = [member.objective for member in members]
-    threats = [member.threats if isinstance(member, Peer) else Threats(()) for member in members]
-    students = [
-        Student(own_views(k, objective), threats[k].norms, threats[k].way, objective.has_teacher)
-        for k, objective in enumerate(objectives)
-    ]
+    threats = [member.threats if isinstance(member, Peer) else NO_THREAT for member in members]
+    students = make_students(objectives, threats)
     learns = [isinstance(member, Peer) for member in members]
     collaboration = make_collaboration(collab, students, alpha, teachers, learns)
     searches = make_searches(objectives, threats, collaboration.asked)

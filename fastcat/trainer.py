@@ -1,45 +1,42 @@
-"""A run from its configuration to its weights: epochs, validation, records, checkpoints.
+"""A run from its configuration on: what trains on what, and all that a checkpoint holds.
 
 Everything random depends on (seed, place) alone, and a checkpoint holds all the rest, so that a
 run that was killed and resumed ends with the bits of one that was not (CPU, fp32).
 """
 
-import math
 import resource
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastcat.awp import WeightPerturbation
-from fastcat.checkpoint import WeightsInfo, save_checkpoint, save_weights
+from fastcat.checkpoint import last_checkpoint, save_checkpoint
 from fastcat.config import TrainConfig
 from fastcat.device import make_device
 from fastcat.engine import Engine, choose_engine
 from fastcat.errors import InputError
-from fastcat.evaluation import evaluate
-from fastcat.loaders.choose import choose_loader, make_loader, unchanged_loader
+from fastcat.finite import broken_loss, broken_weight
+from fastcat.judge import Judge
+from fastcat.loaders.choose import choose_loader, make_loader
 from fastcat.loaders.dataset import Dataset, channel_statistics
 from fastcat.loaders.extra import load_extra
-from fastcat.loaders.loader import Epochs, Loader
+from fastcat.loaders.loader import Epochs
 from fastcat.loaders.registry import load_dataset
 from fastcat.loaders.resident import ResidentLoader
 from fastcat.loaders.split import split_indices
-from fastcat.models import make_model
-from fastcat.optim import FlatSGD, make_schedule, parse_milestones
-from fastcat.peer import Member, Peer, Teacher
+from fastcat.members import make_members
+from fastcat.optim import make_schedule, parse_milestones
+from fastcat.peer import Teacher
 from fastcat.precision import make_precision
 from fastcat.progress import make_console, task
-from fastcat.recorder import Recorder
 from fastcat.seeds import derive_seed
-from fastcat.stop import Stopped, StopRequest
-from fastcat.teacher import load_teacher
+from fastcat.stop import StopRequest
 from fastcat.team import make_team
-from fastcat.threat_spec import choose_threats, format_threats
+from fastcat.watch import Collapse, Watch
 
 
 class Trainer:
@@ -67,9 +64,8 @@ class Trainer:
                 extra = load_extra(config.extra, config.extra_fraction, dataset, progress)
         self.dataset = dataset
         self.digest = dataset.digest if extra is None else f"{dataset.digest}+{extra.digest}"
-        self.threats = config.threat_models()
         self.normalize = channel_statistics(dataset.train.images) if config.normalize else None
-        members = self._make_members()
+        members = make_members(config, dataset, self.normalize, self.device)
         self.schedule = make_schedule(
             config.schedule,
             config.epochs,
@@ -91,7 +87,6 @@ class Trainer:
         self.loader = make_loader(
             self.loader_name, dataset, "train", epochs, self.device, config.data_dir
         )
-        self.monitored_on, self.monitor = self._make_monitor(val_index)
         first_two = Epochs(index=train_index[:2], batch_size=2)
         example = next(iter(ResidentLoader(dataset.train, first_two, self.device))).x
         self.team = make_team(
@@ -109,42 +104,19 @@ class Trainer:
         self.engine = Engine(
             self.team, self.loader.gather, config.batch_size, engine, self.remarks.append
         )
+        self.judge = Judge(
+            self.config, dataset, val_index, self.engine, self.precision, self.normalize
+        )
+        attacked = [peer.name for peer in self.peers if peer.objective.inner is not None]
+        monitor = self.judge.monitor
+        images = 0 if monitor is None else monitor.size
+        self.watch = Watch(
+            attacked, self.judge.pairs, self.judge.judged_by, images, self.judge.chance
+        )
+        self.rollbacks: list[dict[str, Any]] = []
         self.epoch = self.batch = 0
         self.seconds = 0.0
-        self.best: dict[str, dict[str, Any]] = {}
         self.last_record: dict[str, Any] = {"peers": {}}
-
-    def _make_members(self) -> list[Member]:
-        config, (_, _, channels) = self.config, self.dataset.image_shape
-        members: list[Member] = []
-        for k, spec in enumerate(config.peer_specs()):
-            name = f"{k}-{spec.method}"
-            if spec.weights is not None:
-                arch = spec.arch if spec.named_arch else None
-                teacher = load_teacher(name, spec.weights, arch, self.dataset)
-                teacher.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-                members.append(teacher)
-                continue
-            torch.manual_seed(derive_seed(config.seed, "weights", k))
-            model = make_model(spec.arch, len(self.dataset.classes), channels, self.normalize)
-            model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-            optimizer = FlatSGD(
-                model,
-                lr=config.lr,
-                momentum=config.momentum,
-                weight_decay=config.weight_decay,
-                nesterov=config.nesterov,
-                ema=config.ema,
-            )
-            threats = choose_threats(spec.threat, self.threats)
-            peer = Peer(name, spec.arch, model, spec.objective, optimizer, threats)
-            gamma = config.awp if spec.awp is None else spec.awp
-            if gamma:
-                peer.awp = WeightPerturbation(model, optimizer, gamma)
-            members.append(peer)
-        # what networks themselves draw (dropout) continues from here and is kept in checkpoints
-        torch.manual_seed(derive_seed(config.seed, "networks"))
-        return members
 
     def _split(self) -> tuple[Tensor, Tensor]:
         """Places of the images to train on and of those held out."""
@@ -159,17 +131,6 @@ class Trainer:
                 f"images: type --batch-size {len(train_index)} or less"
             )
         return train_index, val_index
-
-    def _make_monitor(self, val_index: Tensor) -> tuple[str | None, Loader | None]:
-        """The images judged after each epoch, and their name."""
-        if self.config.select_on == "test":
-            name, part, index = "test", "test", torch.arange(len(self.dataset.test))
-        else:
-            name, part, index = "val", "train", val_index
-        if not len(index):
-            return None, None
-        epochs = Epochs(index=index, batch_size=max(self.config.batch_size, 256))
-        return name, unchanged_loader(self.dataset, part, epochs, self.device)
 
     @property
     def steps_done(self) -> int:
@@ -188,8 +149,10 @@ class Trainer:
             "batch": self.batch,
             "totals": self.engine.totals.cpu(),
             "seconds": self.seconds,
-            "best": self.best,
+            "best": self.judge.best,
             "last_record": self.last_record,
+            "watch": self.watch.memory,
+            "rollbacks": self.rollbacks,
             "random": {
                 "cpu": torch.get_rng_state(),
                 "cuda": torch.cuda.get_rng_state(self.device) if cuda else None,
@@ -222,40 +185,38 @@ class Trainer:
         self.epoch, self.batch = state["epoch"], state["batch"]
         self.engine.totals.copy_(state["totals"])
         self.team.scaler.load_state_dict(state["scaler"])
-        self.seconds, self.best = state["seconds"], state["best"]
+        self.seconds, self.judge.best = state["seconds"], state["best"]
         self.last_record = state["last_record"]
+        self.watch.memory, self.rollbacks = state["watch"], state["rollbacks"]
         torch.set_rng_state(state["random"]["cpu"])
         if state["random"]["cuda"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
 
     def save(self, run: Path) -> None:
-        """Write a checkpoint, unless a loss or a weight is no longer finite (InputError)."""
+        """Write a checkpoint, unless a loss or a weight is no longer finite (Collapse)."""
         self.check_losses(run)
         self.check_weights(run)
-        save_checkpoint(run, self.state_dict())
+        may_return = self.config.on_collapse == "rollback" and not self.batch
+        save_checkpoint(run, self.state_dict(), may_return and self.watch.at_ease)
 
     def check_losses(self, run: Path) -> None:
-        """Raise InputError naming the first loss term of this epoch that is NaN or infinite."""
-        for name, value in self._mean_metrics().items():
-            if not math.isfinite(value):
-                peer_name, term = name.split("/", 1)
-                self._give_up(run, f"term {term!r} of peer {peer_name} became {value}")
+        """Raise Collapse naming the first loss term of this epoch that is NaN or infinite."""
+        self._refuse(run, broken_loss(self._mean_metrics()))
 
     def check_weights(self, run: Path) -> None:
-        """Raise InputError naming the first weight that is NaN or infinite."""
-        for peer in self.peers:
-            state = peer.model.state_dict()
-            finite = torch.stack([tensor.isfinite().all() for tensor in state.values()]).tolist()
-            if not all(finite):
-                weight = list(state)[finite.index(False)]
-                self._give_up(run, f"weight {weight!r} of peer {peer.name} is no longer finite")
+        """Raise Collapse naming the first weight that is NaN or infinite."""
+        self._refuse(run, broken_weight(self.peers))
 
-    def _give_up(self, run: Path, reason: str) -> NoReturn:
-        raise InputError(
-            f"{reason} in epoch {self.epoch + 1} by step {self.steps_done}: stopped; "
-            f"the last good checkpoint is {run / 'checkpoints' / 'last.pt'}: "
-            "start a new run with a lower --lr or with --precision fp32"
-        )
+    def _refuse(self, run: Path, broken: str | None) -> None:
+        if broken is not None:
+            where = f"in epoch {self.epoch + 1} by step {self.steps_done}"
+            raise Collapse(f"{broken} {where}", last_checkpoint(run))
+
+    def begin_epoch(self, epoch: int, record: dict[str, Any]) -> None:
+        """After `epoch` finished ones, of which `record` describes the last."""
+        self.epoch, self.batch, self.seconds = epoch, 0, 0.0
+        self.engine.totals.zero_()
+        self.last_record = record
 
     def _mean_metrics(self) -> dict[str, float]:
         """Means over this epoch's images so far; the host waits for the device here."""
@@ -266,36 +227,10 @@ class Trainer:
         names = self.team.loss.names
         return {name: total / count for name, total in zip(names, totals, strict=True)}
 
-    def run(self, run: Path, recorder: Recorder, request: StopRequest) -> None:
-        """Train to the last epoch. Raises Stopped after saving when a signal asks for it."""
-        recorder.line(f"{run} is finished" if self.done else self.describe(run))
-        self._remark(recorder)
-        while not self.done:
-            try:
-                self._train_epoch(run, recorder, request)
-                record = self._finish_epoch(run, request)
-            except Stopped:
-                self.save(run)
-                raise
-            recorder.epoch(record)
-            self.epoch, self.batch, self.seconds = self.epoch + 1, 0, 0.0
-            self.engine.totals.zero_()
-            self.last_record = record
-            self.save(run)
-            recorder.report()
-
-    def _remark(self, recorder: Recorder) -> None:
-        """Say what could not be had since the last time."""
-        while self.remarks:
-            recorder.line(self.remarks.pop(0))
-
     def describe(self, run: Path) -> str:
         """What is about to be done, in a line."""
-        on = (
-            "no images"
-            if self.monitor is None
-            else f"{self.monitor.size} {self.monitored_on} images"
-        )
+        monitor = self.judge.monitor
+        on = "no images" if monitor is None else f"{monitor.size} {self.judge.monitored_on} images"
         where = f"epoch {self.epoch + 1}/{self.config.epochs}, batch {self.batch + 1}"
         names = ", ".join(f"{peer.name} ({peer.arch})" for peer in self.team.members)
         return (
@@ -319,122 +254,60 @@ class Trainer:
 
     def current_lr(self) -> float:
         """The rate of the step to come, taken in the middle of its share of the epoch."""
-        return self.config.lr * self.schedule((self.steps_done + 0.5) / len(self.loader))
+        return self._lr_at((self.steps_done + 0.5) / len(self.loader))
 
-    def _train_epoch(self, run: Path, recorder: Recorder, request: StopRequest) -> None:
-        begin = time.perf_counter() - self.seconds
-        for inputs in self.loader.inputs(self.epoch, self.batch):
-            lr = self.current_lr()
-            values = self.train_step(inputs)
-            self._remark(recorder)
-            recorder.advance(self.steps_done, f"epoch {self.epoch + 1}/{self.config.epochs}")
-            if self.batch % self.config.log_every == 0:
-                self.check_losses(run)
-                named = dict(zip(self.team.loss.names, values.tolist(), strict=True))
-                recorder.steps({"step": self.steps_done, "lr": lr, **named})
-            self.seconds = time.perf_counter() - begin
-            if request.signum is not None:
-                raise Stopped(request.signum)
-            if self.config.save_every and self.batch % self.config.save_every == 0:
-                self.save(run)
-        # both wait for the device, so the clock is read after them
-        self.check_losses(run)
-        self.check_weights(run)
-        self.seconds = time.perf_counter() - begin
+    def _lr_at(self, epochs: float) -> float:
+        return self.config.lr * self.lr_scale * self.schedule(epochs)
 
-    def _finish_epoch(self, run: Path, request: StopRequest) -> dict[str, Any]:
-        """Judge the peers, keep their weights, and describe the epoch."""
+    @property
+    def lr_scale(self) -> float:
+        """What rollbacks have left of the peak learning rate."""
+        return 0.5 ** len(self.rollbacks)
+
+    def judge_epoch(self, request: StopRequest) -> dict[str, Any]:
+        """The record of the epoch that ends here, with what the peers are worth and the watch sees.
+
+        Raises Stopped when a signal asks for it.
+        """
         begin = time.perf_counter()
         means = self._mean_metrics()
+        self._average()
         peers: dict[str, dict[str, Any]] = {}
         for k, peer in self.team.learners.items():
             prefix = f"{peer.name}/"
-            with peer.optimizer.averaged():
-                accuracy = self._judge(k, request)
+            measured = self.judge.measure(k, request)
             peers[peer.name] = {
                 "train": {
                     name.removeprefix(prefix): mean
                     for name, mean in means.items()
                     if name.startswith(prefix)
                 },
-                "accuracy": accuracy,
-                "best": self._is_best(peer, accuracy),
+                **measured,
+                "best": self.judge.is_best(peer, measured["accuracy"]),
             }
-        # from here on nothing is interrupted: what is written belongs together
-        for peer in self.peers:
-            self._save_weights(run, peer, "last", "last")
-            if peers[peer.name]["best"]:
-                self._save_weights(run, peer, "best", f"best on {self.monitored_on}")
-                self.best[peer.name] = {
-                    "epoch": self.epoch + 1,
-                    "judged_on": self.monitored_on,
-                    "accuracy": peers[peer.name]["accuracy"],
-                }
+        self.watch.look(peers)
         return {
             "epoch": self.epoch + 1,
             "epochs": self.config.epochs,
-            "lr": self.config.lr * self.schedule(self.epoch + 1 - 0.5 / len(self.loader)),
+            "lr": self._lr_at(self.epoch + 1 - 0.5 / len(self.loader)),
             "seconds": self.seconds,
             "images_per_second": self.loader.size / self.seconds,
             "judging_seconds": time.perf_counter() - begin,
             "peak_memory_mib": self._peak_memory_mib(),
             "select_on": self.config.select_on,
-            "judged_on": self.monitored_on,
+            "judged_on": self.judge.monitored_on,
+            "rollbacks": self.rollbacks,
             "peers": peers,
         }
 
-    def _judge(self, k: int, request: StopRequest) -> dict[str, float]:
-        """Clean and PGD accuracy on the monitored images, if there are any."""
-        if self.monitor is None:
-            return {}
-
-        def stop_if_asked(_: int) -> None:
-            if request.signum is not None:
-                raise Stopped(request.signum)
-
-        network, robust = self.engine.judge(k)
-        report = evaluate(
-            network,
-            self.monitor,
-            f"clean,pgd{self.config.val_steps}",
-            [replace(threat, restarts=1) for threat in self.threats],
-            seed=self.config.seed,
-            precision=self.precision,
-            after_batch=stop_if_asked,
-            robust=robust,
-        )
-        accuracy = {name: report.accuracy(name) for name in report.correct}
-        if len(self.threats) == 1:
-            # what survives PGD is right without it, but for images that an attack corrects
-            del accuracy["worst"]
-        return accuracy
-
-    def _is_best(self, peer: Peer, accuracy: dict[str, float]) -> bool:
-        """Whether the peer is more robust than it was after any earlier epoch."""
-        if self.config.select_on == "last":
-            return False
-        judged_by = f"pgd{self.config.val_steps}" if len(self.threats) == 1 else "worst"
-        best = self.best.get(peer.name)
-        return best is None or accuracy[judged_by] > best["accuracy"][judged_by]
-
-    def _save_weights(self, run: Path, peer: Peer, which: str, selected: str) -> None:
-        mean, std = self.normalize or (None, None)
-        info = WeightsInfo(
-            peer=peer.name,
-            arch=peer.arch,
-            data=self.dataset.name,
-            data_digest=self.dataset.digest,
-            classes=self.dataset.classes,
-            channels=self.dataset.image_shape[2],
-            mean=mean,
-            std=std,
-            threats=format_threats(self.threats),
-            epoch=self.epoch + 1,
-            selected=selected,
-        )
-        path = run / "peers" / f"{peer.name}.{which}.safetensors"
-        with peer.optimizer.averaged():
-            save_weights(path, peer.model.state_dict(), info)
+    def _average(self) -> None:
+        """Take this epoch's weights into the averages, unless that was done before a stop."""
+        for peer in self.peers:
+            swa, begin = peer.swa, self.config.swa
+            if swa is None or begin is None or swa.count > self.epoch + 1 - begin:
+                continue
+            with self.precision.autocast():
+                swa.add(batch.x for batch in self.loader.epoch(self.epoch))
 
     def _peak_memory_mib(self) -> float:
         if self.device.type == "cuda":

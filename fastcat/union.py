@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastcat.attack import Goal, Inner, Network, Views, attacked, logits, worse
+from fastcat.attack import Goal, Inner, Network, Views, attacked, logits, room_for, worse
 from fastcat.batch import Batch
 from fastcat.threat import Start, ThreatModel
 
@@ -68,7 +68,7 @@ def msd(
         best, best_loss = x, torch.full((len(x),), -torch.inf, device=x.device)
         for _ in range(max(model.steps for model in models)):
             grad = views.gradients(goal.logit_grad)
-            candidates = views.x_adv.repeat(len(models), 1, 1, 1, 1)
+            candidates = room_for(len(models), x).copy_(views.x_adv)
             for model, candidate in zip(models, candidates, strict=True):
                 model.ascend(candidate[None], x, grad)
             chosen, _, loss = worst_of(network, goal, candidates)

@@ -50,6 +50,7 @@ def image_folder(root: Path, *classes: str, side: int = 8, images: int = 6) -> P
     return root
 
 
+TWO_THREATS = "--threats linf:eps=0.1,l2:eps=0.5"
 SETTINGS = {
     "unknown peer": ("--peers tardes,alp", "'tardes'.*did you mean 'trades'"),
     "empty peer": ("--peers trades,,alp", "expected methods like trades,alp"),
@@ -78,6 +79,31 @@ SETTINGS = {
     "step size in grey levels": ("--step-size 2", "type 2/255"),
     "steps 0": ("--steps 0", "at least 1"),
     "restarts 0": ("--restarts 0", "at least 1"),
+    "l2 with the radius of linf": ("--norm l2 --eps 8/255", "a radius of linf: type --eps too"),
+    "threats without radius": ("--threats l2", "l2 has no radius: type for example l2:eps=0.5"),
+    "threats of an unknown norm": ("--threats l3:eps=1", "unknown norm 'l3': known are"),
+    "threats in grey levels": ("--threats linf:eps=8,l2:eps=1", "type 8/255"),
+    "a norm twice": ("--threats l2:eps=1,l2:eps=2", "a norm stands there twice"),
+    "generalist of one threat": ("--peers at:threat=avg", "several threat models: .* --threats"),
+    "no such threat": (f"--peers at:threat=l1 {TWO_THREATS}", "there is no threat 'l1': known"),
+    "a way with a slip": (f"--peers at:threat=mx {TWO_THREATS}", "did you mean 'max'"),
+    "threat of nobody": (
+        f"--peers natural:threat=max,at {TWO_THREATS}",
+        "natural is not attacked: leave threat out",
+    ),
+    "threat of a teacher": ("--peers at,teacher:weights=a.st:threat=linf", "is not attacked"),
+    "two views under avg": (f"--peers st:threat=avg {TWO_THREATS}", "one adversarial view"),
+    "two views under max": (f"--peers st:threat=max {TWO_THREATS}", "one adversarial view"),
+    "two views under msd": (f"--peers st:threat=msd {TWO_THREATS}", "one adversarial view"),
+    "restarts of msd": (f"--peers at:threat=msd --restarts 2 {TWO_THREATS}", "msd starts once"),
+    "no specialist": (
+        f"--peers at:threat=avg,at:threat=linf --collab mat-mp {TWO_THREATS}",
+        "nobody who teaches peer 0 specialises in l2: add a peer like boosted:threat=l2",
+    ),
+    "a specialist who does not teach": (
+        f"--peers at:threat=max,at,at:threat=l2 --collab mat-mp --teachers 1>0 {TWO_THREATS}",
+        "nobody who teaches peer 0 specialises in l2",
+    ),
     "alpha above 1": ("--alpha 1.5", r"\[0, 1\]"),
     "alpha negative": ("--alpha -0.1", r"\[0, 1\]"),
     "alpha without guidance": ("--collab none --alpha 0.5", "none"),
@@ -130,9 +156,15 @@ SETTINGS = {
     "momentum 1": ("--momentum 1", r"\[0, 1\)"),
     "negative weight decay": ("--weight-decay -1", "at least 0"),
     "nesterov without momentum": ("--nesterov --momentum 0", "above 0"),
+    "bn groups 0": ("--bn-groups 0", "bn-groups is 0, expected at least 1"),
+    "bn groups of unequal size": ("--bn-groups 3", "divides --batch-size 20 into groups of 2"),
+    "bn groups of one image": ("--bn-groups 20", "divides --batch-size 20 into groups of 2"),
     "ema 1": ("--ema 1", r"ema is 1, expected a decay in \[0, 1\)"),
     "ema negative": ("--ema -0.5", r"\[0, 1\)"),
     "ema not a number": ("--ema nan", r"\[0, 1\)"),
+    "swa 0": ("--swa 0", "swa is 0, expected at least 1"),
+    "swa after the end": ("--swa 201", "swa is 201, expected at most the 200 --epochs"),
+    "two averages": ("--swa 1 --ema 0.9", "choose one of them"),
     "awp negative": ("--awp -0.1", "awp is -0.1, expected at least 0"),
     "awp not a number": ("--peers trades:awp=much", "awp is much, expected a gamma like 0.005"),
     "awp warm-up negative": ("--awp-warmup -1", "awp-warmup is -1, expected at least 0"),
@@ -153,6 +185,12 @@ SETTINGS = {
     "milestones for cosine": ("--schedule cosine --milestones 2", "multistep"),
     "descending milestones": ("--milestones 20,10", "ascending"),
     "milestones no numbers": ("--milestones ten", "like 100,150"),
+    "seeds no numbers": ("--seeds 0,one", "seeds is '0,one', expected .* like 0,1,2"),
+    "seeds negative": ("--seeds 1,-2", "seeds is '1,-2', expected .* like 0,1,2"),
+    "seeds empty": ("--seeds ''", "seeds is '', expected .* like 0,1,2"),
+    "a seed twice": ("--seeds 1,2,01", "expected different whole numbers like 0,1,2"),
+    "seed and seeds": ("--seed 3 --seeds 1,2", "seed is 3 and seeds is 1,2: leave one of them"),
+    "seeds of a run that cannot be": ("--seeds 1,2 --cutout 9", "expected less than 8"),
     "unknown device": ("--device tpu9", "cpu, cuda"),
     "no such gpu": ("--device cuda:99", "no GPU"),
 }
@@ -455,7 +493,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     assert re.search(
         r"term '(bce|kl)' of peer 0-mart became (nan|inf) in epoch 1 by step \d", error
     )
-    assert "last good checkpoint is run/checkpoints/last.pt" in error
+    assert "kept as it was in run/checkpoints/last.pt" in error
     state = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")
     assert state["epoch"] == 0
     assert all(torch.isfinite(t).all() for t in state["peers"][0]["model"].values())

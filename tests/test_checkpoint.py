@@ -58,6 +58,23 @@ def test_a_checkpoint_can_be_loaded_at_every_moment_of_saving(
     assert read_checkpoint(run / "checkpoints" / "previous.pt")["epoch"] == 1
 
 
+@pytest.mark.parametrize("links", [True, False])
+def test_a_good_checkpoint_stays_while_others_follow(
+    links: bool, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the file system has no hard links."""
+
+    def refuse(*_: object) -> None:
+        raise OSError
+
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    for epoch, good in enumerate((True, True, False, False)):
+        save_checkpoint(run, {"epoch": epoch}, good)
+    epochs = {p.name: read_checkpoint(p)["epoch"] for p in (run / "checkpoints").iterdir()}
+    assert epochs == {"good.pt": 1, "previous.pt": 2, "last.pt": 3}
+
+
 def test_tensors_keep_their_memory_layout(run: Path) -> None:
     weight = torch.rand(4, 3, 3, 3).to(memory_format=torch.channels_last)
     save_checkpoint(run, {"weight": weight})

@@ -324,7 +324,7 @@ def test_mat_that_does_not_detach_moves_its_teachers_too() -> None:
     students = taught_on(["adv0", "adv1", "adv2"])
     mat = make_collaboration("mat:detach=false", students, 0.6, "0>1,0>2,1>2")
     assert mat.learning == {(0, "clean"), (1, "clean"), (1, "adv1"), (2, "adv2")}
-    cells = [*mat.learning]
+    cells = sorted(mat.learning)
     z = {cell: logits(seed) for seed, cell in enumerate(cells)}
     total = sum(mat.guidance[n](z, labels())["kl"] for n in (1, 2))
     grads = dict(zip(cells, torch.autograd.grad(total, [z[c] for c in cells]), strict=True))
@@ -401,7 +401,7 @@ def test_collaborations_that_mean_nothing_are_refused(
 
 
 def test_names_are_those_of_the_papers() -> None:
-    assert sorted(METHODS) == sorted([*ALL_METHODS, "teacher"])
+    assert sorted(METHODS) == sorted([*ALL_METHODS, "fast", "pgd-cw", "teacher"])
     assert sorted(COLLABORATIONS) == ["cat", "mat", "mat-mp", "none"]
 
 

@@ -41,6 +41,9 @@ SQRT_HALF = 0.7071067811865476
             id="cyclic-peak-at-12-of-30",
         ),
         pytest.param(
+            "triangular", 30, {0: 0, 7.5: 0.5, 15: 1, 22.5: 0.5, 30: 0}, id="triangular-peak-at-15"
+        ),
+        pytest.param(
             "onecycle", 400,
             # rise from 0.04 in 10 epochs; half way up 0.04 + 0.96 / 2; half way down after 205
             {0: 0.04, 5: 0.52, 10: 1, 205: 0.5, 107.5: (1 + SQRT_HALF) / 2, 400: 0, 401: 0},
@@ -116,7 +119,8 @@ def test_milestones_that_mean_nothing_are_refused(text: str) -> None:
     [
         pytest.param("cosin", (), "unknown schedule 'cosin': did you mean 'cosine'?", id="typo"),
         pytest.param(
-            "zzz", (), "known are constant, cosine, cyclic, multistep, onecycle", id="nothing-near"
+            "zzz", (), "known are constant, cosine, cyclic, multistep, onecycle, tri",
+            id="nothing-near",
         ),
         pytest.param(
             "cosine", (5.0,), "milestones belong to --schedule multistep, not to cosine",

@@ -21,15 +21,15 @@ RECIPES = sorted(ROOT.glob("fastcat/recipes/*.yaml"))
 LAYERS = (
     "__main__", "cli",
     "listing", "doctor", "data_command", "benchmarks",
-    "runs", "trainer", "recorder",
+    "runs", "course", "trainer", "recorder", "judge", "members",
     "engine", "step", "settings_file",
     "evaluation", "config",
-    "team", "seek", "table_loss", "collaboration", "plan", "threat_spec", "peer_spec", "teacher",
-    "peer",
-    "objectives", "squeeze", "union", "attack", "frozen", "modes", "lanes", "threat", "terms",
-    "awp", "optim", "checkpoint", "foreign", "models", "precision", "report",
-    "recipes", "environment", "device", "progress", "stop", "pixels", "settings",
-    "loaders", "guard", "batch", "seeds", "files", "errors",
+    "finite", "team", "seek", "table_loss", "collaboration", "plan", "threat_spec", "peer_spec",
+    "teacher", "peer",
+    "objectives", "squeeze", "union", "attack", "frozen", "lanes", "threat", "terms",
+    "awp", "optim", "swa", "checkpoint", "foreign", "models", "precision", "report", "watch",
+    "recipes", "environment", "device", "progress", "stop", "pixels", "settings", "modes",
+    "loaders", "guard", "batch", "over_seeds", "seeds", "files", "errors",
     "kernels",
 )  # fmt: skip
 LOADERS_MAY_IMPORT = {"kernels", "guard", "batch", "seeds", "errors", "files"}

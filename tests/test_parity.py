@@ -39,6 +39,7 @@ from torch import Tensor, nn
 import fastcat.step
 from fastcat.batch import Batch
 from fastcat.models import make_model
+from fastcat.models.ghost import split_norms
 from fastcat.objectives import make_objective
 from fastcat.objectives.objective import Objective
 from fastcat.peer import Peer
@@ -47,6 +48,7 @@ from fastcat.step import attack_views, collaborative_step
 from fastcat.team import Team
 from fastcat.threat import ThreatModel
 from tests.networks import CLASSES, images, mixing, tiny_net
+from tests.reference.ghost import use_ghost_norms
 from tests.reference.step import StepResult, asks, cat_step, col_noise, taught_view
 from tests.teams import FP32, team_of
 
@@ -65,7 +67,8 @@ CLIMBS_KL = ("trades", "st", "rslad", "act")
 class Case:
     """A training run of three steps; peers are (method, settings), alpha None its default.
 
-    settings: those of the collaboration.
+    settings: those of the collaboration; bn_groups: sizes of the groups that BatchNorm sees apart,
+    if it does.
     """
 
     peers: Sequence[tuple[str, dict[str, Any]]]
@@ -79,6 +82,7 @@ class Case:
     mixed: bool = False
     teachers: str = "all"
     awp: Sequence[float] | None = None
+    bn_groups: Sequence[int] = ()
 
     @property
     def learners(self) -> list[int]:
@@ -266,6 +270,11 @@ CASES = [
         Case(peers=plain("natural", "mart"), awp=[0.0, 0.02], mixed=True),
         id="natural+mart-awp_of_one-mixed",
     ),
+    pytest.param(
+        Case(peers=plain("at", "at"), bn="train", awp=[0.02, 0.01], bn_groups=(4, 4, 3)),
+        id="at+at-bn_train-awp-bn_groups",
+    ),
+    pytest.param(Case(peers=plain("trades", "st"), bn_groups=(4, 4, 3)), id="trades+st-bn_groups"),
     pytest.param(Case(peers=plain("teacher", "ard"), collab="none", alpha=None), id="ard"),
     pytest.param(
         Case(
@@ -316,6 +325,8 @@ class Ours:
     team: Team = field(init=False)
 
     def __post_init__(self) -> None:
+        for net in self.nets if self.case.bn_groups else ():
+            split_norms(net, min(self.case.bn_groups))
         objectives: list[Objective | str] = []
         for name, settings in self.case.peers:
             if name == "teacher":
@@ -384,6 +395,8 @@ def oracle_step(
     noise: Tensor,
     buffers: list[dict[str, Tensor]] | None,
 ) -> StepResult:
+    for net in nets if case.bn_groups else ():
+        use_ghost_norms(net, case.bn_groups)
     return cat_step(
         nets,
         case.peers,
@@ -455,13 +468,20 @@ def assert_step_equals(
         assert not metrics[key].requires_grad
         assert_close(metrics[key], expected, tolerance, key)
 
-    for k, member in enumerate(ours.team.members):
-        state = member.model.state_dict()
-        for name, expected in nets[k].state_dict().items() if k not in ours.peers else ():
-            assert torch.equal(state[name], expected.to(state[name].dtype)), f"{name} moved"
-        assert k in ours.peers or not member.model.training
+    assert_left_behind(ours.team, nets, result, tolerance)
 
-    for k, peer in ours.peers.items():
+
+def assert_left_behind(
+    team: Team, nets: Sequence[nn.Module], result: StepResult, tolerance: float
+) -> None:
+    """Gradients, momentum, weights and running statistics of every peer; of a teacher nothing."""
+    for k, member in enumerate(team.members):
+        state = member.model.state_dict()
+        for name, expected in nets[k].state_dict().items() if k not in team.learners else ():
+            assert torch.equal(state[name], expected.to(state[name].dtype)), f"{name} moved"
+        assert k in team.learners or not member.model.training
+
+    for k, peer in team.learners.items():
         net = nets[k]
         actual = dict(peer.model.named_parameters())
         assert result.grads[k].keys() == actual.keys() == result.buffers[k].keys()
@@ -472,9 +492,7 @@ def assert_step_equals(
             grad, what = actual[name].grad, f"{name} of {peer.name}"
             assert grad is not None, what
             # in float16 gradients stay multiplied by the loss scale, momentum does not
-            assert_close(
-                grad / ours.team.scaler.get_scale(), expected, tolerance, f"gradient of {what}"
-            )
+            assert_close(grad / team.scaler.get_scale(), expected, tolerance, f"gradient of {what}")
             assert_close(momentum[name], result.buffers[k][name], tolerance, f"momentum of {what}")
         state = peer.model.state_dict()
         assert state.keys() == net.state_dict().keys()

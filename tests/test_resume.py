@@ -16,7 +16,7 @@ from tests.run_helpers import SMALL, assert_same_end, run_tiny, tiny_command
 
 EPOCHS = 12
 RUN = [*SMALL, "--peers", "trades,alp,natural", "--epochs", str(EPOCHS), "--ema", "0.9"]
-RUN += ["--awp", "0.01", "--awp-warmup", "2", "--save-every", "1"]
+RUN += ["--bn-groups", "2", "--awp", "0.01", "--awp-warmup", "2", "--save-every", "1"]
 
 
 @pytest.fixture(scope="module")

@@ -61,14 +61,15 @@ def test_a_run_leaves_what_the_readme_lists() -> None:
             assert epoch[key] > 0
         for peer, entry in epoch["peers"].items():
             assert set(entry["train"]) == {*terms[peer], "guidance", "loss", "accuracy"}
-            assert list(entry["accuracy"]) == ["clean", "pgd2"]
+            assert list(entry["accuracy"]) == ["clean", "fgsm", "pgd2"]
             own = sum(entry["train"][term] for term in terms[peer])
             expected = 0.05 * own + entry["train"]["guidance"]
             assert entry["train"]["loss"] == pytest.approx(expected, rel=1e-5)
     # 4 batches of which every second is recorded
     steps = [json.loads(line) for line in Path("run/steps.jsonl").read_text().splitlines()]
     assert [step["step"] for step in steps] == [2, 4, 6, 8]
-    assert Path("run/log.txt").read_text().count("\n") == 4
+    log = Path("run/log.txt").read_text().splitlines()
+    assert len([line for line in log if " in epoch " not in line]) == 4
 
 
 def test_epoch_means_weigh_every_image_alike() -> None:
@@ -101,7 +102,7 @@ def test_selection_on_the_test_set_is_labelled_everywhere(
 ) -> None:
     epochs = small_run("--select-on", "test", "--val-size", "None")
     printed = capsys.readouterr().out
-    assert "test-clean test-pgd2" in printed
+    assert "test-clean test-fgsm test-pgd2" in printed
     assert "judged on 359 test images" in printed
     assert "val-" not in printed
     assert "best on test after epoch" in printed
@@ -160,9 +161,9 @@ def test_the_average_is_judged_and_kept_and_the_weights_go_on(
         judged.append(network(next(iter(loader))[0]).clone())
         return evaluate(network, loader, *args, **settings)
 
-    monkeypatch.setattr(fastcat.trainer, "evaluate", watched)
+    monkeypatch.setattr(fastcat.judge, "evaluate", watched)
     epochs = small_run("--ema", "0.9", "--peers", "at", "--collab", "none", "--lr", "0.3")
-    monkeypatch.setattr(fastcat.trainer, "evaluate", evaluate)
+    monkeypatch.setattr(fastcat.judge, "evaluate", evaluate)
     plain = small_run("--peers", "at", "--collab", "none", "--lr", "0.3", out="plain")
     state = read_checkpoint(Path("run/checkpoints/last.pt"))
     for epoch, other in zip(epochs, plain, strict=True):
@@ -174,10 +175,10 @@ def test_the_average_is_judged_and_kept_and_the_weights_go_on(
     with peer.optimizer.averaged():
         averaged = {name: value.clone() for name, value in peer.model.state_dict().items()}
         with torch.no_grad():
-            expected = peer.model.eval()(next(iter(trainer.monitor))[0])
+            expected = peer.model.eval()(next(iter(trainer.judge.monitor))[0])
     torch.testing.assert_close(judged[1], expected, rtol=1e-4, atol=1e-5)
     with torch.no_grad():
-        unlike = peer.model(next(iter(trainer.monitor))[0])
+        unlike = peer.model(next(iter(trainer.judge.monitor))[0])
     assert not torch.allclose(judged[1], unlike, rtol=0.01, atol=0.01)
     assert not torch.equal(peer.optimizer.ema, weights)
     kept, _ = load_weights(Path("run/peers/0-at.last.safetensors"))
@@ -243,7 +244,7 @@ def test_the_report_is_one_static_file_with_every_curve() -> None:
     html = Path("run/report.html").read_text()
     for text in ("0-trades pgd2", "1-alp clean", "Training loss", "test.json", "batch_size: 20"):
         assert text in html
-    assert html.count("<polyline") == 6
+    assert html.count("<polyline") == 8
     assert not re.search(r"<script|src=|href=|https?://(?!www\.w3\.org)", html)
 
 

@@ -1,4 +1,4 @@
-"""The plain loop with what a careful user switches on in a few lines; the same mathematics and F.
+"""A plain loop with what a careful user switches on in a few lines; the same mathematics and F.
 
 - autocast to bf16, or to fp16 with a GradScaler on GPUs that have no bf16, around each forward and
   its loss, so that forwards of one loss share one low-precision copy of the weights. Images,
@@ -9,7 +9,7 @@
 The inefficiencies that plain.py lists are all still here: to remove them is to rewrite the loop.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,17 +39,23 @@ def cudnn_benchmark() -> Iterator[None]:
 
 
 class MixedLoop(PlainLoop):
-    """As PlainLoop; the models' weights become channels_last in place and stay float32."""
+    """As PlainLoop, or as the loop that `mixed` puts in its place.
+
+    The models' weights become channels_last in place and stay float32.
+    """
 
     def __init__(
         self, models: Sequence[nn.Module], methods: Sequence[str], **settings: Any
     ) -> None:
         models = [model.to(memory_format=torch.channels_last) for model in models]
         super().__init__(models, methods, **settings)
-        device = next(models[0].parameters()).device
-        dtype = half_dtype(device)
-        self.autocast = torch.autocast(device.type, dtype)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+        self.device = next(models[0].parameters()).device
+        self.dtype = half_dtype(self.device)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+
+    def autocast(self) -> torch.autocast:
+        """A new one each time: one that is entered twice stays on."""
+        return torch.autocast(self.device.type, self.dtype)
 
     def step(self, x: Tensor, y: Tensor) -> dict[str, float]:
         with cudnn_benchmark():
@@ -60,30 +66,21 @@ class MixedLoop(PlainLoop):
             return super().evaluate(x.contiguous(memory_format=torch.channels_last), y, steps)
 
     def forward(self, k: int, x: Tensor) -> Tensor:
-        return super().forward(k, x).float()
+        with self.autocast():
+            return super().forward(k, x).float()
 
-    def accuracy(self, k: int, x: Tensor, y: Tensor) -> float:
-        with self.autocast:
-            return super().accuracy(k, x, y)
-
-    def kl_to_clean(self, k: int, x_adv: Tensor, x: Tensor) -> Tensor:
-        with self.autocast:
-            return self.climbed(super().kl_to_clean(k, x_adv, x))
-
-    def cross_entropy(self, k: int, x_adv: Tensor, y: Tensor) -> Tensor:
-        with self.autocast:
-            return self.climbed(super().cross_entropy(k, x_adv, y))
-
-    def climbed(self, loss: Tensor) -> Tensor:
+    def climbed(self, loss: Callable[..., Tensor], *arguments: Any) -> Tensor:
         """Its gradient's sign is all that an attack takes, and must not underflow in fp16.
 
         Not the GradScaler's scale: that is meant to overflow at times, and an image of NaN would
         stay in BatchNorm's statistics.
         """
-        return FP16_ATTACK_SCALE * loss if self.scaler.is_enabled() else loss
+        with self.autocast():
+            climbed = super().climbed(loss, *arguments)
+        return FP16_ATTACK_SCALE * climbed if self.scaler.is_enabled() else climbed
 
     def losses(self, views: dict[str, Tensor], y: Tensor) -> tuple[list[Tensor], Tensor | None]:
-        with self.autocast:
+        with self.autocast():
             return super().losses(views, y)
 
     def descend(self, loss: Tensor) -> None:
@@ -93,3 +90,8 @@ class MixedLoop(PlainLoop):
         for optimizer in self.optimizers:
             self.scaler.step(optimizer)
         self.scaler.update()
+
+
+def mixed(loop: type[PlainLoop]) -> type[PlainLoop]:
+    """The loop of a method, in mixed precision."""
+    return type(f"Mixed{loop.__name__}", (MixedLoop, loop), {})

@@ -7,8 +7,8 @@ or x for a natural peer. A step descends
 
 in all w_k at once, or L_1 where there is one peer. L_k and x_k are those of train_cat.py (Liu et
 al., CAT, 2023, arXiv 2303.14922; run with --BNeval as its train_cat.sh does), and of mart.py
-(Wang et al., MART, 2020). A peer of trades alone is trades.py (Zhang et al., TRADES, 2019).
-Written anew from the formulas and a reading of that code; it uses nothing but torch.
+(Wang et al., MART, 2020). Written anew from the formulas and a reading of that code; it uses
+nothing but torch. The files beside this one change what other papers do otherwise.
 
 What costs time here and could be had for less, because the published code has it:
 
@@ -17,14 +17,12 @@ What costs time here and could be had for less, because the published code has i
 - the forwards of peers on each other's views build graphs that are then cut off;
 - one more forward of the first peer on x after the step, for the training accuracy in the log;
 - the Gaussian start is drawn on the CPU and copied;
-- the host waits for every logged number: K + 2 `.item()` a step, four for a pair;
-- TRADES alone runs x through the network twice in train mode.
+- the host waits for every logged number: K + 2 `.item()` a step, four for a pair.
 
 With S attack steps a step of K > 1 peers costs, in forwards of one image (a gradient of the
 activations and one of the weights count one each), 3S for an attack of trades, at or alp and 2S
 for one of mart; 3 for each view of a peer's own; 1 for each view of another's; 1 for the log:
-75 for trades and alp with S = 10. One peer alone has no log, and of trades three forwards of its
-own. An evaluation costs 3S + 2 a peer.
+75 for trades and alp with S = 10. One peer alone has no log. An evaluation costs 3S + 2 a peer.
 
 Kinder than the published code: a graph is freed when it is of no more use, not when the next step
 overwrites its name, and bookkeeping that nobody reads is left out. Layout, TF32 and the like are
@@ -33,6 +31,7 @@ the same pattern.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -59,9 +58,8 @@ def at_loss(y: Tensor, adv: Tensor) -> Tensor:
     return F.cross_entropy(adv, y)
 
 
-def trades_loss(y: Tensor, clean: Tensor, adv: Tensor, clean_again: Tensor | None = None) -> Tensor:
-    target = clean if clean_again is None else clean_again
-    return F.cross_entropy(clean, y) + TRADES_BETA * kl_batchmean(target, adv)
+def trades_loss(y: Tensor, clean: Tensor, adv: Tensor) -> Tensor:
+    return F.cross_entropy(clean, y) + TRADES_BETA * kl_batchmean(clean, adv)
 
 
 def alp_loss(y: Tensor, adv: Tensor, clean: Tensor) -> Tensor:
@@ -69,42 +67,40 @@ def alp_loss(y: Tensor, adv: Tensor, clean: Tensor) -> Tensor:
     return ce + F.mse_loss(adv, clean)
 
 
-def mart_loss(y: Tensor, clean: Tensor, adv: Tensor) -> Tensor:
+def boosted_loss(y: Tensor, adv: Tensor) -> Tensor:
     q = F.softmax(adv, dim=1)
     largest = torch.argsort(q, dim=1)[:, -2:]
     wrong = torch.where(largest[:, 1] == y, largest[:, 0], largest[:, 1])
-    boosted = F.cross_entropy(adv, y) + F.nll_loss(torch.log(1.0001 - q + 1e-12), wrong)
+    return F.cross_entropy(adv, y) + F.nll_loss(torch.log(1.0001 - q + 1e-12), wrong)
 
-    p = F.softmax(clean, dim=1)
+
+def mart_loss(y: Tensor, clean: Tensor, adv: Tensor) -> Tensor:
+    boosted = boosted_loss(y, adv)
+    q, p = F.softmax(adv, dim=1), F.softmax(clean, dim=1)
     p_y = p.gather(1, y[:, None])[:, 0]
     kl = F.kl_div(torch.log(q + 1e-12), p, reduction="none").sum(dim=1)
     return boosted + MART_BETA * (kl * (1.0000001 - p_y)).sum() / len(y)
-
-
-LOSSES: dict[str, Callable[..., Tensor]] = {
-    "natural": natural_loss,
-    "at": at_loss,
-    "trades": trades_loss,
-    "alp": alp_loss,
-    "mart": mart_loss,
-}
-# what each loss reads, in the order of the train-mode forwards: each moves BatchNorm's statistics
-VIEWS = {
-    "natural": ("clean",),
-    "at": ("adv",),
-    "trades": ("clean", "adv"),
-    "alp": ("adv", "clean"),
-    "mart": ("clean", "adv"),
-}
 
 
 class PlainLoop:
     """K peers, their SGD optimizers and the settings of the attack.
 
     models: the peers' networks, trained in place; logits `[B, classes]` from images `[B, C, H, W]`
-    in [0, 1]. methods: a name from LOSSES for each. eps, step_size: pixels in [0, 1].
+    in [0, 1]. methods: one of OBJECTIVES for each. eps, step_size: pixels in [0, 1].
     alpha: weight of the peers' own losses, 1 - alpha that of what they teach each other.
+
+    OBJECTIVES: by method the loss, of labels and of logits on the views that follow. In this order
+    the views are forwarded, and each moves BatchNorm's statistics.
     """
+
+    OBJECTIVES: ClassVar[dict[str, tuple[Callable[..., Tensor], tuple[str, ...]]]] = {
+        "natural": (natural_loss, ("clean",)),
+        "at": (at_loss, ("adv",)),
+        "trades": (trades_loss, ("clean", "adv")),
+        "alp": (alp_loss, ("adv", "clean")),
+        "mart": (mart_loss, ("clean", "adv")),
+        "boosted": (boosted_loss, ("adv",)),
+    }
 
     def __init__(
         self,
@@ -119,11 +115,11 @@ class PlainLoop:
         steps: int = 10,
         alpha: float = 0.05,
     ) -> None:
-        unknown = set(methods) - set(LOSSES)
+        unknown = set(methods) - set(self.OBJECTIVES)
         if unknown or not models or len(models) != len(methods):
             raise ValueError(
                 f"got {len(models)} models for the methods {list(methods)}; "
-                f"expected one of {', '.join(LOSSES)} for each model"
+                f"expected one of {', '.join(self.OBJECTIVES)} for each model"
             )
         self.models = [model.train() for model in models]
         self.methods = list(methods)
@@ -136,14 +132,14 @@ class PlainLoop:
             for model in models
         ]
         self.own_views = [
-            [f"adv{k}" if view == "adv" else view for view in VIEWS[method]]
+            [view if view == "clean" else f"{view}{k}" for view in self.OBJECTIVES[method][1]]
             for k, method in enumerate(methods)
         ]
         self.taught_view = [
             "clean" if method == "natural" else f"adv{k}" for k, method in enumerate(methods)
         ]
-        if self.methods == ["trades"]:
-            self.own_views[0].append("clean")
+        # what peer k reads of the others
+        self.read_view = self.taught_view
 
     def step(self, x: Tensor, y: Tensor) -> dict[str, float]:
         """One training step on images `[B, C, H, W]` and labels `[B]`.
@@ -151,22 +147,32 @@ class PlainLoop:
         Returns loss0, loss1, ... and, of several peers, guidance (what they owe each other, before
         its weight) and accuracy (of the first peer on x after the step).
         """
+        losses, guidance = self.update(self.all_views(x, y), y)
+        log = {f"loss{k}": loss.item() for k, loss in enumerate(losses)}
+        if guidance is not None:
+            log["guidance"] = guidance.item()
+        if self.logs_accuracy():
+            log["accuracy"] = self.accuracy(0, x, y)
+        return log
+
+    def logs_accuracy(self) -> bool:
+        return len(self.models) > 1
+
+    def all_views(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         views = {"clean": x}
         for k, method in enumerate(self.methods):
             if method != "natural":
                 views[f"adv{k}"] = self.attack(k, x, y)
+        return views
 
+    def update(self, views: dict[str, Tensor], y: Tensor) -> tuple[list[Tensor], Tensor | None]:
+        """Losses, one joint backward and an SGD step of every peer."""
         losses, guidance = self.losses(views, y)
-        if guidance is None:
-            self.descend(losses[0])
-        else:
-            self.descend(self.alpha * sum(losses) + (1 - self.alpha) * guidance)
+        self.descend(losses[0] if guidance is None else self.total(losses, guidance))
+        return losses, guidance
 
-        log = {f"loss{k}": loss.item() for k, loss in enumerate(losses)}
-        if guidance is not None:
-            log["guidance"] = guidance.item()
-            log["accuracy"] = self.accuracy(0, x, y)
-        return log
+    def total(self, losses: list[Tensor], guidance: Tensor) -> Tensor:
+        return self.alpha * torch.stack(losses).sum() + (1 - self.alpha) * guidance
 
     def evaluate(self, x: Tensor, y: Tensor, steps: int = 20) -> list[tuple[float, float]]:
         """Of each peer its accuracy on x and on x attacked by PGD, as shares of the batch."""
@@ -184,28 +190,27 @@ class PlainLoop:
     def attack(self, k: int, x: Tensor, y: Tensor) -> Tensor:
         """The adversarial view of peer k by its method."""
         self.models[k].eval()
-        if self.methods[k] == "trades":
-            x_adv = self.trades_attack(k, x)
-        elif self.methods[k] == "mart":
-            x_adv = self.mart_attack(k, x, y)
-        else:
-            x_adv = self.pgd_attack(k, x, y, self.steps)
+        x_adv = self.seek(k, x, y)
         self.models[k].train()
         return x_adv
 
-    def trades_attack(self, k: int, x: Tensor) -> Tensor:
-        x_adv = x + self.gaussian_start(k, x)
-        for _ in range(self.steps):
-            x_adv.requires_grad_()
-            (grad,) = torch.autograd.grad(self.kl_to_clean(k, x_adv, x), [x_adv])
-            x_adv = self.ascend(x_adv.detach(), grad, x)
-        return x_adv
+    def seek(self, k: int, x: Tensor, y: Tensor) -> Tensor:
+        method = self.methods[k]
+        if method == "trades":
+            return self.gaussian_attack(k, x, self.kl_to_clean, x)
+        if method == "mart":
+            return self.gaussian_attack(k, x, self.cross_entropy, y)
+        if method == "boosted":
+            return self.gaussian_attack(k, x, self.boosted, y)
+        return self.pgd_attack(k, x, y, self.steps)
 
-    def mart_attack(self, k: int, x: Tensor, y: Tensor) -> Tensor:
+    def gaussian_attack(
+        self, k: int, x: Tensor, loss: Callable[..., Tensor], target: Tensor
+    ) -> Tensor:
         x_adv = x + self.gaussian_start(k, x)
         for _ in range(self.steps):
             x_adv.requires_grad_()
-            (grad,) = torch.autograd.grad(self.cross_entropy(k, x_adv, y), [x_adv])
+            (grad,) = torch.autograd.grad(self.climbed(loss, k, x_adv, target), [x_adv])
             x_adv = self.ascend(x_adv.detach(), grad, x)
         return x_adv
 
@@ -220,7 +225,7 @@ class PlainLoop:
         delta = torch.max(torch.min(delta, 1 - x), -x)
         delta.requires_grad_()
         for _ in range(steps):
-            self.cross_entropy(k, x + delta, y).backward()
+            self.climbed(self.cross_entropy, k, x + delta, y).backward()
             assert delta.grad is not None
             moved = delta.detach() + self.step_size * delta.grad.sign()
             moved = moved.clamp(-self.eps, self.eps)
@@ -243,12 +248,19 @@ class PlainLoop:
         """Of the log and of the evaluation; the forward builds a graph that nobody uses."""
         return (self.forward(k, x).argmax(dim=1) == y).sum().item() / len(y)
 
+    def climbed(self, loss: Callable[..., Tensor], *arguments: Any) -> Tensor:
+        """What an attack ascends: forwards and the loss on them."""
+        return loss(*arguments)
+
     def kl_to_clean(self, k: int, x_adv: Tensor, x: Tensor) -> Tensor:
         log_q = F.log_softmax(self.forward(k, x_adv), dim=1)
         return F.kl_div(log_q, F.softmax(self.forward(k, x), dim=1), reduction="sum")
 
     def cross_entropy(self, k: int, x_adv: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(self.forward(k, x_adv), y)
+
+    def boosted(self, k: int, x_adv: Tensor, y: Tensor) -> Tensor:
+        return boosted_loss(y, self.forward(k, x_adv))
 
     def losses(self, views: dict[str, Tensor], y: Tensor) -> tuple[list[Tensor], Tensor | None]:
         """Each peer's own loss, and what peers owe each other, None of one peer."""
@@ -257,13 +269,14 @@ class PlainLoop:
         z: list[dict[str, Tensor]] = []
         for k in peers:
             own = [self.forward(k, views[view]) for view in self.own_views[k]]
-            losses.append(LOSSES[self.methods[k]](y, *own))
+            loss, _ = self.OBJECTIVES[self.methods[k]]
+            losses.append(loss(y, *own))
             z.append(dict(zip(self.own_views[k], own, strict=True)))
         if len(peers) == 1:
             return losses, None
 
         for k in peers:
-            for view in self.taught_view:
+            for view in self.read_view:
                 if view not in z[k]:
                     z[k][view] = self.forward(k, views[view])
         guidance = torch.zeros_like(losses[0])
@@ -272,12 +285,11 @@ class PlainLoop:
             for j in peers:
                 if j != k:
                     log_own = F.log_softmax(z[k][view], dim=1)
-                    taught = F.softmax(z[j][view], dim=1).detach()
+                    taught = F.softmax(z[j][self.read_view[k]], dim=1).detach()
                     guidance = guidance + F.kl_div(log_own, taught, reduction="batchmean")
         return losses, guidance
 
     def descend(self, loss: Tensor) -> None:
-        """One joint backward and an SGD step of every peer."""
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         loss.backward()

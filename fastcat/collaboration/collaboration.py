@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from fastcat.plan import Place
+from fastcat.objectives.objective import Objective
+from fastcat.plan import Place, own_views
 from fastcat.terms import Side, Sum, kl
+from fastcat.threat import Threats
 
 # of each peer the numbers of those that teach it
 Teachers = Sequence[Sequence[int]]
@@ -21,6 +23,14 @@ class Student(NamedTuple):
     norms: tuple[str, ...] = ("linf",)
     way: str | None = None
     asks: bool = False
+
+
+def make_students(objectives: Sequence[Objective], threats: Sequence[Threats]) -> list[Student]:
+    """The peers with these objectives, as those threats attack them."""
+    return [
+        Student(own_views(k, objective), of_one.norms, of_one.way, objective.has_teacher)
+        for k, (objective, of_one) in enumerate(zip(objectives, threats, strict=True))
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,8 @@ class EvalConfig:
     """Judge the weights of a run, or one weight file, under attacks; strictly in float32."""
 
     target: Positional[Path]
-    """Folder of a run, one peers/*.safetensors file, or with --arch another's checkpoint."""
+    """Folder of a run or of several seeds, one peers/*.safetensors file, or with --arch another's
+    checkpoint."""
     arch: Annotated[str | None, arg(aliases=["--model"])] = None
     """Architecture of a checkpoint that fastcat did not write; see `fastcat list archs`."""
     mean: str | None = None

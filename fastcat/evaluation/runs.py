@@ -3,7 +3,8 @@
 import itertools
 import json
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,8 @@ from fastcat.loaders.dataset import Dataset
 from fastcat.loaders.loader import Epochs, Loader
 from fastcat.loaders.registry import DATASETS, load_dataset
 from fastcat.models import canonical_arch, make_model, normalized
+from fastcat.over_seeds import is_over_seeds, rows, runs_of, spreads_of, write_record
+from fastcat.over_seeds import table as table_of
 from fastcat.pixels import format_pixels
 from fastcat.precision import make_precision
 from fastcat.progress import make_console, make_progress, task
@@ -43,21 +46,18 @@ EPS = 8 / 255
 def evaluate_run(config: EvalConfig) -> dict[str, Any]:
     """Judge the chosen peers one after the other, print a table, write and return the JSON record.
 
+    Of a folder of several seeds each run is judged, and then mean and spread are recorded.
     Raises InputError for weights, data or attacks that cannot be used.
     """
     parse_attacks(config.attacks)
+    if is_over_seeds(config.target):
+        return judge_seeds(config)
     device = make_device(config.device)
     files = find_weights(config.target, config.weights, config.peer)
     if config.arch is not None:
         check_foreign(config)
     peers = [] if config.arch is not None else [load_weights(file) for file in files]
-    out = config.out or (free_file(config) if config.target.is_dir() else None)
-    if out is not None:
-        # now, and not only after hours of attacks
-        with explained(out):
-            out.parent.mkdir(parents=True, exist_ok=True)
-            out.touch(exist_ok=False)
-    try:
+    with reserved(config) as out:
         console = make_console()
         data, data_dir = find_data(config, peers[0][1] if peers else None)
         with task(console, f"reading {data}, once") as progress:
@@ -85,12 +85,62 @@ def evaluate_run(config: EvalConfig) -> dict[str, Any]:
         if out is not None:
             write_text(out, json.dumps(record, indent=2) + "\n")
             console.print(f"written to {out}")
-    finally:
-        if out is not None and out.stat().st_size == 0:
-            out.unlink()
     if config.target.is_dir():
         renew_report(config.target, console.print)
     return record
+
+
+@contextmanager
+def reserved(config: EvalConfig) -> Iterator[Path | None]:
+    """The JSON file to write, made now and not only after hours of attacks, gone if not written;
+    None for a single weight file without --out.
+    """
+    out = config.out or (free_file(config) if config.target.is_dir() else None)
+    if out is None:
+        yield None
+        return
+    with explained(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.touch(exist_ok=False)
+    try:
+        yield out
+    finally:
+        if out.stat().st_size == 0:
+            out.unlink()
+
+
+def judge_seeds(config: EvalConfig) -> dict[str, Any]:
+    """Judge the run of every seed and record how each peer's accuracies spread over them."""
+    runs = runs_of(config.target)
+    for run in runs.values():
+        find_weights(run, config.weights, config.peer)  # before any of them is attacked
+    console = make_console()
+    with reserved(config) as out:
+        assert out is not None
+        records = []
+        for seed, run in runs.items():
+            console.print(f"seed {seed}")
+            records.append(evaluate_run(replace(config, target=run, out=None)))
+        # what every peer of every seed was judged by, in place of the first one's record
+        record = dict(records[0])
+        entry = next(iter(record.pop("peers").values()))
+        record |= {key: entry[key] for key in ("n", "threats")}
+        record["seeds"] = list(runs)
+        record["spread"] = spreads = spreads_of([_accuracies(one) for one in records])
+        write_record(out, record)
+        console.print(f"{entry['n']} {config.split} images, {threats_in_words(entry)}")
+        console.print(table_of(rows(f"{len(runs)} seeds, percent", ("", spreads))))
+        console.print(f"written to {out}")
+    renew_report(config.target, console.print)
+    return record
+
+
+def _accuracies(record: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """By peer and attack."""
+    return {
+        peer: {attack: result["accuracy"] for attack, result in entry["attacks"].items()}
+        for peer, entry in record["peers"].items()
+    }
 
 
 def judge(
@@ -185,6 +235,8 @@ def foreign_weights(
         net = normalized(net, *normalize)
     elif arch.endswith("-swish"):
         console.print("note: the published networks of this kind normalise: see --mean and --std")
+    # a radius of linf says nothing of another norm
+    norm = "linf" if config.eps is None else config.norm or "linf"
     eps = EPS if config.eps is None else config.eps
     if config.eps is None:
         console.print(f"note: eps {format_pixels(eps)} is assumed; --eps says another")
@@ -196,7 +248,7 @@ def foreign_weights(
         channels=channels,
         mean=None if normalize is None else tuple(normalize[0]),
         std=None if normalize is None else tuple(normalize[1]),
-        threats=format_threats([ThreatModel(norm=config.norm or "linf", eps=eps)]),
+        threats=format_threats([ThreatModel(norm=norm, eps=eps)]),
         epoch=0,
         selected="of others",
     )
@@ -263,10 +315,11 @@ def table(info: WeightsInfo, data: str, split: str, entry: dict[str, Any]) -> st
         f"{info.peer}  {info.arch}, {info.selected}{epoch}: {entry['n']} {split} "
         f"images of {data}, {threats_in_words(entry)}"
     ]
+    width = max(8, *map(len, entry["attacks"]))
     for name, result in entry["attacks"].items():
         low, high = result["ci95"]
         lines.append(
-            f"  {name:8} {100 * result['accuracy']:6.2f}%   "
+            f"  {name:{width}} {100 * result['accuracy']:6.2f}%   "
             f"95% interval {100 * low:5.2f} .. {100 * high:5.2f}"
         )
     return "\n".join(lines)

@@ -10,6 +10,7 @@ from fastcat.attack import Inner
 from fastcat.errors import InputError
 from fastcat.squeeze import Squeeze
 from fastcat.terms import Sum, Term
+from fastcat.threat import Threats
 
 Terms = dict[str, Tensor]
 
@@ -24,7 +25,9 @@ class Objective:
     attacks by the names of what they find, or None; outer: from logits [B, C] by view and labels
     [B] to weighted scalar terms, whose sum is the loss: one of `fastcat.terms`, which the fused
     kernel computes, or any differentiable function; that one cannot train on images mixed of two.
-    Without views and terms nothing is trained: a teacher.
+
+    after: views that are forwarded once more after the update, for BatchNorm's sake alone. Without
+    views and terms nothing is trained: a teacher.
 
     reads: what outer reads beside the views, as constants: "teacher.clean", "teacher.adv", ..., the
     teacher's logits on views of this peer, and "teacher.own", those on the view that the teacher
@@ -36,6 +39,7 @@ class Objective:
     inner: Inner | Squeeze | Mapping[str, Inner] | None
     outer: Callable[[dict[str, Tensor], Tensor], Terms]
     untracked: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
     begins: Mapping[str, int] = field(default_factory=dict)
 
@@ -50,8 +54,9 @@ class Objective:
             raise InputError(
                 f"views are {self.views}, expected what the inner attack finds: {expected}"
             )
-        if not set(self.untracked) <= set(self.views):
-            raise InputError(f"untracked are {self.untracked}, expected some of {self.views}")
+        for name in ("untracked", "after"):
+            if not set(getattr(self, name)) <= set(self.views):
+                raise InputError(f"{name} are {getattr(self, name)}, expected some of {self.views}")
         readable = [f"teacher.{view}" for view in ("own", "clean", *sorted(sought))]
         if not set(self.reads) <= set(readable):
             raise InputError(f"reads are {self.reads}, expected some of {', '.join(readable)}")
@@ -85,14 +90,22 @@ class Objective:
         return tuple(views[0] for views in self.searches) or ("clean",)
 
 
-def spread(objective: Objective, norms: Sequence[str]) -> Objective:
-    """The mean of an objective with one adversarial view over a view for each norm, "linf.adv".
+def under(objective: Objective, threats: Threats) -> Objective:
+    """The objective of a peer that these threats attack: `spread` where there is a view for each.
 
-    Raises InputError where there is not exactly one.
+    Raises InputError for `avg`, `max` or `msd` without exactly one adversarial view to begin with.
     """
+    if threats.way is not None and not isinstance(objective.inner, Inner):
+        raise InputError(
+            f"{threats.way} is for methods with one adversarial view, as at:threat={threats.way}"
+        )
+    return spread(objective, threats.norms) if threats.way == "avg" else objective
+
+
+def spread(objective: Objective, norms: Sequence[str]) -> Objective:
+    """The mean of an objective with one adversarial view over a view for each norm, "linf.adv"."""
     inner, outer, share = objective.inner, objective.outer, 1 / len(norms)
-    if not isinstance(inner, Inner):
-        raise InputError("avg is for methods with one adversarial view, as at:threat=avg")
+    assert isinstance(inner, Inner)
     views = {norm: f"{norm}.adv" for norm in norms}
 
     def on(view: str, term: Term) -> Term:
@@ -118,6 +131,7 @@ def spread(objective: Objective, norms: Sequence[str]) -> Objective:
     return Objective(
         views=tuple(view for own in objective.views for view in of_view[own]),
         untracked=tuple(view for own in objective.untracked for view in of_view[own]),
+        after=tuple(view for own in objective.after for view in of_view[own]),
         inner=dict.fromkeys(views.values(), inner),
         outer=Sum((*others, *spread_out)) if isinstance(outer, Sum) else mean,
         reads=tuple(cell for own in objective.reads for cell in of_read.get(own, (own,))),

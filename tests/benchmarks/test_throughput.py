@@ -13,6 +13,13 @@ import torch
 from fastcat.benchmarks import throughput
 from fastcat.benchmarks.contestants import Ours, Plain, contestants_for, make_contestant
 from fastcat.benchmarks.layers import measure_layers, shapes_of, step_floor
+from fastcat.benchmarks.methods import METHODS, reference_for
+from fastcat.benchmarks.reference.at import AtLoop
+from fastcat.benchmarks.reference.awp import AtAwpLoop, TradesAwpLoop
+from fastcat.benchmarks.reference.mat import MatLoop
+from fastcat.benchmarks.reference.plain import PlainLoop
+from fastcat.benchmarks.reference.squeeze import SqueezeLoop
+from fastcat.benchmarks.reference.trades import TradesLoop
 from fastcat.benchmarks.throughput import BenchConfig, bench, race, table
 from fastcat.cli import main
 from fastcat.errors import InputError
@@ -67,6 +74,87 @@ def test_a_race_writes_what_it_measured(small: dict[str, Any], tmp_path: Path) -
     }  # fmt: skip
 
 
+def test_methods_race_against_the_loops_of_their_papers(
+    small: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    methods = ["st", "at-awp", "mat"]
+    settings = small | {"what": "methods", "methods": ",".join(methods), "steps": 1}
+    record = bench(BenchConfig(**settings, contestants="fp32/eager", out=tmp_path / "first.json"))
+    printed = capsys.readouterr().out.splitlines()
+    results = record["results"]
+    assert [(r["method"], r["peers"], r["contestant"]) for r in results] == [
+        (name, peers, contestant)
+        for name, peers in (
+            ("st", "st"), ("at-awp", "at:awp=0.01"), ("mat", "boosted,boosted --collab mat"),
+        )
+        for contestant in ("plain", "fp32/eager")
+    ]  # fmt: skip
+    for plain, ours in zip(results[::2], results[1::2], strict=True):
+        assert ours["plain_ms"] == plain["ms"]
+        assert ours["speedup"] == pytest.approx(plain["ms"] / ours["ms"])
+        assert ours["speedup_low"] <= ours["speedup"] <= ours["speedup_high"]
+        assert (plain["speedup_low"], plain["speedup_high"]) == (1, 1)
+        # of MAT nothing is wasted; of ST it depends on the images
+        waste = plain["gflop_per_image"] / ours["gflop_per_image"]
+        assert ours["method"] != "mat" or waste == pytest.approx(1)
+        assert ours["method"] != "at-awp" or waste > 1.3
+        (row,) = (line.split() for line in printed if line.split()[:1] == [ours["method"]])
+        assert row[-3:] == [
+            f"{ours['ms']:.1f}",
+            f"{ours['speedup']:.2f}x",
+            f"{ours['speedup_low']:.2f}..{ours['speedup_high']:.2f}",
+        ]
+    settings |= {"methods": "mat", "contestants": "fp32/eager"}
+    bench(BenchConfig(**settings, compare=tmp_path / "first.json"))
+    printed = capsys.readouterr().out
+    before = results[-1]["ms"]
+    name = "train tiny boosted,boosted --collab mat 4 fp32/eager"
+    assert f"{name}: {before:.1f} -> " in printed
+
+
+@pytest.mark.parametrize(
+    ("peers", "collab", "loop", "settings"),
+    [
+        ("natural", "cat", PlainLoop, {}),
+        ("trades", "mat", TradesLoop, {}),
+        ("trades:awp=0", "cat", TradesLoop, {}),
+        ("trades:beta=3:awp=0.1", "cat", TradesAwpLoop, {"gamma": 0.1}),
+        ("at:awp=0.2", "cat", AtAwpLoop, {"gamma": 0.2}),
+        ("at", "cat", AtLoop, {}),
+        ("st:beta=2", "cat", SqueezeLoop, {}),
+        ("trades,alp", "cat", PlainLoop, {}),
+        ("trades,alp,at", "cat", PlainLoop, {}),
+        ("boosted,trades", "mat", MatLoop, {}),
+    ],
+)
+def test_peers_find_the_loop_of_their_paper(
+    peers: str, collab: str, loop: type, settings: dict[str, float]
+) -> None:
+    specs = list(parse_peers(peers, "resnet18"))
+    assert reference_for(specs, collab) == (loop, settings)
+    tiny.register()
+    specs = list(parse_peers(peers, "tiny"))
+    contestant = make_contestant("mixed", specs, 2, CPU, collab, workers=0)
+    assert isinstance(contestant, Plain)
+    assert isinstance(contestant.loop, loop)
+
+
+def test_every_method_has_its_own_row() -> None:
+    """Catches a row that another one hides."""
+    for name, method in METHODS.items():
+        specs = parse_peers(method.peers, "resnet18")
+        assert reference_for(specs, method.collab)[0] is method.loop, name
+
+
+def test_ours_collaborate_as_they_are_told() -> None:
+    tiny.register()
+    specs = list(parse_peers("boosted,boosted", "tiny"))
+    teams = [make_contestant("fp32/eager", specs, 2, CPU, collab).team for collab in ("cat", "mat")]  # type: ignore[union-attr]
+    reads = [{(cell.peer, cell.view) for cell in team.plan} for team in teams]
+    assert ((0, "adv1") in reads[0], (0, "clean") in reads[0]) == (True, False)
+    assert ((0, "adv1") in reads[1], (0, "clean") in reads[1]) == (False, True)
+
+
 def test_the_first_step_of_a_turn_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a time that pays for the caches and the memory that the other contestant took."""
     log: list[str] = []
@@ -89,7 +177,9 @@ def test_the_first_step_of_a_turn_is_not_timed(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(throughput, "flop_per_image", lambda *_: 1.0)
     monkeypatch.setattr(throughput, "milliseconds", timed)
     config = BenchConfig(repetitions=2, steps=3)
-    race(["plain", "mixed"], "resnet18", "at", 4, "train", config, CPU, {"fp32": 1, "bf16": 1})
+    race(
+        ["plain", "mixed"], "resnet18", "at", "cat", 4, "train", config, CPU, {"fp32": 1, "bf16": 1}
+    )
     turns = [[name, "begin", name, name, name, "end"] for name in ("plain", "mixed")] * 2
     assert log[-24:] == [entry for turn in turns for entry in turn]
 
@@ -148,8 +238,12 @@ def test_a_file_is_never_overwritten_and_gets_a_name_of_its_own(
         ("--batch-size 32,x", "expected numbers like 128,256"),
         ("--batch-size 0", "expected numbers like 128,256"),
         ("--batch-size 32,60000", "expected at most 50000"),
-        ("--what speed", "expected some of train,eval,layers,loaders"),
+        ("--what speed", "expected some of train,eval,methods,layers,loaders"),
         ("--peers tradez", "unknown method"),
+        ("--peers st,at", "no reference loop of 'st,at': expected st, at:awp=0.01"),
+        ("--peers trades:awp=0.1,at", "no reference loop of 'trades:awp=0.1,at'"),
+        ("--peers st:bn=eval", "loop of 'st' attacks as published"),
+        ("--methods at,trade", "did you mean 'trades'"),
         ("--arch resnet19", "unknown architecture"),
         ("--repetitions 0", "repetitions is 0"),
         ("--compare nowhere.json", "it is no file of `fastcat bench`"),

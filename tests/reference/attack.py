@@ -65,6 +65,12 @@ def boosted_cross_entropy(z_adv: Tensor, y: Tensor) -> Tensor:
     return torch.stack([boosted(z_adv[i : i + 1], y[i : i + 1])["bce"] for i in range(len(y))])
 
 
+def ascend_linf(x_adv: Tensor, x: Tensor, grad: Tensor, eps: float, step_size: float) -> Tensor:
+    """One step, as the header has it."""
+    x_adv = x_adv + step_size * grad.sign()
+    return torch.maximum(torch.minimum(x_adv, x + eps), x - eps).clamp(0.0, 1.0)
+
+
 def pgd(
     net: nn.Module,
     x: Tensor,
@@ -98,8 +104,7 @@ def pgd(
             x_adv = x_adv.detach().requires_grad_(True)
             ascended = inner(method, twin(x_adv), z_clean, y, y_mixed, share)
             (grad,) = torch.autograd.grad(ascended.sum(), x_adv)
-            x_adv = x_adv.detach() + step_size * grad.sign()
-            x_adv = torch.maximum(torch.minimum(x_adv, x + eps), x - eps).clamp(0.0, 1.0)
+            x_adv = ascend_linf(x_adv.detach(), x, grad, eps, step_size)
         ends.append(x_adv)
         with torch.no_grad():
             end_losses.append(inner(method, twin(x_adv), z_clean, y, y_mixed, share))

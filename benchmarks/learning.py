@@ -1,0 +1,150 @@
+"""What the methods learn, side by side: digits, a small network, several seeds, on a CPU.
+
+`python -m benchmarks.learning --out FILE` trains every method with its default settings, the same
+schedule and the same attacker, judges the last weights on all test images, prints the accuracies as
+mean and spread over the seeds, and writes them as JSON. A toy: it shows that methods learn what
+they are for, not how they rank on photographs.
+"""
+
+import contextlib
+import io
+import shutil
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Tensor, nn
+
+import fastcat
+from fastcat.environment import environment
+from fastcat.evaluation.config import EvalConfig
+from fastcat.evaluation.runs import evaluate_run
+from fastcat.over_seeds import write_record
+
+# radii at which a robust network of this size still learns; linf alone where there is one
+LINF = {"eps": 0.1, "step_size": 0.025, "steps": 10}
+UNION = "linf:eps=0.1:step_size=0.025:steps=10,l2:eps=0.5:step_size=0.125:steps=10,l1:eps=1.5:step_size=0.375:steps=10"  # noqa: E501
+SPECIALISTS = ",".join(f"boosted:threat={norm}" for norm in ("linf", "l2", "l1"))
+
+SINGLE = ("at", "trades", "alp", "boosted", "st")
+# by name: the settings that make it
+TEAMS: dict[str, dict[str, Any]] = {
+    **{
+        name: {"peers": name, "collab": "none"} for name in ("at", "trades", "alp", "boosted", "st")
+    },
+    "CAT trades,alp": {"peers": "trades,alp", "collab": "cat"},
+    "CAT at,alp,trades": {"peers": "at,alp,trades", "collab": "cat"},
+    "MAT boosted,boosted": {"peers": "boosted,boosted", "collab": "mat"},
+    **{
+        f"MAT-MP {way}": {
+            "peers": f"boosted:threat={way},{SPECIALISTS}",
+            "collab": "mat-mp",
+            "threats": UNION,
+        }
+        for way in ("avg", "max", "msd")
+    },
+}
+
+
+class SmallNet(nn.Module):
+    """Images [B, C, 8, 8] -> logits; 40 thousand parameters."""
+
+    def __init__(self, classes: int, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 24, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(24)
+        self.conv2 = nn.Conv2d(24, 48, 3, stride=2, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(48)
+        self.conv3 = nn.Conv2d(48, 48, 3, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(48)
+        self.linear = nn.Linear(48 * 4, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = F.relu(self.bn2(self.conv2(out)))
+        out = F.relu(self.bn3(self.conv3(out)) + out)
+        return self.linear(F.max_pool2d(out, 2).flatten(1))
+
+
+def small_net(classes: int, channels: int) -> SmallNet:
+    return SmallNet(classes, channels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningConfig:
+    """Train every method on digits with several seeds and compare what they learned."""
+
+    out: Path | None = None
+    """JSON file to write. None: print only."""
+    teams: str = ""
+    """Some of the teams by name, separated by ;. Empty: all."""
+    seeds: str = "0,1,2"
+    """Seeds of the runs."""
+    epochs: int = 25
+    """Passes over the 1437 training images."""
+    threads: int | None = None
+    """CPU threads. None: as PyTorch chooses."""
+
+
+def learn(name: str, config: LearningConfig, folder: Path) -> dict[str, Any]:
+    """By peer and attack the accuracies on the test images, one a seed, and seconds of training."""
+    settings = {**LINF, **TEAMS[name]}
+    begin = time.perf_counter()
+    fastcat.train(
+        fastcat.TrainConfig(
+            arch=f"{small_net.__module__}:small_net",
+            data="digits",
+            epochs=config.epochs,
+            batch_size=64,
+            schedule="onecycle",
+            lr=0.1,
+            select_on="last",
+            val_size=0,
+            seeds=config.seeds,
+            threads=config.threads,
+            device="cpu",
+            precision="fp32",
+            out=folder,
+            **settings,
+        )
+    )
+    seconds = time.perf_counter() - begin
+    record = evaluate_run(
+        EvalConfig(target=folder, attacks="clean,pgd20", weights="last", device="cpu")
+    )
+    return {"settings": settings, "seconds": seconds, "peers": record["spread"]}
+
+
+def main(config: LearningConfig) -> None:
+    names = [name.strip() for name in config.teams.split(";")] if config.teams else list(TEAMS)
+    record: dict[str, Any] = {
+        "config": {**asdict(config), "out": None},
+        "environment": environment(),
+        "teams": {},
+    }
+    with tempfile.TemporaryDirectory() as temporary:
+        for name in names:
+            folder = Path(temporary) / "run"
+            with contextlib.redirect_stdout(io.StringIO()):
+                team = learn(name, config, folder)
+            shutil.rmtree(folder)
+            record["teams"][name] = team
+            print(f"{name} ({team['seconds']:.0f} s)")
+            for peer, attacks in team["peers"].items():
+                columns = [
+                    f"{attack} {100 * one.mean:.2f} +- {100 * (one.std or 0):.2f}"
+                    for attack, one in attacks.items()
+                ]
+                print(f"  {peer:12} {'   '.join(columns)}", flush=True)
+            if config.out is not None:
+                write_record(config.out, record)
+
+
+if __name__ == "__main__":
+    torch.set_num_interop_threads(1)
+    main(tyro.cli(LearningConfig))

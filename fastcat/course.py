@@ -1,0 +1,110 @@
+"""The course of a run: epoch after epoch, recorded and saved, and back when training collapses."""
+
+import time
+from pathlib import Path
+
+from fastcat.checkpoint import good_checkpoint, last_checkpoint, read_checkpoint
+from fastcat.recorder import Recorder
+from fastcat.stop import Stopped, StopRequest
+from fastcat.trainer import Trainer
+from fastcat.watch import MOST_ROLLBACKS, Collapse, collapse, new_signs
+
+
+class Course:
+    """Leads a trainer through its run in the folder `run`."""
+
+    def __init__(
+        self, trainer: Trainer, run: Path, recorder: Recorder, request: StopRequest
+    ) -> None:
+        self.trainer = trainer
+        self.run = run
+        self.recorder = recorder
+        self.request = request
+
+    def follow(self) -> None:
+        """Train to the last epoch. Raises Stopped after saving when a signal asks for it."""
+        trainer = self.trainer
+        done = f"{self.run} is finished" if trainer.done else trainer.describe(self.run)
+        self.recorder.line(done)
+        self._remark()
+        while not trainer.done:
+            collapsed: Collapse | None = None
+            try:
+                self._run_epoch()
+            except Collapse as error:
+                if trainer.config.on_collapse != "rollback":
+                    raise
+                collapsed = error
+            if collapsed is not None:
+                self._roll_back(collapsed.reason)
+
+    def _remark(self) -> None:
+        """Say what could not be had since the last time."""
+        while self.trainer.remarks:
+            self.recorder.line(self.trainer.remarks.pop(0))
+
+    def _run_epoch(self) -> None:
+        trainer, on_collapse = self.trainer, self.trainer.config.on_collapse
+        try:
+            self._train_epoch()
+            record = trainer.judge_epoch(self.request)
+        except Stopped:
+            trainer.save(self.run)
+            raise
+        reason = collapse(record)
+        if reason and on_collapse == "rollback":
+            # nothing of this epoch is kept
+            raise Collapse(reason, last_checkpoint(self.run))
+        # from here on nothing is interrupted: what is written belongs together
+        trainer.judge.keep(self.run, trainer.epoch + 1, record["peers"])
+        self.recorder.epoch(record)
+        for line in new_signs(record, trainer.last_record):
+            self.recorder.line(line)
+        trainer.begin_epoch(trainer.epoch + 1, record)
+        trainer.save(self.run)
+        self.recorder.report()
+        if reason and on_collapse == "stop":
+            raise Collapse(reason, last_checkpoint(self.run))
+
+    def _train_epoch(self) -> None:
+        trainer = self.trainer
+        config = trainer.config
+        begin = time.perf_counter() - trainer.seconds
+        for inputs in trainer.loader.inputs(trainer.epoch, trainer.batch):
+            lr = trainer.current_lr()
+            values = trainer.train_step(inputs)
+            self._remark()
+            self.recorder.advance(trainer.steps_done, f"epoch {trainer.epoch + 1}/{config.epochs}")
+            if trainer.batch % config.log_every == 0:
+                trainer.check_losses(self.run)
+                named = dict(zip(trainer.team.loss.names, values.tolist(), strict=True))
+                self.recorder.steps({"step": trainer.steps_done, "lr": lr, **named})
+            trainer.seconds = time.perf_counter() - begin
+            if self.request.signum is not None:
+                raise Stopped(self.request.signum)
+            if config.save_every and trainer.batch % config.save_every == 0:
+                trainer.save(self.run)
+        # both wait for the device, so the clock is read after them
+        trainer.check_losses(self.run)
+        trainer.check_weights(self.run)
+        trainer.seconds = time.perf_counter() - begin
+
+    def _roll_back(self, reason: str) -> None:
+        """Go on from the last good epoch with half the learning rate."""
+        trainer = self.trainer
+        self.recorder.line(reason)
+        if len(trainer.rollbacks) == MOST_ROLLBACKS:
+            last = last_checkpoint(self.run)
+            raise Collapse(f"{reason}, after {MOST_ROLLBACKS} returns to an earlier epoch", last)
+        collapsed, best, rollbacks = trainer.epoch + 1, trainer.judge.best, trainer.rollbacks
+        trainer.load_state_dict(read_checkpoint(good_checkpoint(self.run)))
+        # the best weights that were written are still the best
+        trainer.judge.best = best
+        returned = {"from": collapsed, "to": trainer.epoch, "reason": reason}
+        trainer.rollbacks = [*rollbacks, returned]
+        trainer.save(self.run)
+        self.recorder.forget_after(trainer.epoch, trainer.steps_done)
+        self.recorder.line(
+            f"back to where epoch {trainer.epoch + 1} begins; from there on the learning rate is "
+            f"{trainer.lr_scale:g} of what --lr and --schedule say"
+        )

@@ -1,0 +1,61 @@
+"""The members of a team, built from a configuration: peers with fresh weights, and teachers."""
+
+import torch
+
+from fastcat.awp import WeightPerturbation
+from fastcat.config import TrainConfig
+from fastcat.loaders.dataset import Dataset
+from fastcat.models import make_model
+from fastcat.models.ghost import split_norms
+from fastcat.optim import FlatSGD
+from fastcat.peer import Member, Peer
+from fastcat.seeds import derive_seed
+from fastcat.swa import WeightAverage
+from fastcat.teacher import load_teacher
+from fastcat.threat_spec import choose_threats
+
+
+def make_members(
+    config: TrainConfig,
+    dataset: Dataset,
+    normalize: tuple[tuple[float, ...], tuple[float, ...]] | None,
+    device: torch.device,
+) -> list[Member]:
+    """One for each peer specification, in order, on the device; sets torch's random state.
+
+    normalize: mean and standard deviation that go into each peer's network, None without.
+    """
+    channels = dataset.image_shape[2]
+    members: list[Member] = []
+    for k, spec in enumerate(config.peer_specs()):
+        name = f"{k}-{spec.method}"
+        if spec.weights is not None:
+            arch = spec.arch if spec.named_arch else None
+            teacher = load_teacher(name, spec.weights, arch, dataset)
+            teacher.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            members.append(teacher)
+            continue
+        torch.manual_seed(derive_seed(config.seed, "weights", k))
+        model = make_model(spec.arch, len(dataset.classes), channels, normalize)
+        if config.bn_groups > 1:
+            split_norms(model, config.batch_size // config.bn_groups)
+        model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimizer = FlatSGD(
+            model,
+            lr=config.lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            nesterov=config.nesterov,
+            ema=config.ema,
+        )
+        threats = choose_threats(spec.threat, config.threat_models())
+        peer = Peer(name, spec.arch, model, spec.objective, optimizer, threats)
+        gamma = config.awp if spec.awp is None else spec.awp
+        if gamma:
+            peer.awp = WeightPerturbation(model, optimizer, gamma)
+        if config.swa is not None:
+            peer.swa = WeightAverage(model, optimizer.flat)
+        members.append(peer)
+    # what networks themselves draw (dropout) continues from here and is kept in checkpoints
+    torch.manual_seed(derive_seed(config.seed, "networks"))
+    return members

@@ -1,0 +1,31 @@
+"""Fast adversarial training: L = CE(z(x_adv), y) after a single step of the attack.
+
+    rs   x + U(-eps, eps), clipped to [0, 1], one sign step of 1.25 eps, projected on the ball
+    n    x + U(-2 eps, 2 eps), clipped to [0, 1], one sign step of eps, not projected
+
+rs: FGSM with a random start, Wong et al. 2020 (arXiv 2001.03994), whose code takes 10/255 for eps
+8/255. n: N-FGSM, de Jorge et al. 2022 (arXiv 2202.01181), noise twice as far and no projection,
+against catastrophic overfitting. Both norms of the batch: bn="train", here without moving the
+running statistics. The lengths are shares of the threat model's eps, whose own step size and steps
+are not used.
+"""
+
+from fastcat.attack import Inner
+from fastcat.objectives.objective import Objective, require
+from fastcat.terms import ce
+
+VARIANTS = {
+    "rs": {"step": 1.25},
+    # nothing that start and step can reach lies outside of this ball
+    "n": {"step": 1.0, "reach": 3.0, "start_share": 2 / 3},
+}
+
+
+def fast(*, variant: str = "rs", bn: str = "train") -> Objective:
+    require(variant in VARIANTS, f"fast:variant={variant}", f"one of {', '.join(VARIANTS)}")
+
+    return Objective(
+        views=("adv",),
+        inner=Inner(loss="ce", start="uniform", bn=bn, steps=1, **VARIANTS[variant]),  # type: ignore[arg-type]
+        outer=ce("adv"),
+    )

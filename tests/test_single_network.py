@@ -1,0 +1,131 @@
+"""Fast-AT, PGD and CW on one network, and the forward that CAT's code logs, against float64."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastcat.batch import Batch
+from fastcat.errors import InputError
+from fastcat.objectives import make_objective
+from fastcat.step import attack_views, collaborative_step, start_noise
+from fastcat.threat import WAYS, ThreatModel, Threats
+from tests.networks import images, seeded, tiny_net
+from tests.reference import single_network as reference
+from tests.reference.attack import attack_copy
+from tests.reference.losses import cross_entropy
+from tests.reference.step import sgd_update
+from tests.teams import SGD, team_of
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+EPS = 8 / 255
+# neither its steps nor its step size are Fast-AT's
+THREAT = ThreatModel(eps=EPS, step_size=1 / 255, steps=4)
+
+
+def update(
+    net: nn.Module, loss: Callable[[nn.Module], dict[str, Tensor]], buffers: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """One plain step of SGD on the sum of the terms; the terms and the new momentum."""
+    net.train()
+    params = dict(net.named_parameters())
+    terms = loss(net)
+    grads = torch.autograd.grad(torch.stack(list(terms.values())).sum(), list(params.values()))
+    new = sgd_update(params, dict(zip(params, grads, strict=True)), buffers, **SGD)
+    return {name: term.detach() for name, term in terms.items()}, new
+
+
+def assert_same_state(ours: nn.Module, theirs: nn.Module) -> None:
+    for (name, tensor), expected in zip(
+        ours.state_dict().items(), theirs.state_dict().values(), strict=True
+    ):
+        torch.testing.assert_close(tensor, expected, rtol=1e-9, atol=1e-11, msg=name)
+
+
+@pytest.mark.parametrize("bn", ["eval", "train"])
+@pytest.mark.parametrize("variant", ["rs", "n"])
+def test_fast_at_over_three_steps(variant: str, bn: str) -> None:
+    theirs = tiny_net(0).double()
+    team = team_of(
+        [make_objective("fast", {"variant": variant, "bn": bn})],
+        [copy.deepcopy(theirs)],
+        ["fast"],
+        threat=THREAT,
+    )
+    attack = {"rs": reference.fgsm_rs, "n": reference.n_fgsm}[variant]
+    buffers: dict[str, Tensor] = {}
+    for step in range(3):
+        x, y = images(step, 6)
+        x = x.double()
+        noise = start_noise(team, x, seeded(step))
+        expected = attack(attack_copy(theirs, bn), x, y, noise[0, 0], EPS)
+        batch = Batch(x, y, torch.arange(6))
+        torch.testing.assert_close(attack_views(team, batch, noise)["adv0"], expected)
+        values = dict(zip(team.loss.names, collaborative_step(team, batch, noise), strict=True))
+
+        def loss(net: nn.Module, view: Tensor = expected, y: Tensor = y) -> dict[str, Tensor]:
+            return {"ce": cross_entropy(net(view), y).mean()}
+
+        terms, buffers = update(theirs, loss, buffers)
+        torch.testing.assert_close(values["0-fast/ce"], terms["ce"])
+        assert_same_state(team.peers[0].model, theirs)
+    largest = (expected - x).abs().max().item()
+    assert largest == pytest.approx(EPS) if variant == "rs" else 2 * EPS < largest <= 3 * EPS
+
+
+def test_pgd_and_cw_teach_each_other_over_three_steps() -> None:
+    theirs = tiny_net(0).double()
+    objective = make_objective("pgd-cw", {"alpha": "0.3"})
+    team = team_of([objective], [copy.deepcopy(theirs)], ["pgd-cw"], threat=THREAT)
+    assert [cell.view for cell in team.plan] == ["adv0", "cw0"]
+    buffers: dict[str, Tensor] = {}
+    for step in range(3):
+        x, y = images(step, 6)
+        x = x.double()
+        noise = start_noise(team, x, seeded(step))
+        views = {
+            f"{name}0": reference.pgd(theirs, x, y, noise[0, n], EPS, 1 / 255, 4, loss)
+            for n, (name, loss) in enumerate((("adv", "ce"), ("cw", "margin")))
+        }
+        batch = Batch(x, y, torch.arange(6))
+        found = attack_views(team, batch, noise)
+        assert not torch.equal(found["adv0"], found["cw0"])
+        for name, view in views.items():
+            torch.testing.assert_close(found[name], view)
+        values = dict(zip(team.loss.names, collaborative_step(team, batch, noise), strict=True))
+
+        def loss(
+            net: nn.Module, views: dict[str, Tensor] = views, y: Tensor = y
+        ) -> dict[str, Tensor]:
+            return reference.pgd_cw_loss(net(views["adv0"]), net(views["cw0"]), y, 0.3)
+
+        terms, buffers = update(theirs, loss, buffers)
+        for name, term in terms.items():
+            torch.testing.assert_close(values[f"0-pgd-cw/{name}"], term)
+        assert_same_state(team.peers[0].model, theirs)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_methods_with_two_attacks_are_refused_under_several_threats(way: str) -> None:
+    models = (ThreatModel(), ThreatModel(norm="l2", eps=0.5))
+    with pytest.raises(InputError, match="for methods with one adversarial view"):
+        team_of(["pgd-cw"], threats=[Threats(models, way)])
+
+
+def test_the_logged_forward_moves_statistics_after_the_update_and_nothing_else() -> None:
+    x, y = images(0, 6)
+    batch = Batch(x.double(), y, torch.arange(6))
+    nets = []
+    for settings in ({}, {"log_forward": "true"}):
+        net = tiny_net(0).double()
+        objectives = [make_objective("trades", settings), make_objective("alp", {})]
+        team = team_of(objectives, [net, tiny_net(1).double()], ["trades", "alp"])
+        collaborative_step(team, batch, start_noise(team, batch.x, seeded()))
+        nets.append(net)
+    plain, logged = nets
+    assert all(map(torch.equal, plain.parameters(), logged.parameters()))
+    plain.train()(batch.x)
+    assert_same_state(logged, plain)
