@@ -40,14 +40,17 @@ class Inner:
     """A method's inner maximisation: what it climbs, from where, and how BatchNorm behaves.
 
     bn "eval" normalises by the running statistics; "train" runs the network in train mode with
-    statistics of the batch, the running ones untouched. What else is not None or 1 makes another
-    attack of the peer's threat model: steps; step, their size, and reach, the radius of the ball,
-    in shares of eps; start_share, the share of that ball in which a uniform start lies.
+    statistics of the batch, the running ones untouched. target: whose prediction on the clean
+    images "kl" climbs away from, the network's own or its teacher's. What else is not None or 1
+    makes another attack of the peer's threat model: steps; step, their size, and reach, the radius
+    of the ball, in shares of eps; start_share, the share of that ball in which a uniform start
+    lies.
     """
 
     loss: AttackLoss = "ce"
     start: Start = "uniform"
     bn: Literal["eval", "train"] = "eval"
+    target: Literal["own", "teacher"] = "own"
     steps: int | None = None
     step: float | None = None
     reach: float = 1.0
@@ -55,12 +58,19 @@ class Inner:
 
     def __post_init__(self) -> None:
         """Raise InputError for a name that is not known: a slip would be a weaker attack."""
-        known = {"loss": ATTACK_LOSSES, "start": get_args(Start), "bn": ("eval", "train")}
+        known = {
+            "loss": ATTACK_LOSSES,
+            "start": get_args(Start),
+            "bn": ("eval", "train"),
+            "target": ("own", "teacher"),
+        }
         for field, names in known.items():
             name = getattr(self, field)
             if name not in names:
                 raise InputError(f"unknown attack {field} {name!r}: {nearest(name, names)}")
-        if (self.loss, self.start) == ("kl", "zero"):
+        if self.target == "teacher" and self.loss != "kl":
+            raise InputError(f"the attack loss {self.loss} has no teacher: expected kl")
+        if (self.loss, self.start, self.target) == ("kl", "zero", "own"):
             raise InputError(
                 "the KL from the clean prediction has no gradient at the image itself: "
                 "start at gaussian or uniform noise"
@@ -135,7 +145,8 @@ class Goal:
     """What the attacks on K networks climb on one batch, and how steeply.
 
     grad_scale multiplies the climbed loss, which changes no sign but keeps float16 gradients from
-    underflowing. y_mixed, share: those of a `Batch`.
+    underflowing. y_mixed, share: those of a `Batch`. targets: of each network the clean logits
+    [B, classes] that "kl" climbs away from, None for its own.
     """
 
     def __init__(
@@ -147,15 +158,18 @@ class Goal:
         grad_scale: float = 1.0,
         y_mixed: Tensor | None = None,
         share: Tensor | None = None,
+        targets: Sequence[Tensor | None] | None = None,
     ) -> None:
         """Belongs where the networks are in the modes of their attacks."""
         self.inners, self.y, self.y_mixed, self.share = inners, y, y_mixed, share
         self.grad_scale = grad_scale
         self.kinds = [KINDS[inner.loss] for inner in inners]
         # clean logits are constant during the attack, so computed once and not once a step
-        self.clean = {
-            k: logits(networks[k], x) for k, inner in enumerate(inners) if inner.loss == "kl"
-        }
+        self.clean: dict[int, Tensor] = {}
+        for k, inner in enumerate(inners):
+            if inner.loss == "kl":
+                given = None if targets is None else targets[k]
+                self.clean[k] = logits(networks[k], x) if given is None else given
         # where another loss is climbed, it is not read
         padded = [
             self.clean.get(k, next(iter(self.clean.values())))
@@ -216,16 +230,17 @@ def attack_all(
     grad_scale: float = 1.0,
     y_mixed: Tensor | None = None,
     share: Tensor | None = None,
+    targets: Sequence[Tensor | None] | None = None,
 ) -> Tensor:
     """Adversarial views [K, B, C, H, W] of x, one for each of K networks.
 
     noise: [restarts, K, B, C, H, W] from `ThreatModel.draw_noise`. Of several restarts each image
-    keeps the one of the largest inner loss. grad_scale, y_mixed, share: as in `Goal`.
+    keeps the one of the largest inner loss. grad_scale, y_mixed, share, targets: as in `Goal`.
     """
     x = x.detach()
     views = Views(networks, x)
     with attacked(networks, inners):
-        goal = Goal(networks, inners, x, y, grad_scale, y_mixed, share)
+        goal = Goal(networks, inners, x, y, grad_scale, y_mixed, share, targets)
         worst = x.expand(len(networks), *x.shape)
         worst_loss = torch.full((len(networks), len(x)), -torch.inf, device=x.device)
         for noise_KB in noise:

@@ -11,15 +11,17 @@ from typing import Annotated, Any, Literal
 from tyro.conf import arg
 
 from fastcat.collaboration import make_collaboration
-from fastcat.collaboration.collaboration import Student
+from fastcat.collaboration.collaboration import make_students
 from fastcat.errors import InputError
 from fastcat.loaders.augmentation import Augmentation
+from fastcat.objectives.objective import under
 from fastcat.optim import make_schedule, parse_milestones
 from fastcat.over_seeds import parse_seeds
 from fastcat.peer_spec import PeerSpec, parse_peers
 from fastcat.pixels import Pixels
 from fastcat.precision import DTYPES
-from fastcat.threat import ThreatModel
+from fastcat.seek import make_searches
+from fastcat.threat import NO_THREAT, ThreatModel
 from fastcat.threat_spec import choose_threats, parse_threats
 
 
@@ -120,7 +122,9 @@ class Optimization:
     )
     """Course of the learning rate, set before every step."""
     milestones: str = ""
-    """multistep: epochs after which the rate falls tenfold, as 100,150. Empty: 50 % and 75 %."""
+    """multistep: epochs after which the rate falls, as 100,150. Empty: 50 % and 75 %."""
+    lr_decay: float = 0.1
+    """multistep: what is left of the rate after each of them, a share in (0, 1)."""
     warmup_epochs: float = 0.0
     """Epochs of linear rise from 0 to the schedule."""
     momentum: float = 0.9
@@ -177,21 +181,29 @@ class TrainConfig(Run, Optimization, Threat, Augment, Data, Peers):
     """All settings of a run. Raises InputError when one of them means nothing."""
 
     def __post_init__(self) -> None:
-        threats = [choose_threats(spec.threat, self.threat_models()) for spec in self.peer_specs()]
+        if not self.threats and self.norm != "linf" and self.eps == Threat.eps:
+            raise InputError(
+                f"--norm {self.norm} with eps 8/255, a radius of linf: type --eps too, for example "
+                f"--eps {_RADII[self.norm]}"
+            )
         self.augmentation(0, False)
         make_schedule(
             self.schedule,
             max(self.epochs, 1),
             parse_milestones(self.milestones),
             self.warmup_epochs,
+            self.lr_decay,
         )
-        learns = [spec.weights is None for spec in self.peer_specs()]
-        # any views do
-        students = [
-            Student(tuple(f"adv{m}" for m in of_one.norms), of_one.norms, of_one.way)
-            for of_one in threats
+        specs = self.peer_specs()
+        learns = [spec.weights is None for spec in specs]
+        threats = [
+            choose_threats(spec.threat, self.threat_models()) if spec.weights is None else NO_THREAT
+            for spec in specs
         ]
-        make_collaboration(self.collab, students, self.alpha, self.teachers, learns)
+        objectives = [under(spec.objective, t) for spec, t in zip(specs, threats, strict=True)]
+        students = make_students(objectives, threats)
+        collaboration = make_collaboration(self.collab, students, self.alpha, self.teachers, learns)
+        make_searches(objectives, threats, collaboration.asked)
         if self.seeds is not None:
             parse_seeds(self.seeds)
             if self.seed != 0:
@@ -289,6 +301,8 @@ class TrainConfig(Run, Optimization, Threat, Augment, Data, Peers):
         return cls(**{**values, **paths})
 
 
+# of CIFAR, as Maini et al. 2020 have them
+_RADII = {"l2": 0.5, "l1": 12}
 _LEAST = {
     "train_size": 2,
     "val_size": 0,

@@ -23,10 +23,10 @@ Schedule = Callable[[float], float]
 _ALIGNMENT = 64
 
 
-def multistep(epochs: int, milestones: Sequence[float] = ()) -> Schedule:
+def multistep(epochs: int, milestones: Sequence[float] = (), decay: float = 0.1) -> Schedule:
     """A tenth of the rate after each milestone, by default 50 % and 75 % (Rice et al. 2020)."""
     drops = tuple(milestones) or (0.5 * epochs, 0.75 * epochs)
-    return lambda t: 0.1 ** sum(t >= drop for drop in drops)
+    return lambda t: decay ** sum(t >= drop for drop in drops)
 
 
 def constant(epochs: int) -> Schedule:
@@ -83,17 +83,27 @@ def parse_milestones(text: str) -> tuple[float, ...]:
 
 
 def make_schedule(
-    name: str, epochs: int, milestones: Sequence[float] = (), warmup_epochs: float = 0.0
+    name: str,
+    epochs: int,
+    milestones: Sequence[float] = (),
+    warmup_epochs: float = 0.0,
+    decay: float = 0.1,
 ) -> Schedule:
     """The schedule called `name`, with a linear rise from 0 over the first `warmup_epochs`.
 
-    Raises InputError for an unknown name and for milestones that the schedule has no use for.
+    Raises InputError for an unknown name, for milestones or a decay that the schedule has no use
+    for, and for a decay that is none.
     """
     if name not in SCHEDULES:
         raise InputError(f"unknown schedule {name!r}: {nearest(name, SCHEDULES)}")
     if milestones and name != "multistep":
         raise InputError(f"milestones belong to --schedule multistep, not to {name}")
-    main = SCHEDULES[name](epochs, milestones) if milestones else SCHEDULES[name](epochs)
+    if not 0 < decay < 1:
+        raise InputError(f"lr-decay is {decay:g}, expected a factor in (0, 1), for example 0.1")
+    if decay != 0.1 and name != "multistep":
+        raise InputError(f"lr-decay belongs to --schedule multistep, not to {name}")
+    steps = {"milestones": milestones, "decay": decay} if name == "multistep" else {}
+    main = SCHEDULES[name](epochs, **steps)
     return lambda t: main(t) * (min(1.0, t / warmup_epochs) if warmup_epochs else 1.0)
 
 
@@ -102,8 +112,8 @@ class FlatSGD(torch.optim.Optimizer):
 
     The parameters become views of one flat buffer, which a single kernel updates; the learning
     rate and float16's loss scale are read on the device. Equals torch.optim.SGD to rounding, also
-    in leaving parameters alone that had no gradient. ema: decay per step of a moving average of
-    the weights, None for none.
+    in leaving parameters alone that had no gradient. ema: decay d per step of a moving average
+    a <- d a + (1 - d) w of the weights (Gowal et al. 2020, arXiv 2010.03593), None for none.
     """
 
     def __init__(

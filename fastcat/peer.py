@@ -10,7 +10,7 @@ from torch import nn
 
 from fastcat.awp import WeightPerturbation
 from fastcat.frozen import Frozen
-from fastcat.objectives.objective import Objective, spread
+from fastcat.objectives.objective import Objective, under
 from fastcat.objectives.teacher import teacher
 from fastcat.optim import FlatSGD
 from fastcat.swa import WeightAverage
@@ -46,9 +46,7 @@ class Peer(Member):
         awp: WeightPerturbation | None = None,
         swa: WeightAverage | None = None,
     ) -> None:
-        if threats.way == "avg" and objective.inner is not None:
-            objective = spread(objective, threats.norms)
-        super().__init__(name, arch, model, objective)
+        super().__init__(name, arch, model, under(objective, threats))
         self.threats = threats
         self.optimizer = optimizer
         self.frozen = frozen

@@ -47,10 +47,13 @@ def parse_peers(text: str, default_arch: str) -> tuple[PeerSpec, ...]:
             )
         settings = split_settings(parts, f"peer {entry.strip()!r}", "trades:beta=6")
         awp, threat = settings.pop("awp", None), settings.pop("threat", None)
+        objective = make_objective(method, settings)
+        if threat is not None and objective.inner is None:
+            raise InputError(f"peer {entry.strip()!r}: {method} is not attacked: leave threat out")
         peers.append(
             PeerSpec(
                 method=method.rpartition(":")[2],
-                objective=make_objective(method, settings),
+                objective=objective,
                 arch=canonical_arch(arch or default_arch),
                 named_arch=bool(arch),
                 weights=settings["weights"] if method == "teacher" else None,

@@ -6,9 +6,10 @@ belongs to the method: every train-mode forward moves BatchNorm's statistics, un
 untracked.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
+from fastcat.errors import InputError
 from fastcat.objectives.objective import Objective
 
 Place = tuple[int, str]
@@ -40,14 +41,44 @@ def own_views(k: int, objective: Objective) -> tuple[str, ...]:
     return tuple(view_name(k, view) for view in objective.tested_on)
 
 
-def make_plan(
-    objectives: Sequence[Objective], cross_cells: Sequence[Place], learning: Collection[Place]
-) -> tuple[Cell, ...]:
-    """Per peer its objective's views with gradient, then what the collaboration alone reads.
+def places_of(
+    k: int, objectives: Sequence[Objective], asked: Mapping[int, int]
+) -> dict[str, Place]:
+    """The places of what peer k's objective calls "clean", "adv", ..., "teacher.adv", ...
 
-    learning: the cross cells with gradient; those of a teacher have none all the same.
+    asked: as `Collaboration` has it. Raises InputError where "teacher.own" is not one view.
+    """
+    places = {view: (k, view_name(k, view)) for view in objectives[k].views}
+    for cell in objectives[k].reads:
+        view = cell.removeprefix("teacher.")
+        if view == "own":
+            name, *others = own_views(asked[k], objectives[asked[k]])
+            if others:
+                raise InputError(
+                    f"peer {k} reads what peer {asked[k]} says of its own view, and there are "
+                    f"{len(others) + 1}: expected one, without threat=avg"
+                )
+        else:
+            name = view_name(k, view)
+        places[cell] = (asked[k], name)
+    return places
+
+
+def make_plan(
+    objectives: Sequence[Objective],
+    cross_cells: Sequence[Place],
+    learning: Collection[Place],
+    asked: Mapping[int, int],
+) -> tuple[Cell, ...]:
+    """Per peer its objective's views with gradient, then what others' objectives, and last what
+    the collaboration alone reads.
+
+    learning: the cross cells with gradient; those of a teacher have none all the same. asked: as
+    `Collaboration` has it.
     """
     plan: list[Cell] = []
+    read = [place for k in asked for place in places_of(k, objectives, asked).values()]
+    cross_cells = list(dict.fromkeys([*read, *cross_cells]))
     for k, objective in enumerate(objectives):
         own = [view_name(k, view) for view in objective.views]
         plan += [

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastcat.files import explained, write_text
 from fastcat.progress import make_console, make_progress
-from fastcat.report import renew_report
+from fastcat.report import headline, renew_report
 
 
 class Recorder:
@@ -86,7 +86,8 @@ class Recorder:
 def table(record: dict[str, Any]) -> tuple[str, str]:
     """The heads of an epoch's columns and its row, of equal widths.
 
-    Accuracies name the images they are measured on; a star marks a peer's best so far.
+    Accuracies name the images they are measured on, of several threat models those under the worst;
+    a star marks a peer's best so far.
     """
     digits = len(str(record["epochs"]))
     heads, cells = (
@@ -97,9 +98,10 @@ def table(record: dict[str, Any]) -> tuple[str, str]:
         ],
     )
     for name, entry in record["peers"].items():
-        judged = "".join(f" {record['judged_on']}-{attack}" for attack in entry["accuracy"])
+        accuracy = headline(entry["accuracy"])
+        judged = "".join(f" {record['judged_on']}-{attack}" for attack in accuracy)
         heads.append(f"{name}: loss{judged}")
-        accuracies = "".join(f" {100 * value:6.2f}%" for value in entry["accuracy"].values())
+        accuracies = "".join(f" {100 * value:6.2f}%" for value in accuracy.values())
         star = " *" if entry["best"] else "  "
         cells.append(f"{name}: {entry['train']['loss']:7.4f}{accuracies}{star}")
     heads += ["images/s", "s/epoch", "MiB peak"]

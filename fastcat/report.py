@@ -98,6 +98,14 @@ def _evaluations(run: Path) -> list[tuple[str, dict[str, Any]]]:
     return [(name, json.loads(text)) for name, text in texts if text]
 
 
+def headline(accuracy: dict[str, float]) -> dict[str, float]:
+    """Of accuracies by attack those to show: all, but where several are summed up as "worst"
+    only that beside "clean".
+    """
+    shown = ("clean", "worst") if "worst" in accuracy else tuple(accuracy)
+    return {attack: accuracy[attack] for attack in shown}
+
+
 def _read(path: Path) -> str:
     return path.read_text() if path.exists() else ""
 
@@ -111,7 +119,7 @@ def _curves(epochs: Sequence[dict[str, Any]]) -> list[str]:
         entries = [epoch["peers"][name] for epoch in epochs]
         color = COLORS[k % len(COLORS)]
         loss.append((name, color, False, [entry["train"]["loss"] for entry in entries]))
-        for attack in entries[0]["accuracy"]:
+        for attack in headline(entries[0]["accuracy"]):
             values = [100 * entry["accuracy"][attack] for entry in entries]
             accuracy.append((f"{name} {attack}", color, attack != "clean", values))
     parts = []

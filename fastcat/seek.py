@@ -1,13 +1,13 @@
 """What is sought before a step: the views that attacks find, for whom and under which threats."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastcat.attack import Inner, Network, attack_all
+from fastcat.attack import Inner, Network, attack_all, stack_images
 from fastcat.batch import Batch
 from fastcat.errors import InputError
 from fastcat.objectives.objective import Objective
@@ -20,7 +20,8 @@ from fastcat.union import msd, msd_start, worst
 class Search(NamedTuple):
     """Peer k's views, by the table's names, and the attack that finds them.
 
-    first: place of its first start noise among those of all searches.
+    first: place of its first start noise among those of all searches; target: the teacher whose
+    prediction the attack climbs away from, None for its own.
     """
 
     peer: int
@@ -28,6 +29,7 @@ class Search(NamedTuple):
     inner: Inner | Squeeze
     threats: Threats
     first: int
+    target: int | None = None
 
     @property
     def starts(self) -> list[tuple[ThreatModel, Start]]:
@@ -39,10 +41,13 @@ class Search(NamedTuple):
         return [(model, start) for model in models for _ in self.views]
 
 
-def make_searches(objectives: Sequence[Objective], threats: Sequence[Threats]) -> list[Search]:
+def make_searches(
+    objectives: Sequence[Objective], threats: Sequence[Threats], asked: Mapping[int, int]
+) -> list[Search]:
     """The searches of all peers, in their order.
 
-    Raises InputError for an attack that cannot have several starts or threat models.
+    asked: as `Collaboration` has it. Raises InputError for an attack that cannot have several
+    starts.
     """
     searches: list[Search] = []
     first = 0
@@ -56,15 +61,11 @@ def make_searches(objectives: Sequence[Objective], threats: Sequence[Threats]) -
             if one_start and under.models[0].restarts > 1:
                 what = "msd starts once" if under.way else "st seeks its two views from one start"
                 raise InputError(f"{what}: type --restarts 1")
-            if under.way and not isinstance(objective.inner, Inner):
-                raise InputError(
-                    f"{under.way} is for methods with one adversarial view, "
-                    f"as at:threat={under.way}"
-                )
             if isinstance(inner, Inner):
                 under = replace(under, models=tuple(map(inner.under, under.models)))
             views = tuple(view_name(k, view) for view in own)
-            searches.append(Search(k, views, inner, under, first))
+            aims = isinstance(inner, Inner) and inner.target == "teacher"
+            searches.append(Search(k, views, inner, under, first, asked[k] if aims else None))
             first += len(searches[-1].starts)
     return searches
 
@@ -75,11 +76,13 @@ def seek(
     batch: Batch,
     noise: Tensor,
     grad_scale: float,
+    targets: Mapping[int | None, Tensor],
 ) -> dict[str, Tensor]:
     """The views that are sought, by name; for `max` also "which0", ...: of each image of peer 0
     [B], the number of the threat model that made its view.
 
-    noise: [restarts, S, B, C, H, W] for the S starts of all searches; grad_scale: as in `Goal`.
+    noise: [restarts, S, B, C, H, W] for the S starts of all searches; grad_scale: as in `Goal`;
+    targets: clean logits [B, classes] by teacher, for the searches that have it as `target`.
     Searches under the same threat model advance together.
     """
     found: dict[str, Tensor] = {}
@@ -96,7 +99,13 @@ def seek(
         elif way == "msd":
             start = noise[0, search.first]
             found[search.views[0]] = msd(
-                network, inner, batch, search.threats.models, start, grad_scale
+                network,
+                inner,
+                batch,
+                search.threats.models,
+                start,
+                grad_scale,
+                targets.get(search.target),
             )
         else:
             for m, model in enumerate(search.threats.models):
@@ -113,6 +122,7 @@ def seek(
             grad_scale,
             batch.y_mixed,
             batch.share,
+            [targets.get(search.target) for search, _ in group],
         )
         for (search, m), end in zip(group, x_adv, strict=True):
             ends[search][m] = end
@@ -121,7 +131,8 @@ def seek(
             found[search.views[0]] = by_model[0]
         elif by_model:
             assert isinstance(search.inner, Inner)
-            candidates = torch.stack([by_model[m] for m in range(len(by_model))])
-            view, which = worst(networks[search], search.inner, batch, candidates)
+            candidates = stack_images([by_model[m] for m in range(len(by_model))])
+            target = targets.get(search.target)
+            view, which = worst(networks[search], search.inner, batch, candidates, target)
             found[search.views[0]], found[f"which{search.peer}"] = view, which
     return found

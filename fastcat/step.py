@@ -30,9 +30,28 @@ def start_noise(team: Team, x: Tensor, generator: torch.Generator) -> Tensor:
     return torch.stack(draws)
 
 
+@torch.no_grad()
+def clean_logits(team: Team, x: Tensor) -> dict[int | None, Tensor]:
+    """Of those away from whose predictions attacks climb, their logits on the clean images x.
+
+    In the modes in which they teach: peers by statistics of the batch, as in `forward`, the running
+    ones left alone, teachers in eval mode.
+    """
+    logits: dict[int | None, Tensor] = {}
+    for j in team.targets:
+        member, bn = team.members[j], "train" if j in team.learners else "eval"
+        with attack_mode(member.model, bn), team.precision.autocast():
+            logits[j] = member.forward(x)
+    return logits
+
+
 def attack_views(team: Team, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
-    """All views by name, and what else `seek` finds: the clean images, and what is sought."""
+    """All views by name, and what else `seek` finds: the clean images, and what is sought;
+    "target0", ...: the `clean_logits` of member 0.
+    """
     views = {"clean": batch.x}
+    targets = clean_logits(team, batch.x)
+    views.update({f"target{j}": logits for j, logits in targets.items()})
 
     def attack(group: list[int]) -> None:
         searches = [search for search in team.searches if search.peer in group]
@@ -44,6 +63,7 @@ def attack_views(team: Team, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
                     batch,
                     noise,
                     team.precision.attack_scale,
+                    targets,
                 )
             )
 
@@ -53,7 +73,9 @@ def attack_views(team: Team, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
 
 def forward(team: Team, views: dict[str, Tensor]) -> dict[Place, Tensor]:
     """The logit table, one forward a cell, in the plan's order: peers in train mode."""
-    z: dict[Place, Tensor] = {}
+    # what is not trained has said it before the attack
+    said = [k for k in team.targets if k not in team.learners]
+    z: dict[Place, Tensor] = {(k, "clean"): views[f"target{k}"] for k in said}
 
     def fill(group: list[int]) -> None:
         for k in group:
@@ -61,6 +83,8 @@ def forward(team: Team, views: dict[str, Tensor]) -> dict[Place, Tensor]:
             # one autocast region a member: weights are cast once, for the cells with gradient first
             with team.precision.autocast():
                 for cell in team.cells_of(k):
+                    if cell.place in z:
+                        continue
                     mode = nullcontext() if cell.tracked else attack_mode(member.model, "train")
                     with torch.set_grad_enabled(cell.grad), mode:
                         z[cell.place] = member.forward(views[cell.view])

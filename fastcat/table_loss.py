@@ -17,7 +17,7 @@ from fastcat.collaboration.collaboration import Collaboration
 from fastcat.errors import InputError
 from fastcat.kernels.multi_peer_loss import multi_peer_loss
 from fastcat.objectives.objective import Objective
-from fastcat.plan import Cell, Place, own_views, view_name
+from fastcat.plan import Cell, Place, own_views, places_of
 from fastcat.terms import Sum, Term, term_rows
 
 
@@ -43,21 +43,26 @@ class TableLoss:
     ) -> None:
         places = [cell.place for cell in plan]
         terms: list[Term] = []
-        self.own: list[tuple[float, Callable, dict[str, int]]] = []
+        self.own: list[tuple[float, Callable, dict[str, int], tuple[str, ...]]] = []
         self.names: list[str] = []
-        # what is measured: terms, accuracies, terms of functions of one's own; each counts, times
+        # what is measured: terms, terms of functions of one's own, accuracies; each counts, times
         # a factor, towards some values
         by_term: list[dict[str, float]] = []
         by_own: list[dict[str, float]] = []
+        # the epochs before which the terms are left out
+        term_begins: list[int] = []
+        own_begins: list[int] = []
         for k, (peer, objective) in enumerate(zip(peer_names, objectives, strict=True)):
             if not objective.views:
                 continue
             total, alpha = f"{peer}/loss", collaboration.objective_weights[k]
-            cells = {view: (k, view_name(k, view)) for view in objective.views}
+            cells, begins = places_of(k, objectives, collaboration.asked), objective.begins
             if isinstance(objective.outer, Sum):
                 for term in objective.outer.terms:
-                    terms.append(_placed(term, cells, alpha))
+                    term = term.of_classes(classes)
+                    terms.append(_placed(term, cells, k, alpha))
                     by_term.append({f"{peer}/{term.name}": term.weight, total: alpha * term.weight})
+                    term_begins.append(begins.get(term.name, 0))
                 reported = [term.name for term in objective.outer.terms]
             elif mixed:
                 raise InputError(
@@ -66,14 +71,20 @@ class TableLoss:
                 )
             else:
                 slabs = {view: places.index(cell) for view, cell in cells.items()}
-                self.own.append((alpha, objective.outer, slabs))
+                self.own.append((alpha, objective.outer, slabs, objective.views))
                 sample = {view: torch.zeros(2, classes, device=device) for view in cells}
                 labels = torch.zeros(2, dtype=torch.int64, device=device)
                 reported = list(objective.outer(sample, labels))
                 by_own += [{f"{peer}/{name}": 1.0, total: alpha} for name in reported]
+                own_begins += [begins.get(name, 0) for name in reported]
+            if not begins.keys() <= set(reported):
+                raise InputError(
+                    f"{peer}: begins names {list(begins)}, expected some of {reported}"
+                )
             for term in collaboration.guidance[k].terms:
                 terms.append(term)
                 by_term.append({f"{peer}/guidance": term.weight, total: term.weight})
+                term_begins.append(0)
                 reported.append("guidance")
             names = dict.fromkeys([*reported, "loss", "accuracy"])
             self.names += [f"{peer}/{name}" for name in names]
@@ -83,7 +94,7 @@ class TableLoss:
             if objective.views
             for view in own_views(k, objective)
         ]
-        counts_towards = [*by_term, *(counts for _, counts in tested), *by_own]
+        counts_towards = [*by_term, *by_own, *(counts for _, counts in tested)]
         self.report = torch.tensor(
             [[names.get(name, 0.0) for names in counts_towards] for name in self.names],
             dtype=dtype,
@@ -91,12 +102,21 @@ class TableLoss:
         )
         self.rows = term_rows(terms, places).to(device)
         self.weights = torch.tensor([term.weight for term in terms], dtype=dtype, device=device)
+        self.begins = [(n, epoch) for n, epoch in enumerate([*term_begins, *own_begins]) if epoch]
+        # 1 for what counts: on the device, so that a captured step follows the epochs
+        self.counting = torch.ones(len(counts_towards), dtype=dtype, device=device)
+        self.set_epoch(0)
         # terms that count some images alone: their numbers, the peers whose threat models make the
         # images, and the numbers of these
         self.only = [
             (n, term.student[0], term.only) for n, term in enumerate(terms) if term.only is not None
         ]
         self.tested = torch.tensor([places.index(place) for place, _ in tested], device=device)
+
+    def set_epoch(self, finished: int) -> None:
+        """Terms count that begin after so many finished epochs, or fewer."""
+        for n, begin in self.begins:
+            self.counting[n].fill_(float(finished >= begin))
 
     def __call__(
         self,
@@ -113,7 +133,8 @@ class TableLoss:
         of a `Batch`, of which the accuracy counts the label with the larger share; which: by peer
         the numbers [B] of the threat models that made its images, for terms with `only`.
         """
-        upstream = scale(self.weights / len(y))[:, None].expand(-1, len(y))
+        weights = self.weights * self.counting[: len(self.rows)]
+        upstream = scale(weights / len(y))[:, None].expand(-1, len(y))
         if self.only:
             assert which is not None
             counted = torch.ones_like(upstream)
@@ -133,23 +154,35 @@ class TableLoss:
         if self.only:
             losses = torch.where(counted == 0, 0, losses)
         hits = z.index_select(0, self.tested).argmax(2) == y
-        measured = [losses.mean(1), hits.to(losses.dtype).mean(1)]
-        for alpha, outer, cells in self.own:
-            row = {v: z[n].detach().to(losses.dtype).requires_grad_() for v, n in cells.items()}
+        measured, count = [losses.mean(1)], len(self.rows)
+        for alpha, outer, cells, views in self.own:
+            row = {v: z[n].detach().to(losses.dtype) for v, n in cells.items()}
+            learning = [row[v].requires_grad_() for v in views]
             with torch.enable_grad():
                 own_terms = torch.stack(list(outer(row, y).values()))
-                total = scale(alpha * own_terms.sum())
+                counting = self.counting[count : count + len(own_terms)]
+                total = scale(alpha * (counting * own_terms).sum())
             # a view may be forwarded for BatchNorm's sake alone
-            grads = torch.autograd.grad(total, list(row.values()), materialize_grads=True)
-            for n, grad in zip(cells.values(), grads, strict=True):
-                dz[n] += grad
+            grads = torch.autograd.grad(total, learning, materialize_grads=True)
+            for view, grad in zip(views, grads, strict=True):
+                dz[cells[view]] += grad
             measured.append(own_terms.detach())
+            count += len(own_terms)
+        measured.append(hits.to(losses.dtype).mean(1))
         # what a value does not count may be infinite, and 0 times that is NaN
-        counted = torch.where(self.report == 0, 0, self.report * torch.cat(measured))
-        return counted.sum(1), dz
+        report = self.report * self.counting
+        return torch.where(report == 0, 0, report * torch.cat(measured)).sum(1), dz
 
 
-def _placed(term: Term, cells: dict[str, Place], weight: float) -> Term:
-    """An objective's term in the table's places."""
+def _placed(term: Term, cells: dict[str, Place], k: int, weight: float) -> Term:
+    """A term of peer k's objective in the table's places; what its teacher says is constant."""
+    student = cells[term.student]
     teacher = None if term.teacher is None else cells[term.teacher]
-    return replace(term, student=cells[term.student], teacher=teacher, weight=weight * term.weight)
+    constant = term.constant
+    if teacher is not None and teacher[0] != k:
+        constant = "teacher"
+    elif student[0] != k:
+        constant = "student"
+    return replace(
+        term, student=student, teacher=teacher, constant=constant, weight=weight * term.weight
+    )

@@ -9,15 +9,15 @@ from torch import Tensor
 
 from fastcat.attack import Network
 from fastcat.collaboration import make_collaboration
-from fastcat.collaboration.collaboration import Student
+from fastcat.collaboration.collaboration import make_students
 from fastcat.frozen import CannotFreeze, Frozen
 from fastcat.lanes import Lanes
 from fastcat.peer import Member, Peer
-from fastcat.plan import Cell, make_plan, own_views
+from fastcat.plan import Cell, make_plan
 from fastcat.precision import Precision
 from fastcat.seek import Search, make_searches
 from fastcat.table_loss import TableLoss
-from fastcat.threat import Threats
+from fastcat.threat import NO_THREAT
 
 
 @dataclass
@@ -44,6 +44,11 @@ class Team:
     def peers(self) -> list[Peer]:
         """Those who are trained."""
         return list(self.learners.values())
+
+    @cached_property
+    def targets(self) -> list[int]:
+        """Those away from whose predictions attacks on others climb."""
+        return sorted({s.target for s in self.searches if s.target is not None})
 
     def cells_of(self, k: int) -> list[Cell]:
         return [cell for cell in self.plan if cell.peer == k]
@@ -76,15 +81,12 @@ def make_team(
     who teaches whom. Raises InputError as `make_collaboration`, `TableLoss` and `make_searches` do.
     """
     objectives = [member.objective for member in members]
-    threats = [member.threats if isinstance(member, Peer) else Threats(()) for member in members]
-    searches = make_searches(objectives, threats)
-    students = [
-        Student(own_views(k, objective), threats[k].norms, threats[k].way)
-        for k, objective in enumerate(objectives)
-    ]
+    threats = [member.threats if isinstance(member, Peer) else NO_THREAT for member in members]
+    students = make_students(objectives, threats)
     learns = [isinstance(member, Peer) for member in members]
     collaboration = make_collaboration(collab, students, alpha, teachers, learns)
-    plan = make_plan(objectives, collaboration.reads, collaboration.learning)
+    searches = make_searches(objectives, threats, collaboration.asked)
+    plan = make_plan(objectives, collaboration.reads, collaboration.learning, collaboration.asked)
     peers = [member for member in members if isinstance(member, Peer)]
     weight_dtype = peers[0].optimizer.flat.dtype
     names = [member.name for member in members]

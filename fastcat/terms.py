@@ -25,7 +25,7 @@ class Term:
     """weight * mean over the batch of `loss`, of the logits divided by temperature.
 
     constant: whose logits get no gradient; only: counts images alone whose view is of the student's
-    threat model of this number.
+    threat model of this number; by_class: divided by the number of classes.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Term:
     constant: Side | None = None
     temperature: float = 1.0
     only: int | None = None
+    by_class: bool = False
 
     @property
     def cells(self) -> tuple[CellName, ...]:
@@ -45,6 +46,11 @@ class Term:
     def constant_cell(self) -> CellName:
         """The cell that gets no gradient, None where all of them do."""
         return {None: None, "teacher": self.teacher, "student": self.student}[self.constant]
+
+    def of_classes(self, classes: int) -> "Term":
+        """The same term where the number of classes is known."""
+        share = 1 / classes if self.by_class else 1.0
+        return replace(self, weight=share * self.weight, by_class=False)
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,8 @@ class Sum:
         means = multi_peer_loss(table, y, rows, upstream)[0].mean(1)
         values: dict[str, Tensor] = {}
         for term, mean in zip(self.terms, means, strict=True):
-            values[term.name] = values.get(term.name, 0) + term.weight * mean
+            weight = term.of_classes(table.shape[2]).weight
+            values[term.name] = values.get(term.name, 0) + weight * mean
         return values
 
 
@@ -123,16 +130,19 @@ def kl(
     *,
     constant: Side | None = None,
     temperature: float = 1.0,
+    by_class: bool = False,
 ) -> Sum:
     """KL(softmax(z_teacher / T) || softmax(z_student / T)), T the temperature in [0.001, 1000].
 
     With gradient into both, but for the one that is constant. Distillation multiplies it by T^2
-    (Hinton et al. 2015), which is a weight: `T**2 * kl(..., temperature=T)`. Raises InputError for
-    a temperature outside its range.
+    (Hinton et al. 2015), which is a weight: `T**2 * kl(..., temperature=T)`. by_class: the mean
+    over images and classes, as KLDivLoss has it by default. Raises InputError for a temperature
+    outside its range.
     """
     if not 0.001 <= temperature <= 1000:
         raise InputError(f"temperature is {temperature:g}, expected 0.001 to 1000, for example 4")
-    return Sum((Term("kl", "kl", student, teacher, 1.0, constant, temperature),))
+    term = Term("kl", "kl", student, teacher, 1.0, constant, temperature, by_class=by_class)
+    return Sum((term,))
 
 
 def mart_kl(teacher: CellName, student: CellName) -> Sum:

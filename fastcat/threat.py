@@ -150,3 +150,7 @@ class Threats:
     @property
     def norms(self) -> tuple[str, ...]:
         return tuple(model.norm for model in self.models)
+
+
+# of who is never attacked
+NO_THREAT = Threats(())

@@ -71,6 +71,7 @@ class Trainer:
             config.epochs,
             parse_milestones(config.milestones),
             config.warmup_epochs,
+            config.lr_decay,
         )
         train_index, val_index = self._split()
         augmentation = config.augmentation(dataset.crop_pad, dataset.flip)
@@ -243,6 +244,7 @@ class Trainer:
         """One collaborative step on what the loader gave, with its learning rate and noise."""
         seed = derive_seed(self.config.seed, "attack", self.steps_done)
         like = self.loader.like(inputs)
+        self.team.loss.set_epoch(self.epoch)
         for peer in self.peers:
             if peer.awp is not None:
                 peer.awp.set_active(self.epoch >= self.config.awp_warmup)

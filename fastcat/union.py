@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastcat.attack import Goal, Inner, Network, Views, attacked, logits, worse
+from fastcat.attack import Goal, Inner, Network, Views, attacked, logits, room_for, worse
 from fastcat.batch import Batch
 from fastcat.threat import Start, ThreatModel
 
@@ -29,11 +29,14 @@ def worst_of(network: Network, goal: Goal, candidates: Tensor) -> tuple[Tensor, 
 
 
 def worst(
-    network: Network, inner: Inner, batch: Batch, candidates: Tensor
+    network: Network, inner: Inner, batch: Batch, candidates: Tensor, target: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Views [B, C, H, W] by `worst_of`, and of each image which candidate they are."""
+    """Views [B, C, H, W] by `worst_of`, and of each image which candidate they are.
+
+    target: as in `Goal`.
+    """
     with attacked([network], [inner]):
-        goal = Goal([network], [inner], batch.x, batch.y, 1.0, batch.y_mixed, batch.share)
+        goal = Goal([network], [inner], batch.x, batch.y, 1.0, batch.y_mixed, batch.share, [target])
         return worst_of(network, goal, candidates)[:2]
 
 
@@ -49,20 +52,23 @@ def msd(
     models: Sequence[ThreatModel],
     noise: Tensor,
     grad_scale: float = 1.0,
+    target: Tensor | None = None,
 ) -> Tensor:
     """Adversarial views [B, C, H, W] by multi steepest descent, in the largest number of steps.
 
-    noise: [B, C, H, W], of `msd_start`. grad_scale: as in `Goal`.
+    noise: [B, C, H, W], of `msd_start`. grad_scale, target: as in `Goal`.
     """
     x = batch.x.detach()
     views = Views([network], x)
     with attacked([network], [inner]):
-        goal = Goal([network], [inner], x, batch.y, grad_scale, batch.y_mixed, batch.share)
+        goal = Goal(
+            [network], [inner], x, batch.y, grad_scale, batch.y_mixed, batch.share, [target]
+        )
         views.begin([models[0].start(x, msd_start(inner), noise)])
         best, best_loss = x, torch.full((len(x),), -torch.inf, device=x.device)
         for _ in range(max(model.steps for model in models)):
             grad = views.gradients(goal.logit_grad)
-            candidates = views.x_adv.repeat(len(models), 1, 1, 1, 1)
+            candidates = room_for(len(models), x).copy_(views.x_adv)
             for model, candidate in zip(models, candidates, strict=True):
                 model.ascend(candidate[None], x, grad)
             chosen, _, loss = worst_of(network, goal, candidates)

@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
 # the largest relative error so far at each tolerance; tests/methods_page.py reads it test by test
 LARGEST: dict[float, float] = {}
 

@@ -50,6 +50,7 @@ def image_folder(root: Path, *classes: str, side: int = 8, images: int = 6) -> P
     return root
 
 
+TWO_THREATS = "--threats linf:eps=0.1,l2:eps=0.5"
 SETTINGS = {
     "unknown peer": ("--peers tardes,alp", "'tardes'.*did you mean 'trades'"),
     "empty peer": ("--peers trades,,alp", "expected methods like trades,alp"),
@@ -78,6 +79,31 @@ SETTINGS = {
     "step size in grey levels": ("--step-size 2", "type 2/255"),
     "steps 0": ("--steps 0", "at least 1"),
     "restarts 0": ("--restarts 0", "at least 1"),
+    "l2 with the radius of linf": ("--norm l2 --eps 8/255", "a radius of linf: type --eps too"),
+    "threats without radius": ("--threats l2", "l2 has no radius: type for example l2:eps=0.5"),
+    "threats of an unknown norm": ("--threats l3:eps=1", "unknown norm 'l3': known are"),
+    "threats in grey levels": ("--threats linf:eps=8,l2:eps=1", "type 8/255"),
+    "a norm twice": ("--threats l2:eps=1,l2:eps=2", "a norm stands there twice"),
+    "generalist of one threat": ("--peers at:threat=avg", "several threat models: .* --threats"),
+    "no such threat": (f"--peers at:threat=l1 {TWO_THREATS}", "there is no threat 'l1': known"),
+    "a way with a slip": (f"--peers at:threat=mx {TWO_THREATS}", "did you mean 'max'"),
+    "threat of nobody": (
+        f"--peers natural:threat=max,at {TWO_THREATS}",
+        "natural is not attacked: leave threat out",
+    ),
+    "threat of a teacher": ("--peers at,teacher:weights=a.st:threat=linf", "is not attacked"),
+    "two views under avg": (f"--peers st:threat=avg {TWO_THREATS}", "one adversarial view"),
+    "two views under max": (f"--peers st:threat=max {TWO_THREATS}", "one adversarial view"),
+    "two views under msd": (f"--peers st:threat=msd {TWO_THREATS}", "one adversarial view"),
+    "restarts of msd": (f"--peers at:threat=msd --restarts 2 {TWO_THREATS}", "msd starts once"),
+    "no specialist": (
+        f"--peers at:threat=avg,at:threat=linf --collab mat-mp {TWO_THREATS}",
+        "nobody who teaches peer 0 specialises in l2: add a peer like boosted:threat=l2",
+    ),
+    "a specialist who does not teach": (
+        f"--peers at:threat=max,at,at:threat=l2 --collab mat-mp --teachers 1>0 {TWO_THREATS}",
+        "nobody who teaches peer 0 specialises in l2",
+    ),
     "alpha above 1": ("--alpha 1.5", r"\[0, 1\]"),
     "alpha negative": ("--alpha -0.1", r"\[0, 1\]"),
     "alpha without guidance": ("--collab none --alpha 0.5", "none"),
@@ -95,6 +121,23 @@ SETTINGS = {
     "teacher in the home of nobody": ("--peers at,teacher:weights=~nobody-x/a", "cannot be a path"),
     "teacher alone": ("--peers teacher:weights=a.st", "nobody is trained: type peers beside"),
     "teacher side by side": ("--peers at,teacher:weights=a.st --collab none", "nobody teaches"),
+    "a method's teacher missing": ("--peers rslad", "peer 0 .* and has 0: add teacher:weights="),
+    "a method's teacher one of two": (
+        "--peers at,teacher:weights=a.st,rslad,iad --collab none",
+        "peer 2 learns from one teacher by its method, and has 3: say .*'1>2,1>3'",
+    ),
+    "a method's teacher not said": (
+        "--peers act:role=natural,act --teachers 0>1",
+        "peer 0 learns from one teacher by its method, and has 0: say .*'1>0,0>1'",
+    ),
+    "a method's teacher side by side with at": (
+        "--peers teacher:weights=a.st,rslad,at --teachers 0>1,1>2 --collab none",
+        "nobody teaches",
+    ),
+    "a method's loss of its own on mixed images": (
+        "--peers natural,iad --mixup 1",
+        "1-iad cannot train on mixed images",
+    ),
     "teacher that is taught": (
         "--peers at,teacher:weights=a.st --teachers 0>1",
         "peer 1 is not trained and learns from nobody, .* like 1>0",
@@ -105,6 +148,8 @@ SETTINGS = {
     ),
     "epochs 0": ("--epochs 0", "epochs is 0, expected at least 1"),
     "lr 0": ("--lr 0", "more than 0"),
+    "lr decay 1": ("--lr-decay 1", r"lr-decay is 1, expected a factor in \(0, 1\)"),
+    "lr decay of a cosine": ("--lr-decay 0.2 --schedule cosine", "belongs to --schedule multistep"),
     "lr not a number": ("--lr nan", "more than 0"),
     "lr infinite": ("--lr inf", "more than 0"),
     "warm-up without end": ("--warmup-epochs inf", "at least 0"),

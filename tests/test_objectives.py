@@ -17,6 +17,8 @@ from tests.teams import taught_on
 
 B, C = 9, 6
 ALL_METHODS = ["natural", "at", "trades", "alp", "mart", "boosted", "st"]
+ALL_METHODS += ["ard", "rslad", "iad", "act"]
+SEEDS = {"clean": 0, "adv": 1, "col": 2, "teacher.clean": 3, "teacher.adv": 4}
 
 
 def logits(seed: int, size: float = 2.0) -> Tensor:
@@ -30,9 +32,10 @@ def labels() -> Tensor:
 
 
 def rows(name: str) -> dict[str, Tensor]:
-    """Logits by view as the objective wants them."""
-    views = make_objective(name, {}).views
-    return {view: logits({"clean": 0, "adv": 1, "col": 2}[view]) for view in views}
+    """Logits by view as the objective wants them; those of a teacher are no leaves."""
+    objective = make_objective(name, {})
+    read = {cell: logits(SEEDS[cell]).detach() for cell in objective.reads}
+    return {view: logits(SEEDS[view]) for view in objective.views} | read
 
 
 # gradients
@@ -85,8 +88,9 @@ def test_terms_and_gradients_equal_the_oracle(name: str) -> None:
     assert list(ours) == list(expected)
     for term, value in ours.items():
         torch.testing.assert_close(value, expected[term], rtol=1e-13, atol=0)
+        leaves = [row for row in z.values() if row.requires_grad]
         grads = [
-            torch.autograd.grad(v, list(z.values()), materialize_grads=True, retain_graph=True)
+            torch.autograd.grad(v, leaves, materialize_grads=True, retain_graph=True)
             for v in (value, expected[term])
         ]
         for actual, wanted in zip(*grads, strict=True):
@@ -114,6 +118,22 @@ def test_terms_and_gradients_equal_the_oracle(name: str) -> None:
             id="boosted",
         ),
         pytest.param("st", ("clean", "adv", "col"), Squeeze(start="gaussian", bn="train"), id="st"),
+        pytest.param("ard", ("adv",), Inner(loss="ce", start="uniform", bn="train"), id="ard"),
+        pytest.param(
+            "rslad",
+            ("adv", "clean"),
+            Inner(loss="kl", start="gaussian", bn="eval", target="teacher"),
+            id="rslad",
+        ),
+        pytest.param(
+            "iad", ("adv", "clean"), Inner(loss="ce", start="uniform", bn="train"), id="iad"
+        ),
+        pytest.param(
+            "act",
+            ("adv",),
+            Inner(loss="kl", start="gaussian", bn="eval", target="teacher"),
+            id="act",
+        ),
     ],
 )
 def test_views_and_attack_of_each_method(
@@ -145,8 +165,11 @@ def test_saturated_logits_are_finite_in_float32(name: str, size: float) -> None:
     objective = make_objective(name, {})
     by_view = {"clean": clean, "adv": adv, "col": col}
     z = {v: by_view[v].clone().requires_grad_() for v in objective.views}
-    terms = objective.outer(z, y)
-    exact = reference.OBJECTIVES[name](*(row.detach().double() for row in z.values()), y)
+    # a teacher that is as sure of the opposite
+    read = dict(zip(("teacher.clean", "teacher.adv"), (adv, clean), strict=True))
+    both = z | {cell: read[cell] for cell in objective.reads}
+    terms = objective.outer(both, y)
+    exact = reference.OBJECTIVES[name](*(row.detach().double() for row in both.values()), y)
     for term, value in terms.items():
         assert value.isfinite()
         torch.testing.assert_close(value.double(), exact[term], rtol=1e-4, atol=1e-6)
@@ -440,12 +463,16 @@ def test_settings_come_as_text() -> None:
         pytest.param("st", {"reg": "kl"}, ["st:reg=kl", "one of symmkl, js, l2"], id="st-reg"),
         pytest.param("st", {"start": "zero"}, ["nothing to tell upper and lower"], id="st-start"),
         pytest.param("st", {"bn": "on"}, ["unknown attack bn 'on'"], id="st-bn"),
+        pytest.param("ard", {"alpha": "2"}, ["ard:alpha=2", "in [0, 1]"], id="ard-alpha"),
+        pytest.param("ard", {"temperature": "0"}, ["temperature is 0, expected"], id="ard-t"),
+        pytest.param("rslad", {"alpha": "nan"}, ["rslad:alpha=nan"], id="rslad-alpha"),
+        pytest.param("rslad", {"scale": "0"}, ["rslad:scale=0", "above 0"], id="rslad-scale"),
+        pytest.param("iad", {"begin": "-1"}, ["iad:begin=-1", "at least 0"], id="iad-begin"),
+        pytest.param("iad", {"begin": "1.5"}, ["iad:begin=1.5 is no int"], id="iad-begin-half"),
+        pytest.param("act", {"role": "both"}, ["natural or robust"], id="act-role"),
         pytest.param("tradse", {}, ["unknown method 'tradse': did you mean 'trades'?"], id="typo"),
         pytest.param(
-            "zzz",
-            {},
-            ["unknown method 'zzz': known are alp, at, boosted, fast, mart"],
-            id="nothing-near",
+            "zzz", {}, ["unknown method 'zzz': known are act, alp, ard, at"], id="nothing-near"
         ),
     ],
 )

@@ -62,6 +62,11 @@ def test_milestones_of_the_user() -> None:
     assert {t: schedule(t) for t in expected} == pytest.approx(expected, rel=1e-12)
 
 
+def test_the_rate_falls_by_as_much_as_the_user_says() -> None:
+    schedule = make_schedule("multistep", 10, (2, 4), decay=0.2)
+    assert [schedule(t) for t in (1.9, 2, 4, 9)] == pytest.approx([1, 0.2, 0.04, 0.04])
+
+
 def test_warm_up_multiplies() -> None:
     """A straight rise over 4 epochs, on top of what the schedule says at the time."""
     constant = make_schedule("constant", 10, warmup_epochs=4.0)

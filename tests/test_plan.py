@@ -31,7 +31,7 @@ def plan_of(methods: Sequence[str], collab: str) -> tuple[tuple[Cell, ...], Coll
     objectives = [make_objective(name, {}) for name in methods]
     students = [Student(own_views(k, objective)) for k, objective in enumerate(objectives)]
     collaboration = make_collaboration(collab, students, None)
-    return make_plan(objectives, collaboration.reads, collaboration.learning), collaboration
+    return make_plan(objectives, collaboration.reads, collaboration.learning, {}), collaboration
 
 
 CASES = [

@@ -40,6 +40,10 @@ COURSES = {
     "cat-paper": [99, 50, 51],
     "cat-official": [99, 50, 51],
     "st-cifar10": [79, 20, 21],
+    "ard": [100, 100],
+    "iad": [100, 100],
+    "rslad": [215, 45, 25, 15],
+    "act": [59, 60, 40, 41],
 }
 
 
@@ -47,17 +51,28 @@ COURSES = {
 def test_the_rate_falls_where_the_published_script_lets_it(name: str, course: list[int]) -> None:
     """Catches milestones copied as published, counted from 1."""
     config = settings(name)
-    rate = make_schedule(config.schedule, config.epochs, parse_milestones(config.milestones))
+    milestones = parse_milestones(config.milestones)
+    rate = make_schedule(config.schedule, config.epochs, milestones, decay=config.lr_decay)
     rates = [rate(epoch) for epoch in range(config.epochs)]
     assert [len(list(group)) for _, group in groupby(rates)] == course
 
 
+@pytest.fixture(scope="module")
+def teacher_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the user puts beside a recipe that names a teacher."""
+    tiny.register()
+    run = tmp_path_factory.mktemp("teacher") / "run"
+    assert main(["train", *SMALL, "--peers", "at", "--epochs", "1", "--out", str(run)]) == 0
+    return run / "peers" / "0-at.last.safetensors"
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_trains_and_resumes(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, teacher_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny.register()
     monkeypatch.chdir(tmp_path)
+    shutil.copy(teacher_weights, "teacher.safetensors")
     small = [*SMALL, "--epochs", "2", "--awp-warmup", "1", "--device", "cpu"]
     if settings(name).threats:
         # as many norms, in fewer steps

@@ -92,7 +92,10 @@ class Losses:
         alpha = None if collab == "none" else 0.3
         self.collaboration: Collaboration = make_collaboration(collab, students, alpha)
         self.plan: tuple[Cell, ...] = make_plan(
-            self.objectives, self.collaboration.reads, self.collaboration.learning
+            self.objectives,
+            self.collaboration.reads,
+            self.collaboration.learning,
+            self.collaboration.asked,
         )
         self.loss = TableLoss(
             self.plan, self.names, self.objectives, self.collaboration, C, CPU, dtype, mixed

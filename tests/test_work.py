@@ -95,6 +95,24 @@ def test_work_by_formula(methods: str, units: int, frozen: bool) -> None:
     assert step_flop(team, 16) == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("method", "units"),
+    [
+        pytest.param("ard", 2 * 4 + 3 + 1, id="ard"),
+        pytest.param("rslad", 2 * 4 + 6 + 1, id="rslad"),
+        pytest.param("iad", 2 * 4 + 6 + 2, id="iad"),
+    ],
+)
+def test_work_of_a_student_and_its_teacher(method: str, units: int) -> None:
+    """The teacher is forwarded once a view, also where the attack aims at what it says."""
+    torch.manual_seed(0)
+    nets = [WideResNet(10, 1, CLASSES, 3) for _ in range(2)]
+    team = team_of(["teacher", method], nets, threat=ThreatModel(steps=4), side=16)
+    forward, first = forward_flop(nets[0], 16)
+    graded = sum(cell.grad for cell in team.plan)
+    assert step_flop(team, 16) == pytest.approx(units * forward - graded * first, rel=1e-9)
+
+
 def test_work_of_restarts() -> None:
     """Every start pays its steps and one look at where it ended; targets are computed once."""
     torch.manual_seed(0)

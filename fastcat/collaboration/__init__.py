@@ -2,17 +2,18 @@
 
 A collaboration is a function of the peers as students, of who teaches whom, of alpha and of
 settings of its own, and returns a Collaboration. In the guidance of a peer the other peers' logits
-are constants, unless it says so.
+are constants, unless it says so. Who reads a teacher in an objective of its own has no guidance.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from fastcat.collaboration.cat import cat
 from fastcat.collaboration.collaboration import Collaboration, Student
 from fastcat.collaboration.mat import mat
 from fastcat.collaboration.mat_mp import mat_mp
 from fastcat.collaboration.none import none
-from fastcat.collaboration.teaching import parse_teachers
+from fastcat.collaboration.teaching import asked_teachers, parse_teachers
 from fastcat.errors import InputError, nearest
 from fastcat.settings import read_settings, split_settings
 
@@ -44,12 +45,15 @@ def make_collaboration(
     settings = read_settings(name, method, typed, APART)
     learns = [True] * len(students) if learns is None else learns
     pairs = parse_teachers(teachers, learns)
-    if name == "none" and (teachers != "all" or not all(learns)):
-        raise InputError("with 'none' nobody teaches: type --collab cat or --collab mat")
-    if alpha is None:
-        return method(students, pairs, **settings)
-    if not 0 <= alpha <= 1:
-        raise InputError(f"alpha is {alpha:g}, expected a weight in [0, 1]: type for example 0.05")
+    asked = asked_teachers(students, pairs, learns)
+    guided = [[] if k in asked else of_k for k, of_k in enumerate(pairs)]
     if name == "none":
+        idle = [k for k in range(len(learns)) if not learns[k] and k not in asked.values()]
+        if idle or (teachers != "all" and any(guided)):
+            raise InputError("with 'none' nobody teaches: type --collab cat or --collab mat")
+    if alpha is not None and not 0 <= alpha <= 1:
+        raise InputError(f"alpha is {alpha:g}, expected a weight in [0, 1]: type for example 0.05")
+    if alpha is not None and name == "none":
         raise InputError("alpha weighs objective against guidance, and 'none' has no guidance")
-    return method(students, pairs, alpha=alpha, **settings)
+    weight = {} if alpha is None else {"alpha": alpha}
+    return replace(method(students, guided, **weight, **settings), asked=asked)

@@ -1,11 +1,13 @@
 """A collaboration: what each peer is taught, in terms of the logit table."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from fastcat.plan import Place
+from fastcat.objectives.objective import Objective
+from fastcat.plan import Place, own_views
 from fastcat.terms import Side, Sum, kl
+from fastcat.threat import Threats
 
 # of each peer the numbers of those that teach it
 Teachers = Sequence[Sequence[int]]
@@ -13,12 +15,22 @@ Teachers = Sequence[Sequence[int]]
 
 class Student(NamedTuple):
     """A peer as it is taught: on these views in equal shares; under the threat models of these
-    norms, in a way of `fastcat.threat.WAYS` where there are several.
+    norms, in a way of `fastcat.threat.WAYS` where there are several; asks: its own objective reads
+    its one teacher, and nothing else guides it.
     """
 
     views: tuple[str, ...]
     norms: tuple[str, ...] = ("linf",)
     way: str | None = None
+    asks: bool = False
+
+
+def make_students(objectives: Sequence[Objective], threats: Sequence[Threats]) -> list[Student]:
+    """The peers with these objectives, as those threats attack them."""
+    return [
+        Student(own_views(k, objective), of_one.norms, of_one.way, objective.has_teacher)
+        for k, (objective, of_one) in enumerate(zip(objectives, threats, strict=True))
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +38,13 @@ class Collaboration:
     """The loss of peer k is objective_weights[k] * L_k + guidance[k]; all descend the sum of all.
 
     guidance: for each peer a weighted sum over cells (peer, view) of the table; empty for a peer
-    that nobody teaches. Where other peers' cells are constant in it, it moves peer k alone.
+    that nobody teaches. Where other peers' cells are constant in it, it moves peer k alone. asked:
+    of each peer whose objective reads a teacher, that teacher's number.
     """
 
     objective_weights: tuple[float, ...]
     guidance: tuple[Sum, ...]
+    asked: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def reads(self) -> tuple[Place, ...]:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from fastcat.collaboration.collaboration import Teachers
+from fastcat.collaboration.collaboration import Student, Teachers
 from fastcat.errors import InputError
 
 
@@ -33,6 +33,27 @@ def parse_teachers(text: str, learns: Sequence[bool]) -> Teachers:
                 f"teaches, like {k}>{student}"
             )
     return teachers
+
+
+def asked_teachers(
+    students: Sequence[Student], teachers: Teachers, learns: Sequence[bool]
+) -> dict[int, int]:
+    """Of each peer that asks, its one teacher; teachers: of `parse_teachers`.
+
+    Raises InputError for a peer that has none or several.
+    """
+    asking = [k for k, student in enumerate(students) if student.asks]
+    for k in asking:
+        if len(teachers[k]) != 1:
+            how = "add teacher:weights=FILE.safetensors to --peers"
+            if len(learns) > 1:
+                j = 0 if all(learns) else list(learns).index(False)
+                pairs = ",".join(f"{j if n != j else (j + 1) % len(learns)}>{n}" for n in asking)
+                how = f"say which, as --teachers '{pairs}'"
+            raise InputError(
+                f"peer {k} learns from one teacher by its method, and has {len(teachers[k])}: {how}"
+            )
+    return {k: teachers[k][0] for k in asking}
 
 
 def _pair(entry: str, text: str, learns: Sequence[bool]) -> tuple[int, int]:

@@ -235,6 +235,8 @@ def foreign_weights(
         net = normalized(net, *normalize)
     elif arch.endswith("-swish"):
         console.print("note: the published networks of this kind normalise: see --mean and --std")
+    # a radius of linf says nothing of another norm
+    norm = "linf" if config.eps is None else config.norm or "linf"
     eps = EPS if config.eps is None else config.eps
     if config.eps is None:
         console.print(f"note: eps {format_pixels(eps)} is assumed; --eps says another")
@@ -246,7 +248,7 @@ def foreign_weights(
         channels=channels,
         mean=None if normalize is None else tuple(normalize[0]),
         std=None if normalize is None else tuple(normalize[1]),
-        threats=format_threats([ThreatModel(norm=config.norm or "linf", eps=eps)]),
+        threats=format_threats([ThreatModel(norm=norm, eps=eps)]),
         epoch=0,
         selected="of others",
     )
@@ -313,10 +315,11 @@ def table(info: WeightsInfo, data: str, split: str, entry: dict[str, Any]) -> st
         f"{info.peer}  {info.arch}, {info.selected}{epoch}: {entry['n']} {split} "
         f"images of {data}, {threats_in_words(entry)}"
     ]
+    width = max(8, *map(len, entry["attacks"]))
     for name, result in entry["attacks"].items():
         low, high = result["ci95"]
         lines.append(
-            f"  {name:8} {100 * result['accuracy']:6.2f}%   "
+            f"  {name:{width}} {100 * result['accuracy']:6.2f}%   "
             f"95% interval {100 * low:5.2f} .. {100 * high:5.2f}"
         )
     return "\n".join(lines)

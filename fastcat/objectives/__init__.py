@@ -7,14 +7,18 @@ import importlib
 from collections.abc import Callable
 
 from fastcat.errors import InputError, nearest
+from fastcat.objectives.act import act
 from fastcat.objectives.alp import alp
+from fastcat.objectives.ard import ard
 from fastcat.objectives.at import at
 from fastcat.objectives.boosted import boosted
 from fastcat.objectives.fast import fast
+from fastcat.objectives.iad import iad
 from fastcat.objectives.mart import mart
 from fastcat.objectives.natural import natural
 from fastcat.objectives.objective import Objective
 from fastcat.objectives.pgd_cw import pgd_cw
+from fastcat.objectives.rslad import rslad
 from fastcat.objectives.st import st
 from fastcat.objectives.teacher import teacher
 from fastcat.objectives.trades import trades
@@ -22,7 +26,10 @@ from fastcat.settings import read_settings
 
 METHODS: dict[str, Callable[..., Objective]] = {
     method.__name__.replace("_", "-"): method
-    for method in (natural, at, fast, trades, alp, mart, boosted, pgd_cw, st, teacher)
+    for method in (
+        *(natural, at, fast, trades, alp, mart, boosted, pgd_cw, st),
+        *(ard, rslad, iad, act, teacher),
+    )
 }
 
 

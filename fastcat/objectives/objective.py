@@ -1,7 +1,7 @@
 """An objective: the views a peer wants, the attack behind them, its loss on their logits."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from fastcat.attack import Inner
 from fastcat.errors import InputError
 from fastcat.squeeze import Squeeze
 from fastcat.terms import Sum, Term
+from fastcat.threat import Threats
 
 Terms = dict[str, Tensor]
 
@@ -24,8 +25,14 @@ class Objective:
     attacks by the names of what they find, or None; outer: from logits [B, C] by view and labels
     [B] to weighted scalar terms, whose sum is the loss: one of `fastcat.terms`, which the fused
     kernel computes, or any differentiable function; that one cannot train on images mixed of two.
+
     after: views that are forwarded once more after the update, for BatchNorm's sake alone. Without
     views and terms nothing is trained: a teacher.
+
+    reads: what outer reads beside the views, as constants: "teacher.clean", "teacher.adv", ..., the
+    teacher's logits on views of this peer, and "teacher.own", those on the view that the teacher
+    itself is tested on. begins: of terms that do not count from the first epoch on, after how many
+    finished epochs they do.
     """
 
     views: tuple[str, ...]
@@ -33,9 +40,13 @@ class Objective:
     outer: Callable[[dict[str, Tensor], Tensor], Terms]
     untracked: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+    begins: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Raise InputError for views that no attack finds, and for an attack that nobody views."""
+        """Raise InputError for views that no attack finds, for an attack that nobody views, for a
+        teacher's view that there is not, and for terms on anything else.
+        """
         sought = {view for views in self.searches for view in views}
         nothing = not self.views and self.outer != Sum()
         if nothing or set(self.views) - {"clean"} != sought:
@@ -46,6 +57,15 @@ class Objective:
         for name in ("untracked", "after"):
             if not set(getattr(self, name)) <= set(self.views):
                 raise InputError(f"{name} are {getattr(self, name)}, expected some of {self.views}")
+        readable = [f"teacher.{view}" for view in ("own", "clean", *sorted(sought))]
+        if not set(self.reads) <= set(readable):
+            raise InputError(f"reads are {self.reads}, expected some of {', '.join(readable)}")
+        known = {*self.views, *self.reads}
+        if isinstance(self.outer, Sum) and not set(self.outer.cells) <= known:
+            raise InputError(
+                f"outer reads {', '.join(self.outer.cells)}, expected some of the views "
+                f"{self.views} and of what reads names: {self.reads}"
+            )
 
     @property
     def searches(self) -> dict[tuple[str, ...], Inner | Squeeze]:
@@ -58,41 +78,67 @@ class Objective:
         return {(view,): inner for view, inner in by_view.items()}
 
     @property
+    def has_teacher(self) -> bool:
+        """Whether its outer loss or an attack reads a teacher."""
+        inners = self.searches.values()
+        aims = [isinstance(inner, Inner) and inner.target == "teacher" for inner in inners]
+        return bool(self.reads) or any(aims)
+
+    @property
     def tested_on(self) -> tuple[str, ...]:
         """The views on which the peer is tested and taught: the first of each attack, or clean."""
         return tuple(views[0] for views in self.searches) or ("clean",)
 
 
+def under(objective: Objective, threats: Threats) -> Objective:
+    """The objective of a peer that these threats attack: `spread` where there is a view for each.
+
+    Raises InputError for `avg`, `max` or `msd` without exactly one adversarial view to begin with.
+    """
+    if threats.way is not None and not isinstance(objective.inner, Inner):
+        raise InputError(
+            f"{threats.way} is for methods with one adversarial view, as at:threat={threats.way}"
+        )
+    return spread(objective, threats.norms) if threats.way == "avg" else objective
+
+
 def spread(objective: Objective, norms: Sequence[str]) -> Objective:
     """The mean of an objective with one adversarial view over a view for each norm, "linf.adv".
 
-    Raises InputError where there is not exactly one.
+    It is AVG of Tramer & Boneh 2019 (arXiv 1904.13000); terms without the adversary count once.
     """
     inner, outer, share = objective.inner, objective.outer, 1 / len(norms)
-    if not isinstance(inner, Inner):
-        raise InputError("avg is for methods with one adversarial view, as at:threat=avg")
+    assert isinstance(inner, Inner)
     views = {norm: f"{norm}.adv" for norm in norms}
 
     def on(view: str, term: Term) -> Term:
-        cells = (view if cell == "adv" else cell for cell in (term.student, term.teacher))
-        student, teacher = cells
+        there = {"adv": view, "teacher.adv": f"teacher.{view}"}
+        student, teacher = (there.get(cell, cell) for cell in (term.student, term.teacher))
         return replace(term, student=student, teacher=teacher, weight=share * term.weight)
 
     def mean(z: dict[str, Tensor], y: Tensor) -> Terms:
-        each = [outer({**z, "adv": z[view]}, y) for view in views.values()]
+        each = []
+        for view in views.values():
+            there = {"adv": z[view]}
+            if "teacher.adv" in objective.reads:
+                there["teacher.adv"] = z[f"teacher.{view}"]
+            each.append(outer({**z, **there}, y))
         return {name: torch.stack([one[name] for one in each]).mean() for name in each[0]}
 
     if isinstance(outer, Sum):
-        attacked = [term for term in outer.terms if "adv" in term.cells]
+        attacked = [term for term in outer.terms if {"adv", "teacher.adv"} & set(term.cells)]
         others = [term for term in outer.terms if term not in attacked]
         spread_out = [on(view, term) for view in views.values() for term in attacked]
     of_view = {"clean": ("clean",), "adv": tuple(views.values())}
+    of_read = {"teacher.adv": tuple(f"teacher.{view}" for view in views.values())}
     return Objective(
         views=tuple(view for own in objective.views for view in of_view[own]),
         untracked=tuple(view for own in objective.untracked for view in of_view[own]),
         after=tuple(view for own in objective.after for view in of_view[own]),
         inner=dict.fromkeys(views.values(), inner),
         outer=Sum((*others, *spread_out)) if isinstance(outer, Sum) else mean,
+        reads=tuple(cell for own in objective.reads for cell in of_read.get(own, (own,))),
+        begins=objective.begins,
     )
 
 

@@ -38,6 +38,12 @@ DEVICE = torch.device("cuda")
 BATCH, SIDE = 12, 8
 THREAT = ThreatModel(eps=8 / 255, step_size=3 / 255, steps=3)
 THREATS = Threats((THREAT,))
+TWO = (THREAT, ThreatModel(norm="l2", eps=0.4, step_size=0.15, steps=2))
+# a generalist of two threat models and their specialists
+MAT_MP = {
+    way: {"collab": "mat-mp", "threats": [Threats(TWO, way), *(Threats((one,)) for one in TWO)]}
+    for way in ("avg", "max", "msd")
+}
 SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-3, "nesterov": False}
 TEAMS = [
     pytest.param(("at",), "cat", id="at"),
@@ -47,6 +53,8 @@ TEAMS = [
     pytest.param(("trades", "alp"), "none", id="trades+alp-side_by_side"),
     pytest.param(("natural", "trades"), "cat", id="natural+trades"),
     pytest.param(("at", "alp", "trades"), "cat", id="at+alp+trades"),
+    # each is the other's teacher
+    pytest.param(("rslad", "ard"), "none", id="rslad+ard"),
 ]
 ENGINES = ["eager", "graph", "compile", "compile+graph"]
 # compiling takes a minute a team, so one team stands for all
@@ -87,14 +95,16 @@ class Run:
         collab: str = "cat",
         side: int = SIDE,
         awp: float = 0.0,
+        threats: Sequence[Threats] | None = None,
         **settings: Any,
     ) -> None:
         peers = []
+        threats = threats or [THREATS] * len(methods)
         for k, (net, method) in enumerate(zip(nets, methods, strict=True)):
             net = copy.deepcopy(net).to(DEVICE, memory_format=torch.channels_last)
             optimizer = FlatSGD(net, **SGD, **settings)
             peer = Peer(
-                f"{k}-{method}", "tiny", net, make_objective(method, {}), optimizer, THREATS
+                f"{k}-{method}", "tiny", net, make_objective(method, {}), optimizer, threats[k]
             )
             peer.awp = WeightPerturbation(net, optimizer, awp) if awp else None
             peers.append(peer)
@@ -143,7 +153,7 @@ def draw(methods: tuple[str, ...], step: int) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(200 + step)
     noise = torch.empty(1, len(methods), *x.shape)
     for k, method in enumerate(methods):
-        if method in ("trades", "mart"):
+        if method in ("trades", "mart", "rslad"):
             noise[:, k].normal_(generator=generator)
         else:
             noise[:, k].uniform_(-1, 1, generator=generator)
@@ -237,26 +247,37 @@ def test_a_step_in_half_precision_on_the_views_of_the_oracle(engine: str, precis
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("ema", [None, 0.9])
 @pytest.mark.parametrize(
-    ("methods", "awp", "bn_groups"),
+    ("methods", "settings", "bn_groups"),
     [
-        pytest.param(("trades", "alp"), 0.0, 1, id="trades+alp"),
-        pytest.param(("trades", "alp"), 0.01, 1, id="trades+alp-awp"),
-        pytest.param(("at", "st"), 0.0, 1, id="at+st"),
-        pytest.param(("at", "st"), 0.01, 3, id="at+st-awp-bn_groups"),
+        pytest.param(("trades", "alp"), {}, 1, id="trades+alp"),
+        pytest.param(("trades", "alp"), {"awp": 0.01}, 1, id="trades+alp-awp"),
+        pytest.param(("at", "st"), {}, 1, id="at+st"),
+        pytest.param(("at", "st"), {"awp": 0.01}, 3, id="at+st-awp-bn_groups"),
+        pytest.param(("rslad", "iad"), {}, 1, id="rslad+iad"),
+        *(
+            pytest.param(("boosted", "trades", "at"), settings, 1, id=f"mat_mp-{way}")
+            for way, settings in MAT_MP.items()
+        ),
     ],
 )
 def test_graph_equals_eager_from_the_first_step(
-    methods: tuple[str, ...], awp: float, bn_groups: int, precision: str, ema: float | None
+    methods: tuple[str, ...],
+    settings: dict[str, Any],
+    bn_groups: int,
+    precision: str,
+    ema: float | None,
 ) -> None:
     """Warm-up that trains, momentum that restarts, noise that does not advance."""
-    nets = nets_of(2)
+    nets = nets_of(len(methods))
     for net in nets if bn_groups > 1 else ():
         split_norms(net, BATCH // bn_groups)
     ends = []
     for engine in ("eager", "graph"):
-        run = Run(nets, methods, engine, precision, ema=ema, awp=awp)
+        run = Run(nets, methods, engine, precision, ema=ema, **settings)
         values = []
         for step in range(8):
+            # IAD's second term begins with the fifth step
+            run.team.loss.set_epoch(0 if step < 4 else 60)
             for peer in run.team.peers:
                 if peer.awp is not None:
                     peer.awp.set_active(step >= 2)
@@ -287,12 +308,27 @@ def test_rehearsal_leaves_nothing_behind(engine: str) -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("engine", ["eager", "graph"])
-# ST cannot train on mixed images
 @pytest.mark.parametrize(
-    ("other", "mixed"), [("alp", False), ("alp", True), ("st", False)], ids=["alp", "mixed", "st"]
+    ("methods", "settings", "mixed"),
+    [
+        pytest.param(("trades", "alp"), {}, False, id="alp"),
+        pytest.param(("trades", "alp"), {}, True, id="mixed"),
+        # ST cannot train on mixed images
+        pytest.param(("trades", "st"), {}, False, id="st"),
+        *(
+            pytest.param(("boosted", "trades", "at"), settings, True, id=f"mat_mp-{way}")
+            for way, settings in MAT_MP.items()
+        ),
+    ],
 )
-def test_a_step_asks_the_host_nothing(other: str, mixed: bool, engine: str, precision: str) -> None:
-    run = Run(nets_of(2), ("trades", other), engine, precision, awp=0.01)
+def test_a_step_asks_the_host_nothing(
+    methods: tuple[str, ...],
+    settings: dict[str, Any],
+    mixed: bool,
+    engine: str,
+    precision: str,
+) -> None:
+    run = Run(nets_of(len(methods)), methods, engine, precision, awp=0.01, **settings)
     x, y = images(0, BATCH, SIDE)
     x = x.to(DEVICE).contiguous(memory_format=torch.channels_last)
     others = mixing(0, BATCH) if mixed else ()

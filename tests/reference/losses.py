@@ -184,6 +184,98 @@ def st(
     }
 
 
+def softened(z_BC: Tensor, temperature: float) -> Tensor:
+    """Logits of softmax(z / T)."""
+    return z_BC / temperature
+
+
+def ard(
+    adv_BC: Tensor,
+    *clean_teacher_and_y: Tensor,
+    alpha: float = 1.0,
+    temperature: float = 30.0,
+    bn: str = "train",
+) -> dict[str, Tensor]:
+    """alpha T^2 / (B C) sum_ic t_ic (log t_ic - log s_ic) + (1 - alpha)/B sum_i CE_i(z(x), y).
+
+    t = softmax(z_teacher(x) / T), s = softmax(z(x_adv) / T); clean logits are given if alpha < 1.
+    Goldblum et al., Adversarially Robust Distillation, 2020, reduced as in the authors' code.
+    """
+    del bn
+    *clean, teacher_BC, y_B = clean_teacher_and_y
+    divergence_B = kl(softened(teacher_BC, temperature), softened(adv_BC, temperature))
+    terms = {"kl": alpha * temperature**2 * divergence_B.sum() / adv_BC.numel()}
+    for clean_BC in clean:
+        terms["ce"] = (1.0 - alpha) * cross_entropy(clean_BC, y_B).sum() / len(y_B)
+    return terms
+
+
+def rslad(
+    adv_BC: Tensor,
+    clean_BC: Tensor,
+    teacher_BC: Tensor,
+    y_B: Tensor,
+    alpha: float = 5.0 / 6.0,
+    scale: float = 1.0,
+) -> dict[str, Tensor]:
+    """scale / (B C) sum_i [alpha KL_i(t || q) + (1 - alpha) KL_i(t || p)], t of the clean images.
+
+    Zi et al., Revisiting Adversarial Robustness Distillation, 2021, without the 1e-5 in its code.
+    """
+    del y_B
+    return {
+        "kl": scale * alpha * kl(teacher_BC, adv_BC).sum() / adv_BC.numel(),
+        "kl_clean": scale * (1.0 - alpha) * kl(teacher_BC, clean_BC).sum() / clean_BC.numel(),
+    }
+
+
+def iad(
+    adv_BC: Tensor,
+    clean_BC: Tensor,
+    teacher_BC: Tensor,
+    teacher_adv_BC: Tensor,
+    y_B: Tensor,
+    beta: float = 0.1,
+    begin: int = 60,
+    bn: str = "train",
+) -> dict[str, Tensor]:
+    """(1/B) sum_i KL_i(t || q) + (1/B) sum_i (1 - t'_iy^beta) KL_i(p || q), gradient through p.
+
+    t: teacher on the clean images; t': on the student's adversarial ones. After `begin` epochs.
+    Zhu et al., Reliable Adversarial Distillation with Unreliable Teachers, 2022, code IAD-I.
+    """
+    del begin, bn
+    own = []
+    for i, label in enumerate(y_B.tolist()):
+        trust = log_softmax(teacher_adv_BC)[i, label].exp() ** beta
+        own.append((1.0 - trust) * kl(clean_BC, adv_BC)[i])
+    return {
+        "kl": kl(teacher_BC, adv_BC).sum() / len(y_B),
+        "own": torch.stack(own).sum() / len(y_B),
+    }
+
+
+def act(
+    own_BC: Tensor,
+    teacher_BC: Tensor,
+    y_B: Tensor,
+    role: str = "robust",
+    alpha: float = 0.9,
+    temperature: float = 4.0,
+) -> dict[str, Tensor]:
+    """(1 - alpha) (1/B) sum_i CE_i(z, y) + alpha T^2 (1/B) sum_i KL_i(t || s), both softened by T.
+
+    z, teacher: the natural peer's clean and the robust one's adversarial logits, or the reverse.
+    Arani et al., Adversarial Concurrent Training, 2020.
+    """
+    del role
+    divergence_B = kl(softened(teacher_BC, temperature), softened(own_BC, temperature))
+    return {
+        "ce": (1.0 - alpha) * cross_entropy(own_BC, y_B).sum() / len(y_B),
+        "kl": alpha * temperature**2 * divergence_B.sum() / len(y_B),
+    }
+
+
 OBJECTIVES: dict[str, Callable[..., dict[str, Tensor]]] = {
     "natural": natural,
     "at": at,
@@ -192,6 +284,10 @@ OBJECTIVES: dict[str, Callable[..., dict[str, Tensor]]] = {
     "mart": mart,
     "boosted": boosted,
     "st": st,
+    "ard": ard,
+    "rslad": rslad,
+    "iad": iad,
+    "act": act,
 }
 
 

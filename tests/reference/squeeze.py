@@ -3,15 +3,19 @@
 Of {adv, clean, col}, U has the lowest and L the highest p_y; at the first step adv and col are
 x + 0.001 N(0, 1). J = 1/2 [KL(sg p_L || p_U) + KL(sg p_U || p_L)]. Each step:
   adv' = clip(U + step_size * sign(dJ / dU)), col' = clip(L + step_size * sign(dJ / dL)),
-clipped to [x - eps, x + eps], then to [0, 1]. BatchNorm normalises by the batch of each forward.
+clipped to [x - eps, x + eps], then to [0, 1]; or by another norm's step. BatchNorm normalises by
+the batch of each forward.
 Source: Li, Luo, et al., Squeeze Training for Adversarial Robustness, 2023, and its public code.
 Shapes: B batch, C channels, H height, W width.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
-from tests.reference.attack import GAUSSIAN_SCALE, attack_copy
+from tests.reference.attack import GAUSSIAN_SCALE, ascend_linf, attack_copy
 from tests.reference.losses import roles, symmetric
 
 
@@ -31,8 +35,13 @@ def squeeze(
     noise: Tensor,
     start: str = "gaussian",
     bn: str = "train",
+    move: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The adversarial and the collaborative view `[B, C, H, W]`; noise: `[2, B, C, H, W]`."""
+    """The adversarial and the collaborative view `[B, C, H, W]`; noise: `[2, B, C, H, W]`.
+
+    move: where a step leads from a point of x's ball, by its gradient; None: the linf step.
+    """
+    move = move or partial(ascend_linf, eps=eps, step_size=step_size)
     twin = attack_copy(net, bn)
     adv, col = (starts(x, start, eps, noise_v) for noise_v in noise)
     for _ in range(steps):
@@ -48,15 +57,13 @@ def squeeze(
             torch.stack(climbed).sum(), list(points.values()), materialize_grads=True
         )
         grad = dict(zip(points, grads, strict=True))
-        moved = []
-        for role in range(2):
-            rows = [
-                points[names[role]][i].detach() + step_size * grad[names[role]][i].sign()
-                for i, names in enumerate(chosen)
-            ]
-            moved.append(torch.stack(rows))
         adv, col = (
-            torch.maximum(torch.minimum(view, x + eps), x - eps).clamp(0.0, 1.0) for view in moved
+            move(
+                torch.stack([points[names[role]][i].detach() for i, names in enumerate(chosen)]),
+                x,
+                torch.stack([grad[names[role]][i] for i, names in enumerate(chosen)]),
+            )
+            for role in range(2)
         )
     return adv, col
 

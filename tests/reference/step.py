@@ -5,15 +5,19 @@ v_k = peer k's adversarial view, the clean view if its method attacks nothing. T
   (1 - alpha) L_k + alpha / |T_k| sum_{j in T_k} KL_batchmean(sg[p_j(x)] || p_k(v_k))    "mat"
   L_k                                                                       T_k empty or "none"
 With own_first "cat" has KL(p_k(v_k) || sg[p_j(v_k)]); without detach "mat" has p_j(x), no sg.
-T_k are the peers who teach k, all others unless said otherwise.
+  L_k                                                                  k one of ard, rslad, iad, act
+T_k are the peers who teach k, all others unless said otherwise. The latter four read the logits of
+their one teacher in L_k, as constants: on x, iad also on v_k, the natural peer of act on the
+teacher's own v.
 Sources: Liu et al., CAT: Collaborative Adversarial Training, 2023 (arXiv 2303.14922); Liu et al.,
 Mutual Adversarial Training, 2021 (arXiv 2112.05005).
 
 All attacks come first, on the weights and running statistics of before the step. Then each peer
 runs in train mode, one call per view: its own views in its objective's order, with gradient, then
-what those whom it teaches read of it (cat: their v_j, by rising j; mat: the clean images), without
-gradient where they detach, each view once. Every such call moves the running statistics of the
-BatchNorm layers. A "teacher" computes the latter views alone, in eval mode; nothing of it moves.
+what those whom it teaches read of it (first in their L_j; then cat: their v_j, by rising j; mat:
+the clean images), without gradient where they detach, each view once. Every such call moves the
+running statistics of the BatchNorm layers. A "teacher" computes the latter views alone, in eval
+mode; nothing of it moves.
 """
 
 import copy
@@ -25,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tests.reference.attack import pgd
+from tests.reference.attack import attack_copy, pgd
 from tests.reference.awp import add, perturbation
 from tests.reference.losses import OBJECTIVES, cat_guidance, mat_guidance, mixed
 from tests.reference.squeeze import squeeze, untracked_forward
@@ -39,14 +43,19 @@ OWN_VIEWS = {
     "boosted": ("adv",),
     "teacher": (),
     "st": ("clean", "adv", "col"),
+    "ard": ("adv",),
+    "rslad": ("adv", "clean"),
+    "iad": ("adv", "clean"),
 }
+READS = {"ard": ["clean"], "rslad": ["clean"], "iad": ["clean", "adv"]}
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
     """What a step computed; tensors carry no graph, lists run over the peers.
 
-    views: "clean" and "adv{k}" of the attacking peers, `[B, C, H, W]`.
+    views: "clean" and "adv{k}" of the attacking peers, `[B, C, H, W]`; also "target{j}", the logits
+    `[B, classes]` of teacher j on the clean images, where an attack climbs away from them.
     logits: (peer, view name) -> `[B, classes]`, each peer's cells in the order of its forwards.
     terms: the objective's weighted terms, before alpha. guidance: before its weight, 0 without
     teachers. Of a teacher all are empty or 0.
@@ -62,14 +71,32 @@ class StepResult:
     buffers: list[dict[str, Tensor]]
 
 
-def own_views(k: int, name: str) -> list[str]:
+def own_views(k: int, name: str, settings: dict[str, Any]) -> list[str]:
     """Names of the views that peer k's objective reads, in the order of its forwards."""
+    if name == "act":
+        return ["clean" if settings.get("role") == "natural" else f"adv{k}"]
+    if name == "ard" and settings.get("alpha", 1.0) < 1.0:
+        return [f"adv{k}", "clean"]
     return [view if view == "clean" else f"{view}{k}" for view in OWN_VIEWS[name]]
 
 
-def taught_view(k: int, name: str) -> str:
+def taught_view(k: int, name: str, settings: dict[str, Any]) -> str:
     """Name of v_k, the view on which peer k is taught."""
-    return f"adv{k}" if "adv" in OWN_VIEWS[name] else "clean"
+    return f"adv{k}" if f"adv{k}" in own_views(k, name, settings) else "clean"
+
+
+def read_views(k: int, j: int, methods: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
+    """Names of the views of its teacher j that peer k's objective reads."""
+    name, settings = methods[k]
+    if name == "act":
+        natural = settings.get("role") == "natural"
+        return [taught_view(j, *methods[j]) if natural else "clean"]
+    return [view if view == "clean" else f"adv{k}" for view in READS.get(name, [])]
+
+
+def asks(name: str) -> bool:
+    """Whether the objective reads a teacher; it has no guidance then."""
+    return name == "act" or name in READS
 
 
 def col_noise(noise: Tensor, k: int) -> Tensor:
@@ -130,18 +157,19 @@ def forward_and_backward(
 
     def read_by(k: int) -> str:
         """The view of its teachers that peer k reads."""
-        return "clean" if collab == "mat" else taught_view(k, names[k])
+        return "clean" if collab == "mat" else taught_view(k, *methods[k])
 
     z: dict[tuple[int, str], Tensor] = {}
     for k in peers:
         nets[k].train(names[k] != "teacher")
-        for view in own_views(k, names[k]):
+        for view in own_views(k, *methods[k]):
             tracked = not view.startswith("col")
             forward = nets[k] if tracked else partial(untracked_forward, nets[k])
             z[k, view] = forward(views[view])
-        for j in peers:
-            view = read_by(j)
-            if k in teachers[j] and (k, view) not in z:
+        read = [view for j in peers if k in teachers[j] for view in read_views(j, k, methods)]
+        read += [read_by(j) for j in peers if k in teachers[j] and not asks(names[j])]
+        for view in read:
+            if (k, view) not in z:
                 with torch.set_grad_enabled(not detach and names[k] != "teacher"):
                     z[k, view] = nets[k](views[view])
 
@@ -152,13 +180,16 @@ def forward_and_backward(
             guidance.append(y.new_zeros((), dtype=torch.float64))
             totals.append(y.new_zeros((), dtype=torch.float64))
             continue
-        own = [z[k, view] for view in own_views(k, name)]
+        own = [z[k, view] for view in own_views(k, name, settings)]
+        if asks(name):
+            (j,) = teachers[k]
+            own += [z[j, view].detach() for view in read_views(k, j, methods)]
         if y_mixed is None or share is None:
             terms.append(OBJECTIVES[name](*own, y, **settings))
         else:
             terms.append(mixed(OBJECTIVES[name], own, y, y_mixed, share, **settings))
-        taught = z[k, taught_view(k, name)]
-        taught_by = [z[j, read_by(k)] for j in teachers[k]]
+        taught = z[k, taught_view(k, name, settings)]
+        taught_by = [] if asks(name) else [z[j, read_by(k)] for j in teachers[k]]
         if collab == "mat":
             guidance.append(mat_guidance(taught, taught_by, detach))
         else:
@@ -223,7 +254,7 @@ def cat_step(
     if teachers is None:
         teachers = [[j for j in peers if j != k and names[k] != "teacher"] for k in peers]
     if collab == "none":
-        teachers = [[] for _ in peers]
+        teachers = [of_k if asks(names[k]) else [] for k, of_k in enumerate(teachers)]
 
     views = {"clean": x}
     for k, (name, settings) in enumerate(methods):
@@ -233,11 +264,29 @@ def cat_step(
             views[f"adv{k}"], views[f"col{k}"] = squeeze(
                 nets[k], x, y, eps, step_size, steps, both, **own
             )
-        elif "adv" in OWN_VIEWS[name]:
+        elif f"adv{k}" in own_views(k, name, settings):
             # MART's attack is CE from the Gaussian start
             attack = "mart" if settings.get("inner") == "ce" else name
+            z_teacher = None
+            if name in ("rslad", "act"):
+                (j,) = teachers[k]
+                teacher = attack_copy(nets[j], "eval" if names[j] == "teacher" else "train")
+                with torch.no_grad():
+                    views[f"target{j}"] = z_teacher = teacher(x)
+            of_k = settings.get("bn", "train" if name in ("ard", "iad") else bn)
             views[f"adv{k}"] = pgd(
-                nets[k], x, y, attack, eps, step_size, steps, noise[:, k], bn, y_mixed, share
+                nets[k],
+                x,
+                y,
+                attack,
+                eps,
+                step_size,
+                steps,
+                noise[:, k],
+                of_k,
+                y_mixed,
+                share,
+                z_teacher,
             )
 
     if awp is not None:
