@@ -112,8 +112,8 @@ class FlatSGD(torch.optim.Optimizer):
 
     The parameters become views of one flat buffer, which a single kernel updates; the learning
     rate and float16's loss scale are read on the device. Equals torch.optim.SGD to rounding, also
-    in leaving parameters alone that had no gradient. ema: decay d per step of a moving average
-    a <- d a + (1 - d) w of the weights (Gowal et al. 2020, arXiv 2010.03593), None for none.
+    in leaving parameters alone that had no gradient. ema: decay per step of a moving average of
+    the weights, None for none.
     """
 
     def __init__(
@@ -200,7 +200,14 @@ class FlatSGD(torch.optim.Optimizer):
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """The moving average of the weights, where one is kept, in their place."""
+        """The moving average of the weights, where one is kept, in their place.
+
+        It begins at the first weights, and the weights w after each update move it by
+
+            a <- ema a + (1 - ema) w,
+
+        as in Gowal et al. 2020 (arXiv 2010.03593). Training does not read it.
+        """
         if self.ema is None:
             yield
             return

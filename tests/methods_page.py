@@ -94,7 +94,7 @@ def subjects() -> list[Subject]:
         ),
         Subject(name="awp", typed="`--awp`", source=fastcat.awp),
         Subject(name="bn-groups", typed="`--bn-groups`", source=fastcat.models.ghost),
-        Subject(name="ema", typed="`--ema`", source=FlatSGD),
+        Subject(name="ema", typed="`--ema`", source=FlatSGD.averaged),
         Subject(
             name="swa", typed="`--swa`", source=fastcat.swa, tolerances={"float64": SWA_TOLERANCE}
         ),
@@ -113,7 +113,7 @@ Each row is measured against an independent oracle in float64, written from the 
 (`tests/reference/`): views, loss terms, gradients, momentum, weights and BatchNorm statistics over
 three training steps, in every test case that the row takes part in. Given is the largest error,
 relative to the largest magnitude in a tensor, rounded up to a power of ten, and in brackets what
-the tests assert. In float32 both sides see the same views. A dash: not measured alone.
+the tests assert. In float32 both sides see the same views. A dash: not measured.
 """
 
 
