@@ -115,6 +115,8 @@ class Optimization:
 
     epochs: int = 200
     """Passes over the training images."""
+    replays: int = 1
+    """Steps on each batch before the next one (Free-AT: 8)."""
     lr: Annotated[float, arg(aliases=["--lr-max"])] = 0.1
     """Peak learning rate per step."""
     schedule: Literal["multistep", "cosine", "cyclic", "triangular", "onecycle", "constant"] = (
@@ -315,6 +317,7 @@ _LEAST = {
     "cutmix": 0,
     "val_steps": 1,
     "epochs": 1,
+    "replays": 1,
     "warmup_epochs": 0,
     "swa": 1,
     "awp": 0,

@@ -70,19 +70,19 @@ class Course:
         trainer = self.trainer
         config = trainer.config
         begin = time.perf_counter() - trainer.seconds
-        for inputs in trainer.loader.inputs(trainer.epoch, trainer.batch):
+        for inputs in trainer.inputs():
             lr = trainer.current_lr()
             values = trainer.train_step(inputs)
             self._remark()
             self.recorder.advance(trainer.steps_done, f"epoch {trainer.epoch + 1}/{config.epochs}")
-            if trainer.batch % config.log_every == 0:
+            if trainer.step % config.log_every == 0:
                 trainer.check_losses(self.run)
                 named = dict(zip(trainer.team.loss.names, values.tolist(), strict=True))
                 self.recorder.steps({"step": trainer.steps_done, "lr": lr, **named})
             trainer.seconds = time.perf_counter() - begin
             if self.request.signum is not None:
                 raise Stopped(self.request.signum)
-            if config.save_every and trainer.batch % config.save_every == 0:
+            if config.save_every and trainer.step % config.save_every == 0:
                 trainer.save(self.run)
         # both wait for the device, so the clock is read after them
         trainer.check_losses(self.run)

@@ -183,6 +183,7 @@ class Engine:
         for peer in self.team.peers:
             state += [peer.optimizer.flat, *peer.optimizer.tensors().values()]
             state += peer.model.buffers()
+            state += [] if peer.carried is None else [peer.carried.delta]
         before = [tensor.clone() for tensor in state]
         scaler = self.team.scaler.state_dict()
         devices = [self.device] if self.stream is not None else []

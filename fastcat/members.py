@@ -9,6 +9,7 @@ from fastcat.models import make_model
 from fastcat.models.ghost import split_norms
 from fastcat.optim import FlatSGD
 from fastcat.peer import Member, Peer
+from fastcat.replay import Carried, Replay
 from fastcat.seeds import derive_seed
 from fastcat.swa import WeightAverage
 from fastcat.teacher import load_teacher
@@ -55,6 +56,10 @@ def make_members(
             peer.awp = WeightPerturbation(model, optimizer, gamma)
         if config.swa is not None:
             peer.swa = WeightAverage(model, optimizer.flat)
+        if isinstance(spec.objective.inner, Replay):
+            full = torch.zeros(config.batch_size, channels, *dataset.image_shape[:2], device=device)
+            full = full.to(memory_format=torch.channels_last)
+            peer.carried = Carried(threats.models[0], full)
         members.append(peer)
     # what networks themselves draw (dropout) continues from here and is kept in checkpoints
     torch.manual_seed(derive_seed(config.seed, "networks"))

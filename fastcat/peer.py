@@ -13,6 +13,7 @@ from fastcat.frozen import Frozen
 from fastcat.objectives.objective import Objective, under
 from fastcat.objectives.teacher import teacher
 from fastcat.optim import FlatSGD
+from fastcat.replay import Carried
 from fastcat.swa import WeightAverage
 from fastcat.threat import Threats
 
@@ -31,7 +32,7 @@ class Member:
 class Peer(Member):
     """threats: how it is attacked, with `avg` on a view for each; frozen: what is attacked instead
     of the model, None for the model itself; awp: None for weights left as they are; swa: None for
-    no average over epochs.
+    no average over epochs; carried: the perturbation of `Replay`, None for other methods.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Peer(Member):
         frozen: Frozen | None = None,
         awp: WeightPerturbation | None = None,
         swa: WeightAverage | None = None,
+        carried: Carried | None = None,
     ) -> None:
         super().__init__(name, arch, model, under(objective, threats))
         self.threats = threats
@@ -52,6 +54,7 @@ class Peer(Member):
         self.frozen = frozen
         self.awp = awp
         self.swa = swa
+        self.carried = carried
 
     def averaged(self) -> AbstractContextManager[None]:
         """What is judged and kept, in the place of what is trained: an average, if there is one."""
@@ -66,6 +69,7 @@ class Peer(Member):
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "swa": None if self.swa is None else self.swa.state_dict(),
+            "carried": None if self.carried is None else self.carried.delta,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -73,6 +77,8 @@ class Peer(Member):
         self.optimizer.load_state_dict(state["optimizer"])
         if self.swa is not None:
             self.swa.load_state_dict(state["swa"])
+        if self.carried is not None:
+            self.carried.delta.copy_(state["carried"])
 
 
 class Teacher(Member):

@@ -250,7 +250,7 @@ def resume(run: Path, dataset: Dataset | None = None) -> RunResult:
 
 
 def _run(trainer: Trainer, run: Path, request: StopRequest, remark: str | None = None) -> RunResult:
-    with Recorder(run, trainer.config.epochs * len(trainer.loader)) as recorder:
+    with Recorder(run, trainer.config.epochs * trainer.epoch_steps) as recorder:
         if remark:
             recorder.line(remark)
         recorder.forget_after(trainer.epoch, trainer.steps_done)
@@ -259,7 +259,7 @@ def _run(trainer: Trainer, run: Path, request: StopRequest, remark: str | None =
         except Stopped as stopped:
             recorder.line(
                 f"stopped by {stopped} in epoch {trainer.epoch + 1}/{trainer.config.epochs} "
-                f"after batch {trainer.batch}/{len(trainer.loader)}; "
+                f"after step {trainer.step}/{trainer.epoch_steps}; "
                 f"go on with: fastcat resume {shlex.quote(str(run))}"
             )
             raise

@@ -12,6 +12,7 @@ from fastcat.batch import Batch
 from fastcat.errors import InputError
 from fastcat.objectives.objective import Objective
 from fastcat.plan import view_name
+from fastcat.replay import Replay
 from fastcat.squeeze import Squeeze, squeeze
 from fastcat.threat import Start, ThreatModel, Threats
 from fastcat.union import msd, msd_start, worst
@@ -53,6 +54,9 @@ def make_searches(
     first = 0
     for k, (objective, of_peer) in enumerate(zip(objectives, threats, strict=True)):
         for own, inner in objective.searches.items():
+            if isinstance(inner, Replay):
+                # carried along, not sought
+                continue
             under = of_peer
             if of_peer.way == "avg":
                 norm = own[0].partition(".")[0]

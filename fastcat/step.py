@@ -68,6 +68,9 @@ def attack_views(team: Team, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
             )
 
     team.lanes.run(attack)
+    for k, peer in team.learners.items():
+        if peer.carried is not None:
+            views[view_name(k, "adv")] = peer.carried.view(batch.x)
     return views
 
 
@@ -130,6 +133,8 @@ def perturb(team: Team, batch: Batch, views: dict[str, Tensor]) -> None:
                 backward(team, k, z, dz)
                 peer.awp.perturb()
                 peer.optimizer.zero_grad()
+                if peer.carried is not None:
+                    views[view_name(k, "adv")].grad = None
 
     team.lanes.run(climb)
 
@@ -147,7 +152,13 @@ def perturbed(team: Team, batch: Batch, views: dict[str, Tensor]) -> Iterator[No
             perturbation.undo()
 
 
-def descend(team: Team, z: dict[Place, Tensor], dz: dict[Place, Tensor]) -> None:
+def descend(
+    team: Team,
+    z: dict[Place, Tensor],
+    dz: dict[Place, Tensor],
+    batch: Batch,
+    views: dict[str, Tensor],
+) -> None:
     """Backward through every peer from the gradient of its logits, and the optimizers' steps."""
 
     def update(group: list[int]) -> None:
@@ -159,6 +170,8 @@ def descend(team: Team, z: dict[Place, Tensor], dz: dict[Place, Tensor]) -> None
             if peer.awp is not None:
                 peer.awp.restore(team.scaler.scale)
             team.scaler.step(peer.optimizer)
+            if peer.carried is not None:
+                peer.carried.ascend(views[view_name(k, "adv")], batch.x)
 
     team.lanes.run(update)
     team.scaler.update()
@@ -183,6 +196,6 @@ def collaborative_step(team: Team, batch: Batch, noise: Tensor) -> Tensor:
     with perturbed(team, batch, views):
         z = forward(team, views)
         values, dz = losses(team, z, batch, views)
-        descend(team, z, dz)
+        descend(team, z, dz, batch, views)
     forward_after(team, views)
     return values

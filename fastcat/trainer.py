@@ -4,9 +4,11 @@ Everything random depends on (seed, place) alone, and a checkpoint holds all the
 run that was killed and resumed ends with the bits of one that was not (CPU, fp32).
 """
 
+import itertools
 import resource
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,7 +44,7 @@ from fastcat.watch import Collapse, Watch
 class Trainer:
     """The peers of a configuration on a data set, and where they stand.
 
-    epoch counts finished epochs, batch the finished batches of the one under way.
+    epoch counts finished epochs, step the finished steps of the one under way.
     """
 
     def __init__(self, config: TrainConfig, dataset: Dataset | None = None) -> None:
@@ -114,7 +116,7 @@ class Trainer:
             attacked, self.judge.pairs, self.judge.judged_by, images, self.judge.chance
         )
         self.rollbacks: list[dict[str, Any]] = []
-        self.epoch = self.batch = 0
+        self.epoch = self.step = 0
         self.seconds = 0.0
         self.last_record: dict[str, Any] = {"peers": {}}
 
@@ -133,8 +135,20 @@ class Trainer:
         return train_index, val_index
 
     @property
+    def epoch_steps(self) -> int:
+        """Steps of an epoch."""
+        return len(self.loader) * self.config.replays
+
+    @property
     def steps_done(self) -> int:
-        return self.epoch * len(self.loader) + self.batch
+        return self.epoch * self.epoch_steps + self.step
+
+    def inputs(self) -> Iterator[tuple[Tensor, ...]]:
+        """What is left of this epoch: the loader's batches, each as often as it is replayed."""
+        first, done = divmod(self.step, self.config.replays)
+        for inputs in self.loader.inputs(self.epoch, first):
+            yield from itertools.repeat(inputs, self.config.replays - done)
+            done = 0
 
     @property
     def done(self) -> bool:
@@ -146,7 +160,7 @@ class Trainer:
             "config": self.config.to_dict(),
             "data_digest": self.digest,
             "epoch": self.epoch,
-            "batch": self.batch,
+            "step": self.step,
             "totals": self.engine.totals.cpu(),
             "seconds": self.seconds,
             "best": self.judge.best,
@@ -182,7 +196,7 @@ class Trainer:
                 )
         for peer, peer_state in zip(self.peers, state["peers"], strict=True):
             peer.load_state_dict(peer_state)
-        self.epoch, self.batch = state["epoch"], state["batch"]
+        self.epoch, self.step = state["epoch"], state["step"]
         self.engine.totals.copy_(state["totals"])
         self.team.scaler.load_state_dict(state["scaler"])
         self.seconds, self.judge.best = state["seconds"], state["best"]
@@ -196,7 +210,7 @@ class Trainer:
         """Write a checkpoint, unless a loss or a weight is no longer finite (Collapse)."""
         self.check_losses(run)
         self.check_weights(run)
-        may_return = self.config.on_collapse == "rollback" and not self.batch
+        may_return = self.config.on_collapse == "rollback" and not self.step
         save_checkpoint(run, self.state_dict(), may_return and self.watch.at_ease)
 
     def check_losses(self, run: Path) -> None:
@@ -214,15 +228,18 @@ class Trainer:
 
     def begin_epoch(self, epoch: int, record: dict[str, Any]) -> None:
         """After `epoch` finished ones, of which `record` describes the last."""
-        self.epoch, self.batch, self.seconds = epoch, 0, 0.0
+        self.epoch, self.step, self.seconds = epoch, 0, 0.0
         self.engine.totals.zero_()
         self.last_record = record
 
     def _mean_metrics(self) -> dict[str, float]:
         """Means over this epoch's images so far; the host waits for the device here."""
-        if not self.batch:
+        if not self.step:
             return {}
-        count = min(self.batch * self.config.batch_size, self.loader.size)
+        size, replays = self.config.batch_size, self.config.replays
+        batches, repeated = divmod(self.step, replays)
+        before, now = (min(n * size, self.loader.size) for n in (batches, batches + 1))
+        count = before * replays + (now - before) * repeated
         totals = self.engine.totals.tolist()
         names = self.team.loss.names
         return {name: total / count for name, total in zip(names, totals, strict=True)}
@@ -231,11 +248,11 @@ class Trainer:
         """What is about to be done, in a line."""
         monitor = self.judge.monitor
         on = "no images" if monitor is None else f"{monitor.size} {self.judge.monitored_on} images"
-        where = f"epoch {self.epoch + 1}/{self.config.epochs}, batch {self.batch + 1}"
+        where = f"epoch {self.epoch + 1}/{self.config.epochs}, step {self.step + 1}"
         names = ", ".join(f"{peer.name} ({peer.arch})" for peer in self.team.members)
         return (
             f"{names}: {self.loader.size} images of {self.dataset.name}, judged on {on}, "
-            f"{len(self.loader)} steps an epoch, {self.precision.name} on {self.device}, "
+            f"{self.epoch_steps} steps an epoch, {self.precision.name} on {self.device}, "
             f"{self.engine.name}, images {self.loader_name}; "
             f"{run} from {where}"
         )
@@ -249,12 +266,12 @@ class Trainer:
             if peer.awp is not None:
                 peer.awp.set_active(self.epoch >= self.config.awp_warmup)
         values = self.engine.step(inputs, like, seed, self.current_lr())
-        self.batch += 1
+        self.step += 1
         return values
 
     def current_lr(self) -> float:
         """The rate of the step to come, taken in the middle of its share of the epoch."""
-        return self._lr_at((self.steps_done + 0.5) / len(self.loader))
+        return self._lr_at((self.steps_done + 0.5) / self.epoch_steps)
 
     def _lr_at(self, epochs: float) -> float:
         return self.config.lr * self.lr_scale * self.schedule(epochs)
@@ -289,7 +306,7 @@ class Trainer:
         return {
             "epoch": self.epoch + 1,
             "epochs": self.config.epochs,
-            "lr": self._lr_at(self.epoch + 1 - 0.5 / len(self.loader)),
+            "lr": self._lr_at(self.epoch + 1 - 0.5 / self.epoch_steps),
             "seconds": self.seconds,
             "images_per_second": self.loader.size / self.seconds,
             "judging_seconds": time.perf_counter() - begin,

@@ -51,6 +51,6 @@ def assert_same_end(run: Path, other: Path) -> None:
     differing = [path for path in tensors if not torch.equal(tensors[path], others[path])]
     assert not differing
     assert first["best"] == second["best"]
-    assert (first["epoch"], first["batch"]) == (second["epoch"], second["batch"])
+    assert (first["epoch"], first["step"]) == (second["epoch"], second["step"])
     for file in sorted((run / "peers").iterdir()):
         assert file.read_bytes() == (other / "peers" / file.name).read_bytes(), file.name

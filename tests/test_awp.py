@@ -209,7 +209,7 @@ def test_the_warm_up_counts_finished_epochs() -> None:
     trainer = Trainer(config)
     strengths = []
     for epoch in range(2):
-        trainer.epoch, trainer.batch = epoch, 0
+        trainer.epoch, trainer.step = epoch, 0
         trainer.train_step(next(iter(trainer.loader.inputs(epoch))))
         strengths.append([p.awp and round(p.awp.strength.item(), 6) for p in trainer.peers])
     assert strengths == [[0.0, None, 0.0], [0.01, None, 0.5]]

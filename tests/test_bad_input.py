@@ -100,6 +100,14 @@ SETTINGS = {
         f"--peers at:threat=avg,at:threat=linf --collab mat-mp {TWO_THREATS}",
         "nobody who teaches peer 0 specialises in l2: add a peer like boosted:threat=l2",
     ),
+    "a specialist who is not attacked": (
+        f"--peers at:threat=avg,natural,at:threat=l2 --collab mat-mp {TWO_THREATS}",
+        "nobody who teaches peer 0 specialises in linf",
+    ),
+    "a specialist who is a teacher": (
+        f"--peers at:threat=avg,teacher:weights=a.st,at:threat=l2 --collab mat-mp {TWO_THREATS}",
+        "nobody who teaches peer 0 specialises in linf",
+    ),
     "a specialist who does not teach": (
         f"--peers at:threat=max,at,at:threat=l2 --collab mat-mp --teachers 1>0 {TWO_THREATS}",
         "nobody who teaches peer 0 specialises in l2",

@@ -112,7 +112,7 @@ def test_a_rollback_goes_on_more_gently_and_no_kill_changes_its_end(
         return "dead" in record["peers"]["0-natural"]["signs"]
 
     def before(run: Path, state: dict[str, Any], good: bool) -> bool:
-        return not state["rollbacks"] and (state["epoch"], state["batch"]) == (2, 7)
+        return not state["rollbacks"] and (state["epoch"], state["step"]) == (2, 7)
 
     def first_return(run: Path, state: dict[str, Any], good: bool) -> bool:
         return len(state["rollbacks"]) == 1
@@ -122,7 +122,7 @@ def test_a_rollback_goes_on_more_gently_and_no_kill_changes_its_end(
         return bool(saved) and len(saved["rollbacks"]) == len(rollbacks)
 
     def within_an_epoch(run: Path, state: dict[str, Any], good: bool) -> bool:
-        return len(state["rollbacks"]) == len(rollbacks) and state["batch"] == 14
+        return len(state["rollbacks"]) == len(rollbacks) and state["step"] == 14
 
     moments: dict[str, tuple[Any, str, Callable[..., bool]]] = {
         "not-yet": (fastcat.trainer, "save_checkpoint", before),
@@ -146,7 +146,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, until: int) -> None:
 
     def spoiling(trainer: Trainer, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
         values = train_step(trainer, inputs)
-        if (trainer.epoch, trainer.batch) == (1, 3) and len(trainer.rollbacks) < until:
+        if (trainer.epoch, trainer.step) == (1, 3) and len(trainer.rollbacks) < until:
             trainer.peers[0].model.get_parameter("linear.bias").data[3] = torch.nan
         return values
 
@@ -165,7 +165,7 @@ def test_a_loss_that_is_not_finite_rolls_back_too(monkeypatch: pytest.MonkeyPatc
     assert "of peer 0-natural" in back["reason"]
     assert records("run")[-1]["lr"] == 0.1
     good = read_checkpoint(good_checkpoint(Path("run")))
-    assert good["batch"] == 0
+    assert good["step"] == 0
 
 
 def test_after_three_rollbacks_the_run_ends(

@@ -96,8 +96,8 @@ def test_the_command_line_is_frozen() -> None:
         "data data_dir train_size val_size batch_size loader extra extra_fraction normalize "
         "crop_pad flip crop_shift cutout mixup cutmix "
         "norm eps step_size steps restarts threats val_steps "
-        "epochs lr schedule milestones lr_decay warmup_epochs momentum nesterov weight_decay "
-        "bn_groups ema swa awp awp_warmup "
+        "epochs replays lr schedule milestones lr_decay warmup_epochs momentum nesterov "
+        "weight_decay bn_groups ema swa awp awp_warmup "
         "out seed seeds select_on precision device engine threads log_every save_every "
         "on_collapse"
     )

@@ -238,6 +238,7 @@ def test_eval_of_a_checkpoint(checkpoint: Path, capsys: pytest.CaptureFixture[st
         ("bare.pt --arch tiny --data digits --mean a --std 1", "mean is 'a', expected numbers"),
         ("bare.pt --arch tiny --data digits --mean 0 --std 0", "expected 1 numbers above 0"),
         ("bare.pt --arch tiny --data digits --mean 0,0 --std 1,1", "2 numbers for 1 channels"),
+        ("bare.pt --arch tiny --data digits --norm l2", "was not trained under l2: type --eps too"),
         ("nowhere.pt --arch tiny --data digits", "nowhere.pt holds no weights"),
         (". --arch tiny --data digits", ". holds no weights"),
     ],

@@ -118,6 +118,15 @@ CASES |= {
     "mat_mp-generalist_last": replace(
         mat_mp("boosted", "max"), learners=mat_mp("boosted", "max").learners[::-1]
     ),
+    "mat_mp-two_of_a_kind": Case(
+        learners=[
+            *mat_mp("boosted", "max").learners,
+            peer("at", "avg"),
+            peer("at", "linf"),
+            peer("boosted", "msd"),
+        ],
+        collab="mat-mp",
+    ),
     "mat_mp-mixed-max": mat_mp("boosted", "max", mixed=True),
     "mat_mp-awp-max": mat_mp("boosted", "max", awp=[0.02, 0.01, 0.0, 0.01]),
     "cat-avg": Case(learners=[peer("trades", "avg"), peer("alp", "l2")], collab="cat"),

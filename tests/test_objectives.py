@@ -401,7 +401,7 @@ def test_collaborations_that_mean_nothing_are_refused(
 
 
 def test_names_are_those_of_the_papers() -> None:
-    assert sorted(METHODS) == sorted([*ALL_METHODS, "fast", "pgd-cw", "teacher"])
+    assert sorted(METHODS) == sorted([*ALL_METHODS, "fast", "free", "pgd-cw", "teacher"])
     assert sorted(COLLABORATIONS) == ["cat", "mat", "mat-mp", "none"]
 
 

@@ -26,7 +26,7 @@ LAYERS = (
     "evaluation", "config",
     "finite", "team", "seek", "table_loss", "collaboration", "plan", "threat_spec", "peer_spec",
     "teacher", "peer",
-    "objectives", "squeeze", "union", "attack", "frozen", "lanes", "threat", "terms",
+    "objectives", "squeeze", "replay", "union", "attack", "frozen", "lanes", "threat", "terms",
     "awp", "optim", "swa", "checkpoint", "foreign", "models", "precision", "report", "watch",
     "recipes", "environment", "device", "progress", "stop", "pixels", "settings", "modes",
     "loaders", "guard", "batch", "over_seeds", "seeds", "files", "errors",

@@ -1,10 +1,13 @@
-"""Fast-AT, PGD and CW on one network, and the forward that CAT's code logs, against float64.
+"""Fast-AT, Free-AT, PGD and CW on one network, CAT's logged forward; all against float64.
 
 Tolerances are those of tests/test_parity.py; float32 gets the oracle's views, and a smooth network.
 """
 
 import copy
+import json
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -13,17 +16,22 @@ from torch import Tensor, nn
 
 import fastcat.step
 from fastcat.batch import Batch
+from fastcat.checkpoint import read_checkpoint
+from fastcat.cli import main
 from fastcat.errors import InputError
 from fastcat.objectives import make_objective
+from fastcat.replay import Carried
 from fastcat.step import attack_views, collaborative_step, start_noise
 from fastcat.team import Team
 from fastcat.threat import WAYS, ThreatModel, Threats
+from tests import tiny
 from tests.comparison import assert_close
 from tests.networks import images, seeded, tiny_net
 from tests.reference import single_network as reference
 from tests.reference.attack import attack_copy
 from tests.reference.losses import cross_entropy
 from tests.reference.step import sgd_update
+from tests.run_helpers import SMALL, assert_same_end
 from tests.teams import SGD, team_of
 from tests.test_parity import FLOAT32_TOLERANCE, FLOAT64_TOLERANCE
 
@@ -166,3 +174,86 @@ def test_the_logged_forward_moves_statistics_after_the_update_and_nothing_else()
     assert all(map(torch.equal, plain.parameters(), logged.parameters()))
     plain.train()(batch.x)
     assert_same_state(logged, plain, FLOAT64_TOLERANCE)
+
+
+def free_team(net: nn.Module, awp: float = 0.0) -> Team:
+    team = team_of(["free"], [net], awp=[awp], threat=THREAT)
+    (peer,) = team.peers
+    peer.carried = Carried(THREAT, torch.zeros(6, 3, 8, 8, dtype=net.linear.weight.dtype))
+    return team
+
+
+@each_dtype("free")
+def test_free_at_over_replays_and_a_ragged_batch(dtype: torch.dtype) -> None:
+    ours, theirs = networks(dtype)
+    team = free_team(ours)
+    (peer,) = team.peers
+    assert peer.carried is not None
+    delta = torch.zeros(6, 3, 8, 8, dtype=torch.float64)
+    buffers: dict[str, Tensor] = {}
+    for step in range(6):
+        # three steps on each of two batches, the second of four images
+        x, y = (part[: 6 - 2 * (step // 3)] for part in images(step // 3, 6))
+        x = x.double()
+        batch = Batch(x.to(dtype), y, torch.arange(len(y)))
+        noise = start_noise(team, batch.x, seeded())
+        assert noise.numel() == 0
+        values = dict(zip(team.loss.names, collaborative_step(team, batch, noise), strict=True))
+        view = (x + delta[: len(x)]).requires_grad_()
+
+        def loss(net: nn.Module, view: Tensor = view, y: Tensor = y) -> dict[str, Tensor]:
+            return {"ce": cross_entropy(net(view), y).mean()}
+
+        grad = torch.autograd.grad(loss(copy.deepcopy(theirs).train())["ce"], view)[0]
+        terms, buffers = update(theirs, loss, buffers)
+        delta = reference.free_delta(delta, grad, x, EPS)
+        assert_close(values["0-free/ce"], terms["ce"], TOLERANCE[dtype], "ce")
+        assert_same_state(ours, theirs, TOLERANCE[dtype])
+        if dtype is torch.float64:
+            torch.testing.assert_close(peer.carried.delta, delta, rtol=0, atol=1e-15)
+        else:
+            peer.carried.delta.copy_(delta)
+    assert delta.abs().max().item() == pytest.approx(EPS)
+
+
+def test_free_at_carries_one_gradient_under_awp() -> None:
+    """Catches the gradient of the perturbation's own pass left in the view."""
+    x, y = images(0, 6)
+    batch = Batch(x.double(), y, torch.arange(6))
+    team = free_team(tiny_net(0).double(), awp=0.5)
+    (peer,) = team.peers
+    seen = []
+    assert peer.carried is not None
+    with mock.patch.object(Carried, "ascend", lambda self, view, x: seen.append(view.grad.clone())):
+        collaborative_step(team, batch, start_noise(team, batch.x, seeded()))
+    net = tiny_net(0).double()
+    assert peer.awp is not None
+    view = batch.x.clone().requires_grad_()
+    first = torch.autograd.grad(cross_entropy(net(view), y).mean(), [view, *net.parameters()])
+    with torch.no_grad():
+        for p, g in zip(net.parameters(), first[1:], strict=True):
+            if p.dim() > 1:
+                p += 0.5 * p.norm() * g / g.norm()
+    expected = torch.autograd.grad(cross_entropy(net(view), y).mean(), view)[0]
+    torch.testing.assert_close(seen, [expected])
+
+
+def test_a_run_of_free_at_replays_batches_and_resumes_inside_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.register()
+    monkeypatch.chdir(tmp_path)
+    run = ["train", "--peers", "free,at", *SMALL, "--epochs", "2", "--replays", "3"]
+    assert main([*run, "--save-every", "5", "--out", "whole"]) == 0
+    lines = [json.loads(line) for line in Path("whole", "steps.jsonl").read_text().splitlines()]
+    # four batches an epoch
+    assert lines[-1]["step"] == 24
+    shutil.copytree("whole", "again")
+    Path("again", "checkpoints", "last.pt").unlink()
+    state = read_checkpoint(Path("again", "checkpoints", "previous.pt"))
+    assert (state["epoch"], state["step"]) == (1, 10), "inside of a batch's steps"
+    assert state["peers"][0]["carried"].abs().max() > 0
+    assert main(["resume", "again"]) == 0
+    assert_same_end(tmp_path / "whole", tmp_path / "again")
+    means = [json.loads(line) for line in Path("whole", "metrics.jsonl").read_text().splitlines()]
+    assert all(0 <= epoch["peers"]["0-free"]["train"]["accuracy"] <= 1 for epoch in means)

@@ -13,6 +13,7 @@ from fastcat.objectives.ard import ard
 from fastcat.objectives.at import at
 from fastcat.objectives.boosted import boosted
 from fastcat.objectives.fast import fast
+from fastcat.objectives.free import free
 from fastcat.objectives.iad import iad
 from fastcat.objectives.mart import mart
 from fastcat.objectives.natural import natural
@@ -27,7 +28,7 @@ from fastcat.settings import read_settings
 METHODS: dict[str, Callable[..., Objective]] = {
     method.__name__.replace("_", "-"): method
     for method in (
-        *(natural, at, fast, trades, alp, mart, boosted, pgd_cw, st),
+        *(natural, at, fast, free, trades, alp, mart, boosted, pgd_cw, st),
         *(ard, rslad, iad, act, teacher),
     )
 }

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fastcat.attack import Inner
 from fastcat.errors import InputError
+from fastcat.replay import Replay
 from fastcat.squeeze import Squeeze
 from fastcat.terms import Sum, Term
 from fastcat.threat import Threats
@@ -21,13 +22,12 @@ class Objective:
 
     views: "clean" and what is sought, in the order of the train-mode forwards (it decides the order
     of BatchNorm updates); untracked: those among them whose forward leaves BatchNorm's running
-    statistics alone; inner: the attack that finds "adv", `Squeeze` finds "col" as well, several
-    attacks by the names of what they find, or None; outer: from logits [B, C] by view and labels
-    [B] to weighted scalar terms, whose sum is the loss: one of `fastcat.terms`, which the fused
-    kernel computes, or any differentiable function; that one cannot train on images mixed of two.
-
-    after: views that are forwarded once more after the update, for BatchNorm's sake alone. Without
-    views and terms nothing is trained: a teacher.
+    statistics alone; after: those that are forwarded once more after the update, for these
+    statistics alone; inner: the attack that finds "adv", `Squeeze` finds "col" as well, `Replay`
+    carries "adv" along, several attacks by the names of what they find, or None; outer: from logits
+    [B, C] by view and labels [B] to weighted scalar terms, whose sum is the loss: one of
+    `fastcat.terms`, which the fused kernel computes, or any differentiable function; that one
+    cannot train on images mixed of two. Without views and terms nothing is trained: a teacher.
 
     reads: what outer reads beside the views, as constants: "teacher.clean", "teacher.adv", ..., the
     teacher's logits on views of this peer, and "teacher.own", those on the view that the teacher
@@ -36,7 +36,7 @@ class Objective:
     """
 
     views: tuple[str, ...]
-    inner: Inner | Squeeze | Mapping[str, Inner] | None
+    inner: Inner | Squeeze | Replay | Mapping[str, Inner] | None
     outer: Callable[[dict[str, Tensor], Tensor], Terms]
     untracked: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
@@ -68,14 +68,15 @@ class Objective:
             )
 
     @property
-    def searches(self) -> dict[tuple[str, ...], Inner | Squeeze]:
+    def searches(self) -> dict[tuple[str, ...], Inner | Squeeze | Replay]:
         """Its attacks by the views that each finds."""
         if self.inner is None:
             return {}
         if isinstance(self.inner, Squeeze):
             return {("adv", "col"): self.inner}
-        by_view = {"adv": self.inner} if isinstance(self.inner, Inner) else self.inner
-        return {(view,): inner for view, inner in by_view.items()}
+        if isinstance(self.inner, Inner | Replay):
+            return {("adv",): self.inner}
+        return {(view,): inner for view, inner in self.inner.items()}
 
     @property
     def has_teacher(self) -> bool:

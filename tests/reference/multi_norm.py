@@ -19,6 +19,7 @@ Guidance of a peer k by the others, T_k all of them, KL(j | v) = KL(sg[p_j(x)] |
   "mat", "mat-mp"  1/|T_k| sum_{j in T_k} KL(j | v_k), but of the generalists of "mat-mp"
     avg            1/M sum_m KL(specialist of m | v_km)
     max            KL(specialist of m_i | v_k), m_i the threat model that won image i
+                   of several specialists their mean
   "cat"            sum_{j in T_k} KL(sg[p_j(v_k)] || p_k(v_k)); over several views their mean.
 
 Sources: Maini et al., Adversarial Robustness Against the Union of Multiple Perturbation Models,
@@ -270,9 +271,8 @@ class Task:
             share=self.share,
         )
 
-    def specialist(self, norm: str) -> int:
-        (number,) = (k for k, learner in enumerate(self.learners) if learner.threat == norm)
-        return number
+    def specialists(self, norm: str) -> list[int]:
+        return [k for k, learner in enumerate(self.learners) if learner.threat == norm]
 
     def others(self, k: int) -> list[int]:
         return [j for j in range(len(self.learners)) if j != k and self.collab != "none"]
@@ -341,16 +341,17 @@ def guidance(task: Task, z: Logits, views: Sequence[Views], k: int) -> Tensor:
             lessons = [kl(z[j, k, adv].detach(), student).sum() for j in others]
             of_view = torch.stack(lessons).sum() / size
         else:
-            lesson = {j: kl(z[j, j, "clean"].detach(), student) for j in others}
+            teachers = [others] * size
             if task.collab == "mat-mp" and threat == "avg":
-                of_view = lesson[task.specialist(task.balls[number].norm)].sum() / size
+                teachers = [task.specialists(task.balls[number].norm)] * size
             elif task.collab == "mat-mp" and threat == "max":
-                winners = [task.balls[m].norm for m in views[k].winner.tolist()]
-                chosen = [lesson[task.specialist(norm)][i] for i, norm in enumerate(winners)]
-                of_view = torch.stack(chosen).sum() / size
-            else:
-                of_view = torch.stack([one.sum() for one in lesson.values()]).sum() / size
-                of_view = of_view / len(others)
+                teachers = [task.specialists(task.balls[m].norm) for m in views[k].winner.tolist()]
+            lesson = {j: kl(z[j, j, "clean"].detach(), student) for j in others}
+            of_image = [
+                torch.stack([lesson[j][i] for j in of_one]).mean()
+                for i, of_one in enumerate(teachers)
+            ]
+            of_view = torch.stack(of_image).sum() / size
         total = total + of_view / len(views[k].adv)
     return total
 

@@ -66,3 +66,14 @@ def pgd_cw_loss(z_adv: Tensor, z_cw: Tensor, y: Tensor, alpha: float) -> dict[st
     ce = cross_entropy(z_adv, y) + cross_entropy(z_cw, y)
     guidance = kl(z_cw.detach(), z_adv) + kl(z_adv.detach(), z_cw)
     return {"ce": alpha * ce.sum() / len(y), "kl": (1 - alpha) * guidance.sum() / len(y)}
+
+
+def free_delta(delta: Tensor, grad: Tensor, x: Tensor, eps: float) -> Tensor:
+    """delta + eps sign(g), clipped to eps, then so that x + delta is in the box.
+
+    x: of B <= len(delta) images, whose places in delta move.
+
+    Shafahi et al., Adversarial Training for Free!, 2019, as Wong et al. 2020 run it.
+    """
+    moved = (delta[: len(x)] + eps * grad.sign()).clamp(-eps, eps)
+    return torch.cat([(x + moved).clamp(0, 1) - x, delta[len(x) :]])
