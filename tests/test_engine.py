@@ -19,11 +19,11 @@ from fastcat.step import collaborative_step, start_noise
 from fastcat.team import Team
 from fastcat.trainer import Trainer
 from tests import tiny
-from tests.comparison import assert_same
+from tests.comparison import assert_close, assert_same
 from tests.engines import BATCH, engine_of, gather, run, stand_in, state_of
 from tests.networks import images, seeded, tiny_net
 from tests.teams import team_of
-from tests.test_parity import CASES, Case, Ours, assert_close, networks
+from tests.test_parity import CASES, Case, Ours, networks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
