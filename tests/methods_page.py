@@ -111,9 +111,10 @@ tests; do not edit it.
 
 Each row is measured against an independent oracle in float64, written from the formula
 (`tests/reference/`): views, loss terms, gradients, momentum, weights and BatchNorm statistics over
-three training steps, in every test case that the row takes part in. Given is the largest error,
-relative to the largest magnitude in a tensor, rounded up to a power of ten, and in brackets what
-the tests assert. In float32 both sides see the same views. A dash: not measured.
+three training steps, in every test case that the row takes part in; of SWA the averages alone.
+Given is the largest error, relative to the largest magnitude in a tensor, rounded up to a power of
+ten, and in brackets what the tests assert. In float32 both sides see the same views. A dash: not
+measured.
 """
 
 
