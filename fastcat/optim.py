@@ -200,7 +200,14 @@ class FlatSGD(torch.optim.Optimizer):
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """The moving average of the weights, where one is kept, in their place."""
+        """The moving average of the weights, where one is kept, in their place.
+
+        It begins at the first weights, and the weights w after each update move it by
+
+            a <- ema a + (1 - ema) w,
+
+        as in Gowal et al. 2020 (arXiv 2010.03593). Training does not read it.
+        """
         if self.ema is None:
             yield
             return

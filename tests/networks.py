@@ -1,8 +1,13 @@
-"""A small network with all that makes parity hard: three BatchNorms, a residual, a pooling."""
+"""A small network with all that makes parity hard: three BatchNorms, a residual, a pooling.
+
+And images for it, and networks whose BatchNorm has lived.
+"""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from fastcat.models import make_model
 
 CLASSES = 5
 
@@ -59,3 +64,21 @@ def mixing(seed: int, size: int) -> tuple[Tensor, Tensor]:
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def lived(arch: str) -> nn.Module:
+    """In eval mode, for 3 channels and 10 classes, its BatchNorm with statistics of its own."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return randomised(make_model(arch, 10, 3))
+
+
+def randomised(net: nn.Module) -> nn.Module:
+    """In eval mode, its BatchNorm with statistics of its own."""
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.0)
+            nn.init.normal_(module.bias, 0.0, 0.1)
+            nn.init.normal_(module.running_mean, 0.0, 0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return net.eval()

@@ -11,20 +11,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastcat.batch import Batch
 from fastcat.config import TrainConfig
 from fastcat.engine import ENGINES, Engine, choose_engine
 from fastcat.errors import InputError
 from fastcat.frozen import Frozen
-from fastcat.precision import make_precision
 from fastcat.step import collaborative_step, start_noise
 from fastcat.team import Team
 from fastcat.trainer import Trainer
 from tests import tiny
-from tests.comparison import assert_same
+from tests.comparison import assert_close, assert_same
+from tests.engines import BATCH, engine_of, gather, run, stand_in, state_of
 from tests.networks import images, seeded, tiny_net
 from tests.teams import team_of
-from tests.test_parity import CASES, Case, Ours, assert_close, networks
+from tests.test_parity import CASES, Case, Ours, networks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -40,34 +39,6 @@ def compiled_code() -> Iterator[None]:
     with torch._dynamo.config.patch(recompile_limit=64, fail_on_recompile_limit_hit=True):
         yield
     torch._dynamo.reset()
-
-
-def gather(x: Tensor, y: Tensor) -> Batch:
-    return Batch(x, y, torch.arange(len(y)))
-
-
-BATCH = 11
-
-
-def engine_of(team: Team, name: str = "eager") -> tuple[Engine, list[str]]:
-    said: list[str] = []
-    # as on a GPU
-    return Engine(team, gather, BATCH, name, said.append, compile_training=True), said
-
-
-def run(engine: Engine, step: int, size: int = BATCH, dtype: torch.dtype = torch.float32) -> Tensor:
-    x, y = images(100 + step, size)
-    x = x.to(dtype).to(memory_format=torch.channels_last)
-    return engine.step((x, y), torch.empty_like(x), seed=step, lr=0.1 / (1 + step)).clone()
-
-
-def state_of(team: Team) -> dict[str, Any]:
-    """All that a step changes, and all that random numbers come from."""
-    found: dict[str, Any] = {"random": torch.get_rng_state(), "scaler": team.scaler.state_dict()}
-    for peer in team.peers:
-        found |= {f"{peer.name} {key}": v.clone() for key, v in peer.model.state_dict().items()}
-        found |= {f"{peer.name} {key}": v.clone() for key, v in peer.optimizer.tensors().items()}
-    return found
 
 
 # eager
@@ -247,112 +218,6 @@ def test_on_a_cpu_the_twins_alone_are_compiled(monkeypatch: pytest.MonkeyPatch) 
     assert compiled == [twin._network for twin in twins]
     assert all(twin.forward is not twin._network for twin in twins)
     assert all(peer.forward is peer.model for peer in engine.team.peers)
-
-
-# what is rehearsed is undone
-
-
-class Fails(torch.autograd.Function):
-    """The identity, whose backward cannot be had."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
-        raise RuntimeError("no backward\nand a long story")
-
-
-class Interrupted(BaseException):
-    """Like KeyboardInterrupt, no Exception."""
-
-
-def stand_in(moment: str) -> Callable[..., Any]:
-    """What replaces torch.compile: a compiler that fails at this moment, on the second peer."""
-    compiled: list[object] = []
-
-    def compile(model: nn.Module, **_: Any) -> Callable[[Tensor], Tensor]:
-        compiled.append(model)
-        if len(compiled) != 2 or moment == "never":
-            return model
-
-        def failing(x: Tensor) -> Tensor:
-            if moment == "forward":
-                raise RuntimeError("no forward\nand a long story")
-            if moment == "interrupted":
-                raise Interrupted
-            return Fails.apply(model(x))
-
-        return failing
-
-    return compile
-
-
-class Dropping(nn.Module):
-    """It draws from torch's global generator in every train-mode forward."""
-
-    def __init__(self, k: int) -> None:
-        super().__init__()
-        self.net = tiny_net(k)
-        self.dropout = nn.Dropout(0.2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(self.dropout(x))
-
-
-def dropping_team(precision: str) -> Team:
-    nets = [Dropping(k) for k in range(2)]
-    arithmetic = make_precision(precision, CPU)
-    team = team_of(["trades", "alp"], nets, precision=arithmetic, ema=0.9)
-    if precision == "fp16":
-        # low enough for a first step that is taken
-        team.scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
-    return team
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("moment", ["never", "forward", "backward"])
-def test_a_rehearsal_leaves_no_trace_also_when_it_fails(
-    moment: str, precision: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Bit by bit: weights, BatchNorm, momentum, average, totals, random state, loss scale.
-
-    Catches any of them left out, and an optimizer that the scaler believes has stepped already.
-    """
-    torch.manual_seed(5)
-    engine, said = engine_of(dropping_team(precision))
-    expected = [run(engine, step) for step in range(3)]
-    end, totals = state_of(engine.team), engine.totals.clone()
-
-    monkeypatch.setattr(torch, "compile", stand_in(moment))
-    monkeypatch.setattr(Frozen, "compile", lambda self: None)
-    torch.manual_seed(5)
-    rehearsed, said = engine_of(dropping_team(precision), "compile")
-    values = [run(rehearsed, step) for step in range(3)]
-    assert all(map(torch.equal, values, expected))
-    assert torch.equal(rehearsed.totals, totals)
-    assert_same(end, state_of(rehearsed.team))
-    if moment == "never":
-        assert (rehearsed.name, said) == ("compile", [])
-    else:
-        assert rehearsed.name == "eager"
-        assert said == [f"no compile engine, going on with eager: no {moment}"]
-        assert all(peer.forward is peer.model for peer in rehearsed.team.peers)
-
-
-def test_an_interrupted_rehearsal_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A signal may come in the minute that compiling takes, and then all is saved."""
-    team = dropping_team("fp32")
-    before = state_of(team)
-    monkeypatch.setattr(torch, "compile", stand_in("interrupted"))
-    monkeypatch.setattr(Frozen, "compile", lambda self: None)
-    engine, said = engine_of(team, "compile")
-    with pytest.raises(Interrupted):
-        run(engine, 0)
-    assert_same(before, state_of(team))
-    assert not engine.totals.any()
-    assert not said
 
 
 def test_an_engine_that_cannot_compile_goes_on_with_the_right_numbers() -> None:

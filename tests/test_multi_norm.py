@@ -20,8 +20,9 @@ from fastcat.batch import Batch
 from fastcat.objectives import make_objective
 from fastcat.precision import Precision, make_precision
 from fastcat.step import attack_views, collaborative_step
-from fastcat.threat import ThreatModel
+from fastcat.threat import WAYS, ThreatModel
 from fastcat.threat_spec import choose_threats
+from tests.comparison import assert_close
 from tests.networks import images, mixing, tiny_net
 from tests.reference.multi_norm import Ball, Learner, Task, Views, multi_norm_step
 from tests.reference.step import StepResult
@@ -31,7 +32,6 @@ from tests.test_parity import (
     FLOAT64_TOLERANCE,
     START,
     STEPS,
-    assert_close,
     assert_left_behind,
 )
 
@@ -45,6 +45,7 @@ BALLS = (
     Ball(norm="l1", eps=2.4, step_size=0.8, steps=4),
 )
 SIZE, SIDE = 7, 8
+KL_TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +60,18 @@ class Case:
     awp: Sequence[float] | None = None
 
     @property
+    def subjects(self) -> set[str]:
+        """What the case is a case of, by the names in docs/methods.md."""
+        return {one.threat for one in self.learners} & set(WAYS) | {self.collab} & {"mat-mp"}
+
+    @property
     def guidance_weight(self) -> float:
         return {"none": 0.0, "cat": 1 - self.alpha}.get(self.collab, self.alpha)
 
     @property
     def float64_tolerance(self) -> float:
         climbs_kl = any(one.method in ("trades", "st") for one in self.learners)
-        return 1e-9 if climbs_kl else FLOAT64_TOLERANCE
+        return KL_TOLERANCE if climbs_kl else FLOAT64_TOLERANCE
 
     @property
     def models(self) -> tuple[ThreatModel, ...]:
@@ -265,6 +271,7 @@ def networks(case: Case, activation: type[nn.Module]) -> list[nn.Module]:
     return [tiny_net(k, activation) for k in range(len(case.learners))]
 
 
+@pytest.mark.measured("float64")
 @every_case
 def test_three_steps_in_float64(case: Case) -> None:
     nets = [net.double() for net in networks(case, nn.ReLU)]
@@ -292,15 +299,16 @@ SAME_VIEWS = ["mat_mp-trades-avg", "mat_mp-at-max", "mat_mp-boosted-msd", "cat-a
 @pytest.mark.parametrize(
     ("precision", "tolerance", "steps"),
     [
-        pytest.param("fp32", FLOAT32_TOLERANCE, STEPS, id="fp32"),
+        pytest.param(
+            "fp32", FLOAT32_TOLERANCE, STEPS, id="fp32", marks=pytest.mark.measured("float32")
+        ),
         pytest.param("bf16", 0.1, 1, id="bf16"),
     ],
 )
-@pytest.mark.parametrize("name", SAME_VIEWS)
+@pytest.mark.parametrize("case", [pytest.param(CASES[name], id=name) for name in SAME_VIEWS])
 def test_steps_in_less_than_float64_on_the_same_views(
-    name: str, precision: str, tolerance: float, steps: int
+    case: Case, precision: str, tolerance: float, steps: int
 ) -> None:
-    case = CASES[name]
     nets = networks(case, nn.SiLU)
     ours = Ours(
         case, [copy.deepcopy(net) for net in nets], make_precision(precision, torch.device("cpu"))

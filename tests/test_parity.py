@@ -47,6 +47,7 @@ from fastcat.precision import Precision, make_precision
 from fastcat.step import attack_views, collaborative_step
 from fastcat.team import Team
 from fastcat.threat import ThreatModel
+from tests.comparison import assert_close
 from tests.networks import CLASSES, images, mixing, tiny_net
 from tests.reference.ghost import use_ghost_norms
 from tests.reference.step import StepResult, asks, cat_step, col_noise, taught_view
@@ -87,6 +88,12 @@ class Case:
     @property
     def learners(self) -> list[int]:
         return [k for k, (name, _) in enumerate(self.peers) if name != "teacher"]
+
+    @property
+    def subjects(self) -> set[str]:
+        """What the case is a case of, by the names in docs/methods.md."""
+        features = {self.collab: any(self.taught_by), "awp": self.awp, "bn-groups": self.bn_groups}
+        return {name for name, _ in self.peers} | {name for name, has in features.items() if has}
 
     @property
     def attackers(self) -> list[int]:
@@ -431,12 +438,6 @@ def draw(case: Case, step: int, size: int, side: int) -> tuple[Tensor, Tensor, T
     return x, y, noise.double()
 
 
-def assert_close(actual: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
-    assert actual.shape == expected.shape, what
-    error = (actual.double() - expected).abs().max().item()
-    assert error <= tolerance * expected.abs().max().item(), f"{what} is off by {error:.3g}"
-
-
 def assert_step_equals(
     ours: Ours,
     metrics: dict[str, Tensor],
@@ -537,11 +538,13 @@ def check_float64(
                 assert_close(judged[name], average[name], FLOAT64_TOLERANCE, f"average of {name}")
 
 
+@pytest.mark.measured("float64")
 @pytest.mark.parametrize("case", CASES)
 def test_three_steps_in_float64(case: Case) -> None:
     check_float64(case, networks(case, nn.ReLU), STEPS, size=11, side=8)
 
 
+@pytest.mark.measured("float64", "ema")
 @pytest.mark.parametrize(
     "ours_as",
     [
@@ -573,6 +576,7 @@ def float32_against_float64(case: Case) -> tuple[Ours, list[nn.Module]]:
     return Ours(case, [copy.deepcopy(net) for net in nets]), [net.double() for net in nets]
 
 
+@pytest.mark.measured("float32")
 @pytest.mark.parametrize("case", CASES)
 def test_three_steps_in_float32_on_the_same_views(case: Case) -> None:
     ours, nets = float32_against_float64(case)

@@ -1,4 +1,7 @@
-"""Fast-AT, Free-AT, PGD and CW on one network, CAT's logged forward; all against float64."""
+"""Fast-AT, Free-AT, PGD and CW on one network, CAT's logged forward; all against float64.
+
+Tolerances are those of tests/test_parity.py; float32 gets the oracle's views, and a smooth network.
+"""
 
 import copy
 import json
@@ -11,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import fastcat.step
 from fastcat.batch import Batch
 from fastcat.checkpoint import read_checkpoint
 from fastcat.cli import main
@@ -21,6 +25,7 @@ from fastcat.step import attack_views, collaborative_step, start_noise
 from fastcat.team import Team
 from fastcat.threat import WAYS, ThreatModel, Threats
 from tests import tiny
+from tests.comparison import assert_close
 from tests.networks import images, seeded, tiny_net
 from tests.reference import single_network as reference
 from tests.reference.attack import attack_copy
@@ -28,12 +33,50 @@ from tests.reference.losses import cross_entropy
 from tests.reference.step import sgd_update
 from tests.run_helpers import SMALL, assert_same_end
 from tests.teams import SGD, team_of
+from tests.test_parity import FLOAT32_TOLERANCE, FLOAT64_TOLERANCE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 EPS = 8 / 255
 # neither its steps nor its step size are Fast-AT's
 THREAT = ThreatModel(eps=EPS, step_size=1 / 255, steps=4)
+TOLERANCE = {torch.float64: FLOAT64_TOLERANCE, torch.float32: FLOAT32_TOLERANCE}
+
+
+def each_dtype(subject: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(
+        "dtype",
+        [
+            pytest.param(torch.float64, marks=pytest.mark.measured("float64", subject)),
+            pytest.param(torch.float32, marks=pytest.mark.measured("float32", subject)),
+        ],
+        ids=str,
+    )
+
+
+def networks(dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
+    """Ours in dtype and the oracle's in float64, of the same weights."""
+    net = tiny_net(0, nn.ReLU if dtype is torch.float64 else nn.SiLU)
+    return copy.deepcopy(net).to(dtype), net.double()
+
+
+def take_step(
+    team: Team, batch: Batch, noise: Tensor, expected: dict[str, Tensor], dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """The terms of a step in dtype; its views must be the expected ones, in float32 they are given.
+
+    batch, noise, expected: of float64.
+    """
+    own = Batch(batch.x.to(dtype), batch.y, batch.indices)
+    given = {name: view.to(dtype) for name, view in expected.items()}
+    if dtype is torch.float64:
+        found = attack_views(team, own, noise)
+        for name, view in given.items():
+            assert_close(found[name], view, FLOAT64_TOLERANCE, f"view {name}")
+        given = found
+    with mock.patch.object(fastcat.step, "attack_views", return_value=given):
+        values = collaborative_step(team, own, noise.to(dtype))
+    return dict(zip(team.loss.names, values, strict=True))
 
 
 def update(
@@ -48,48 +91,44 @@ def update(
     return {name: term.detach() for name, term in terms.items()}, new
 
 
-def assert_same_state(ours: nn.Module, theirs: nn.Module) -> None:
+def assert_same_state(ours: nn.Module, theirs: nn.Module, tolerance: float) -> None:
     for (name, tensor), expected in zip(
         ours.state_dict().items(), theirs.state_dict().values(), strict=True
     ):
-        torch.testing.assert_close(tensor, expected, rtol=1e-9, atol=1e-11, msg=name)
+        assert_close(tensor, expected, tolerance, name)
 
 
+@each_dtype("fast")
 @pytest.mark.parametrize("bn", ["eval", "train"])
 @pytest.mark.parametrize("variant", ["rs", "n"])
-def test_fast_at_over_three_steps(variant: str, bn: str) -> None:
-    theirs = tiny_net(0).double()
-    team = team_of(
-        [make_objective("fast", {"variant": variant, "bn": bn})],
-        [copy.deepcopy(theirs)],
-        ["fast"],
-        threat=THREAT,
-    )
+def test_fast_at_over_three_steps(variant: str, bn: str, dtype: torch.dtype) -> None:
+    ours, theirs = networks(dtype)
+    objective = make_objective("fast", {"variant": variant, "bn": bn})
+    team = team_of([objective], [ours], ["fast"], threat=THREAT)
     attack = {"rs": reference.fgsm_rs, "n": reference.n_fgsm}[variant]
     buffers: dict[str, Tensor] = {}
     for step in range(3):
         x, y = images(step, 6)
         x = x.double()
         noise = start_noise(team, x, seeded(step))
-        expected = attack(attack_copy(theirs, bn), x, y, noise[0, 0], EPS)
-        batch = Batch(x, y, torch.arange(6))
-        torch.testing.assert_close(attack_views(team, batch, noise)["adv0"], expected)
-        values = dict(zip(team.loss.names, collaborative_step(team, batch, noise), strict=True))
+        view = attack(attack_copy(theirs, bn), x, y, noise[0, 0], EPS)
+        values = take_step(team, Batch(x, y, torch.arange(6)), noise, {"adv0": view}, dtype)
 
-        def loss(net: nn.Module, view: Tensor = expected, y: Tensor = y) -> dict[str, Tensor]:
+        def loss(net: nn.Module, view: Tensor = view, y: Tensor = y) -> dict[str, Tensor]:
             return {"ce": cross_entropy(net(view), y).mean()}
 
         terms, buffers = update(theirs, loss, buffers)
-        torch.testing.assert_close(values["0-fast/ce"], terms["ce"])
-        assert_same_state(team.peers[0].model, theirs)
-    largest = (expected - x).abs().max().item()
+        assert_close(values["0-fast/ce"], terms["ce"], TOLERANCE[dtype], "ce")
+        assert_same_state(ours, theirs, TOLERANCE[dtype])
+    largest = (view - x).abs().max().item()
     assert largest == pytest.approx(EPS) if variant == "rs" else 2 * EPS < largest <= 3 * EPS
 
 
-def test_pgd_and_cw_teach_each_other_over_three_steps() -> None:
-    theirs = tiny_net(0).double()
+@each_dtype("pgd-cw")
+def test_pgd_and_cw_teach_each_other_over_three_steps(dtype: torch.dtype) -> None:
+    ours, theirs = networks(dtype)
     objective = make_objective("pgd-cw", {"alpha": "0.3"})
-    team = team_of([objective], [copy.deepcopy(theirs)], ["pgd-cw"], threat=THREAT)
+    team = team_of([objective], [ours], ["pgd-cw"], threat=THREAT)
     assert [cell.view for cell in team.plan] == ["adv0", "cw0"]
     buffers: dict[str, Tensor] = {}
     for step in range(3):
@@ -100,12 +139,8 @@ def test_pgd_and_cw_teach_each_other_over_three_steps() -> None:
             f"{name}0": reference.pgd(theirs, x, y, noise[0, n], EPS, 1 / 255, 4, loss)
             for n, (name, loss) in enumerate((("adv", "ce"), ("cw", "margin")))
         }
-        batch = Batch(x, y, torch.arange(6))
-        found = attack_views(team, batch, noise)
-        assert not torch.equal(found["adv0"], found["cw0"])
-        for name, view in views.items():
-            torch.testing.assert_close(found[name], view)
-        values = dict(zip(team.loss.names, collaborative_step(team, batch, noise), strict=True))
+        assert not torch.equal(views["adv0"], views["cw0"])
+        values = take_step(team, Batch(x, y, torch.arange(6)), noise, views, dtype)
 
         def loss(
             net: nn.Module, views: dict[str, Tensor] = views, y: Tensor = y
@@ -114,8 +149,8 @@ def test_pgd_and_cw_teach_each_other_over_three_steps() -> None:
 
         terms, buffers = update(theirs, loss, buffers)
         for name, term in terms.items():
-            torch.testing.assert_close(values[f"0-pgd-cw/{name}"], term)
-        assert_same_state(team.peers[0].model, theirs)
+            assert_close(values[f"0-pgd-cw/{name}"], term, TOLERANCE[dtype], name)
+        assert_same_state(ours, theirs, TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -138,19 +173,20 @@ def test_the_logged_forward_moves_statistics_after_the_update_and_nothing_else()
     plain, logged = nets
     assert all(map(torch.equal, plain.parameters(), logged.parameters()))
     plain.train()(batch.x)
-    assert_same_state(logged, plain)
+    assert_same_state(logged, plain, FLOAT64_TOLERANCE)
 
 
 def free_team(net: nn.Module, awp: float = 0.0) -> Team:
     team = team_of(["free"], [net], awp=[awp], threat=THREAT)
     (peer,) = team.peers
-    peer.carried = Carried(THREAT, torch.zeros(6, 3, 8, 8, dtype=torch.float64))
+    peer.carried = Carried(THREAT, torch.zeros(6, 3, 8, 8, dtype=net.linear.weight.dtype))
     return team
 
 
-def test_free_at_over_replays_and_a_ragged_batch() -> None:
-    theirs = tiny_net(0).double()
-    team = free_team(copy.deepcopy(theirs))
+@each_dtype("free")
+def test_free_at_over_replays_and_a_ragged_batch(dtype: torch.dtype) -> None:
+    ours, theirs = networks(dtype)
+    team = free_team(ours)
     (peer,) = team.peers
     assert peer.carried is not None
     delta = torch.zeros(6, 3, 8, 8, dtype=torch.float64)
@@ -159,8 +195,8 @@ def test_free_at_over_replays_and_a_ragged_batch() -> None:
         # three steps on each of two batches, the second of four images
         x, y = (part[: 6 - 2 * (step // 3)] for part in images(step // 3, 6))
         x = x.double()
-        batch = Batch(x, y, torch.arange(len(y)))
-        noise = start_noise(team, x, seeded())
+        batch = Batch(x.to(dtype), y, torch.arange(len(y)))
+        noise = start_noise(team, batch.x, seeded())
         assert noise.numel() == 0
         values = dict(zip(team.loss.names, collaborative_step(team, batch, noise), strict=True))
         view = (x + delta[: len(x)]).requires_grad_()
@@ -171,9 +207,12 @@ def test_free_at_over_replays_and_a_ragged_batch() -> None:
         grad = torch.autograd.grad(loss(copy.deepcopy(theirs).train())["ce"], view)[0]
         terms, buffers = update(theirs, loss, buffers)
         delta = reference.free_delta(delta, grad, x, EPS)
-        torch.testing.assert_close(values["0-free/ce"], terms["ce"])
-        torch.testing.assert_close(peer.carried.delta, delta, rtol=0, atol=1e-15)
-        assert_same_state(peer.model, theirs)
+        assert_close(values["0-free/ce"], terms["ce"], TOLERANCE[dtype], "ce")
+        assert_same_state(ours, theirs, TOLERANCE[dtype])
+        if dtype is torch.float64:
+            torch.testing.assert_close(peer.carried.delta, delta, rtol=0, atol=1e-15)
+        else:
+            peer.carried.delta.copy_(delta)
     assert delta.abs().max().item() == pytest.approx(EPS)
 
 

@@ -20,9 +20,12 @@ from fastcat.stop import Stopped
 from fastcat.swa import WeightAverage, recompute_statistics
 from fastcat.trainer import Trainer
 from tests import tiny
+from tests.comparison import assert_close
 from tests.reference.swa import statistics
 from tests.run_helpers import SMALL, assert_same_end, flat_tensors
 
+# means of a few tensors in float64
+TOLERANCE = 1e-12
 RUN = [*SMALL, "--peers", "at,natural", "--epochs", "4", "--select-on", "last", "--val-size", "30"]
 
 
@@ -41,6 +44,7 @@ def double_net() -> tiny.Tiny:
     return net
 
 
+@pytest.mark.measured("float64", "swa")
 def test_statistics_are_the_mean_over_batches_of_what_the_layers_see() -> None:
     """In float64, with a ragged batch. Catches statistics that decay, or that are the old ones."""
     net = double_net().train()
@@ -49,12 +53,13 @@ def test_statistics_are_the_mean_over_batches_of_what_the_layers_see() -> None:
     random_state = torch.get_rng_state()
     recompute_statistics(net, batches)
     for name, expected in statistics(net, batches).items():
-        torch.testing.assert_close(net.get_buffer(name), expected, rtol=1e-12, atol=1e-12)
+        assert_close(net.get_buffer(name), expected, TOLERANCE, name)
     assert net.bn1.momentum == 0.01
     assert all(module.training for module in net.modules())
     assert torch.equal(torch.get_rng_state(), random_state)
 
 
+@pytest.mark.measured("float64", "swa")
 def test_the_average_weighs_every_epoch_alike_and_leaves_the_weights_alone() -> None:
     net = double_net()
     optimizer = FlatSGD(net, lr=0.1, momentum=0.9, weight_decay=0.0, nesterov=False)
@@ -72,9 +77,9 @@ def test_the_average_weighs_every_epoch_alike_and_leaves_the_weights_alone() -> 
     with swa.in_place():
         for name, parameter in net.named_parameters():
             expected = torch.stack([weights[name] for weights in seen]).mean(0)
-            torch.testing.assert_close(parameter.detach(), expected, rtol=1e-12, atol=1e-12)
+            assert_close(parameter.detach(), expected, TOLERANCE, name)
         for name, expected in statistics(net, batches).items():
-            torch.testing.assert_close(net.get_buffer(name), expected, rtol=1e-12, atol=1e-12)
+            assert_close(net.get_buffer(name), expected, TOLERANCE, name)
     assert all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
 
 

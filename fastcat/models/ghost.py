@@ -2,7 +2,9 @@
 
 In train mode a BatchNorm2d normalises each of G groups of consecutive images by the group's own
 mean and biased variance. With the momentum m of the layer one forward moves the running statistics
-  r <- (1 - m) r + m / G * sum_g s_g        s_g: means, unbiased variances of the groups,
+
+    r <- (1 - m) r + m / G * sum_g s_g        s_g: means, unbiased variances of the groups,
+
 where Hoffer et al. weigh the groups of a batch by (1 - m)^(G - g), and torch's DataParallel, which
 normalises likewise, keeps the first group's statistics alone. num_batches_tracked counts forwards.
 Eval mode, parameters, buffers and their names are those of a plain BatchNorm.

@@ -104,7 +104,10 @@ def under(objective: Objective, threats: Threats) -> Objective:
 
 
 def spread(objective: Objective, norms: Sequence[str]) -> Objective:
-    """The mean of an objective with one adversarial view over a view for each norm, "linf.adv"."""
+    """The mean of an objective with one adversarial view over a view for each norm, "linf.adv".
+
+    It is AVG of Tramer & Boneh 2019 (arXiv 1904.13000); terms without the adversary count once.
+    """
     inner, outer, share = objective.inner, objective.outer, 1 / len(norms)
     assert isinstance(inner, Inner)
     views = {norm: f"{norm}.adv" for norm in norms}
