@@ -34,6 +34,7 @@ from fastcat.optim import FlatSGD
 from fastcat.peer import Member, Peer, Teacher
 from fastcat.peer_spec import PeerSpec
 from fastcat.precision import DTYPES, Precision, make_precision
+from fastcat.replay import Carried, Replay
 from fastcat.seeds import derive_seed
 from fastcat.team import make_team
 from fastcat.threat import WAYS, ThreatModel, Threats
@@ -102,6 +103,8 @@ class Ours:
             augmentation=Augmentation(crop_pad=4, flip=True),
         )
         self.loader = ResidentLoader(Split(*photographs()), epochs, device)
+        (self.inputs,) = self.loader.inputs()
+        self.like = self.loader.like(self.inputs)
         members: list[Member] = []
         for k, spec in enumerate(specs):
             model = make_network(k, spec.arch).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -112,10 +115,10 @@ class Ours:
             optimizer = FlatSGD(model, lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=False)
             awp = WeightPerturbation(model, optimizer, spec.awp) if spec.awp else None
             threats = threats_for(spec.threat)
-            members.append(
-                Peer(name, spec.arch, model, spec.objective, optimizer, threats, awp=awp)
-            )
-        (self.inputs,) = self.loader.inputs()
+            peer = Peer(name, spec.arch, model, spec.objective, optimizer, threats, awp=awp)
+            if isinstance(spec.objective.inner, Replay):
+                peer.carried = Carried(threats.models[0], self.like)
+            members.append(peer)
         self.team = make_team(
             members,
             collab=collab,
@@ -128,7 +131,6 @@ class Ours:
         for remark in self.team.remarks:
             say(remark)
         self.engine = Engine(self.team, self.loader.gather, batch, engine, say)
-        self.like = self.loader.like(self.inputs)
         self.done = 0
 
     def train(self) -> None:

@@ -12,6 +12,7 @@ from fastcat.benchmarks.reference.at import AtLoop
 from fastcat.benchmarks.reference.awp import AtAwpLoop, TradesAwpLoop
 from fastcat.benchmarks.reference.distill import ActLoop, ArdLoop, IadLoop, RsladLoop
 from fastcat.benchmarks.reference.fast import FastLoop, NFgsmLoop
+from fastcat.benchmarks.reference.free import FreeLoop
 from fastcat.benchmarks.reference.mat import MatLoop
 from fastcat.benchmarks.reference.mat_mp import MatMpLoop
 from fastcat.benchmarks.reference.pgd_cw import PgdCwLoop
@@ -46,6 +47,7 @@ METHODS = {
     "trades-awp": Method(TradesAwpLoop, "trades:awp=0.005"),
     "fast": Method(FastLoop, "fast"),
     "n-fgsm": Method(NFgsmLoop, "fast:variant=n"),
+    "free": Method(FreeLoop, "free"),
     "cat": Method(PlainLoop, "trades,alp"),
     "cat-official": Method(PlainLoop, "trades:log_forward=true,alp"),
     "pgd-cw": Method(PgdCwLoop, "pgd-cw"),

@@ -76,7 +76,7 @@ def make_searches(
 
 def seek(
     searches: Sequence[Search],
-    network_of: Callable[[Search], Network],
+    network_of: Callable[[int, str], Network],
     batch: Batch,
     noise: Tensor,
     grad_scale: float,
@@ -85,13 +85,16 @@ def seek(
     """The views that are sought, by name; for `max` also "which0", ...: of each image of peer 0
     [B], the number of the threat model that made its view.
 
-    noise: [restarts, S, B, C, H, W] for the S starts of all searches; grad_scale: as in `Goal`;
-    targets: clean logits [B, classes] by teacher, for the searches that have it as `target`.
-    Searches under the same threat model advance together.
+    network_of: what attacks on a peer run on, by their BatchNorm mode; noise: [restarts, S, B, C,
+    H, W] for the S starts of all searches; grad_scale: as in `Goal`; targets: clean logits [B,
+    classes] by teacher, for the searches that have it as `target`. Searches under the same threat
+    model advance together.
     """
     found: dict[str, Tensor] = {}
     climbs: dict[ThreatModel, list[tuple[Search, int]]] = {}
-    networks = {search: network_of(search) for search in searches}
+    wanted = {(search.peer, search.inner.bn) for search in searches}
+    networks_of = {each: network_of(*each) for each in sorted(wanted)}
+    networks = {search: networks_of[search.peer, search.inner.bn] for search in searches}
     for search, network in networks.items():
         inner, way = search.inner, search.threats.way
         if isinstance(inner, Squeeze):

@@ -59,7 +59,7 @@ def attack_views(team: Team, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
             views.update(
                 seek(
                     searches,
-                    lambda search: team.attacked(search.peer, search.inner.bn),
+                    team.attacked,
                     batch,
                     noise,
                     team.precision.attack_scale,

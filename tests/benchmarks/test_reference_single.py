@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcat.benchmarks.reference.fast import FastLoop, NFgsmLoop
+from fastcat.benchmarks.reference.free import FreeLoop
 from fastcat.benchmarks.reference.pgd_cw import PgdCwLoop
 from fastcat.benchmarks.reference.plain import PlainLoop
 from tests.benchmarks.test_reference_loops import SGD, TOLERANCE, published_statistics
@@ -66,6 +67,30 @@ def test_three_steps_of_one_network_follow_the_oracle(
         assert log == {"loss0": pytest.approx(loss.item(), rel=TOLERANCE)}
         grads = dict(zip(params, torch.autograd.grad(loss, list(params.values())), strict=True))
         buffers = sgd_update(params, grads, buffers, nesterov=False, **SGD)
+        state = loop.models[0].state_dict()
+        for name, value in net.state_dict().items():
+            assert_close(state[name], value, TOLERANCE, f"{name} at step {step}")
+
+
+def test_three_steps_of_free_follow_the_oracle() -> None:
+    net = tiny_net(0).double()
+    loop = FreeLoop([copy.deepcopy(net)], ["free"], **ATTACK, **SGD)
+    params = dict(net.named_parameters())
+    buffers: dict[str, Tensor] = {}
+    delta = torch.zeros(11, 3, 8, 8, dtype=torch.float64)
+    for step, size in enumerate((11, 11, 7)):
+        x, y = images(100 + step, size)
+        view = (x.double() + delta[:size]).requires_grad_()
+        log = loop.step(x.double(), y)
+        loss = cross_entropy(net(view), y).mean()
+        assert log == {"loss0": pytest.approx(loss.item(), rel=TOLERANCE)}
+        grad, *grads = torch.autograd.grad(loss, [view, *params.values()])
+        buffers = sgd_update(
+            params, dict(zip(params, grads, strict=True)), buffers, nesterov=False, **SGD
+        )
+        delta = reference.free_delta(delta, grad, x.double(), EPS)
+        assert loop.delta is not None
+        assert_close(loop.delta, delta, TOLERANCE, f"delta at step {step}")
         state = loop.models[0].state_dict()
         for name, value in net.state_dict().items():
             assert_close(state[name], value, TOLERANCE, f"{name} at step {step}")
