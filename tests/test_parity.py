@@ -562,11 +562,11 @@ def test_twins_and_averages_change_nothing(
     check_float64(case, networks(case, activation), STEPS, size=11, side=8, **ours_as)
 
 
-@pytest.mark.parametrize("arch", ["resnet18", "preactresnet18"])
-def test_one_step_of_a_deep_pair_in_float64(arch: str) -> None:
+@pytest.mark.parametrize("archs", [("resnet18",) * 2, ("preactresnet18", "resnet18")])
+def test_one_step_of_a_deep_pair_in_float64(archs: tuple[str, str]) -> None:
     case = Case(peers=plain("trades", "alp"), pgd_steps=2)
     torch.manual_seed(0)
-    nets = [make_model(arch, CLASSES, 3) for _ in case.peers]
+    nets = [make_model(arch, CLASSES, 3) for arch in archs]
     check_float64(case, nets, 1, size=6, side=16)
 
 

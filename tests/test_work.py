@@ -19,9 +19,11 @@ from fastcat.benchmarks.measure import flop_per_image
 from fastcat.benchmarks.reference.plain import PlainLoop
 from fastcat.models import make_model
 from fastcat.models.wide_resnet import WideResNet
+from fastcat.objectives import make_objective
+from fastcat.replay import Carried
 from fastcat.step import collaborative_step, start_noise
 from fastcat.team import Team
-from fastcat.threat import ThreatModel
+from fastcat.threat import ThreatModel, Threats
 from tests.networks import CLASSES, images, seeded
 from tests.teams import team_of
 
@@ -111,6 +113,42 @@ def test_work_of_a_student_and_its_teacher(method: str, units: int) -> None:
     forward, first = forward_flop(nets[0], 16)
     graded = sum(cell.grad for cell in team.plan)
     assert step_flop(team, 16) == pytest.approx(units * forward - graded * first, rel=1e-9)
+
+
+SEVERAL = tuple(ThreatModel(norm=norm, eps=0.1, steps=4) for norm in ("linf", "l2", "l1"))
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "way", "units", "first_saved"),
+    [
+        pytest.param("fast", {}, None, 2 + 3, 1, id="fast"),
+        pytest.param("pgd-cw", {}, None, 16 + 6, 2, id="pgd-cw"),
+        # the clean images are forwarded once, and their gradient is taken in every step
+        pytest.param("st", {}, None, 1 + 5 * 4 + 9, 3, id="st"),
+        # a frozen twin forwards them in every step
+        pytest.param("st", {"bn": "eval"}, None, 6 * 4 + 9, 3, id="st-bn_eval"),
+        pytest.param("at", {}, "avg", 3 * 8 + 9, 3, id="avg"),
+        # and a look at where each of the three ended
+        pytest.param("at", {}, "max", 3 * 8 + 3 + 3, 1, id="max"),
+        # and a look at three candidates in each step
+        pytest.param("at", {}, "msd", 4 * (2 + 3) + 3, 1, id="msd"),
+        # the images' gradient is a by-product, but the first layer's
+        pytest.param("free", {}, None, 3, 0, id="free"),
+    ],
+)
+def test_work_of_one_network(
+    method: str, settings: dict[str, str], way: str | None, units: int, first_saved: int
+) -> None:
+    torch.manual_seed(0)
+    net = WideResNet(10, 1, CLASSES, 3)
+    threats = Threats(SEVERAL if way else SEVERAL[:1], way)
+    team = team_of([make_objective(method, settings)], [net], [method], threats=[threats], side=16)
+    (peer,) = team.peers
+    if method == "free":
+        peer.carried = Carried(SEVERAL[0], torch.zeros(BATCH, 3, 16, 16))
+    forward, first = forward_flop(net, 16)
+    expected = units * forward - first_saved * first
+    assert step_flop(team, 16) == pytest.approx(expected, rel=1e-9)
 
 
 def test_work_of_restarts() -> None:
