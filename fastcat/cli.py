@@ -50,7 +50,7 @@ class ListCommand:
     """Show every name that a command takes, with a line about it."""
 
     topics: Positional[Annotated[tuple[str, ...], arg(metavar="[TOPIC ...]")]] = ()
-    """methods, archs, datasets, attacks, collaborations, engines, ...; all without one."""
+    """methods, archs, datasets, attacks, threats, collaborations, ...; all without one."""
 
 
 @dataclass(frozen=True, kw_only=True)

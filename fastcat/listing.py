@@ -14,6 +14,7 @@ from fastcat.objectives import METHODS
 from fastcat.optim import SCHEDULES
 from fastcat.recipes import RECIPES, about
 from fastcat.settings import usage
+from fastcat.threat import NORMS, WAYS
 
 
 def _about(function: Callable[..., Any]) -> str:
@@ -48,6 +49,13 @@ LISTINGS: dict[str, Callable[[], dict[str, str]]] = {
         "FOLDER": "a folder of images train/CLASS/*, test/CLASS/*, or NAME.packed, .beton, .npz",
     },
     "attacks": lambda: dict(ATTACKS),
+    "threats": lambda: {
+        **{
+            norm: f"the threat model of this norm in --threats, as at:threat={norm}"
+            for norm in NORMS
+        },
+        **{way: f"all of them: {text}" for way, text in WAYS.items()},
+    },
     "collaborations": lambda: _with_settings(COLLABORATIONS, APART),
     "schedules": lambda: _described(SCHEDULES),
     "engines": lambda: dict(ENGINES),

@@ -148,6 +148,11 @@ class Threats:
     way: str | None = None
 
     @property
+    def name(self) -> str:
+        """As `threat=NAME` has it."""
+        return self.way or self.models[0].norm
+
+    @property
     def norms(self) -> tuple[str, ...]:
         return tuple(model.norm for model in self.models)
 

@@ -32,7 +32,7 @@ from fastcat.loaders.resident import ResidentLoader
 from fastcat.loaders.split import split_indices
 from fastcat.members import make_members
 from fastcat.optim import make_schedule, parse_milestones
-from fastcat.peer import Teacher
+from fastcat.peer import Peer, Teacher
 from fastcat.precision import make_precision
 from fastcat.progress import make_console, task
 from fastcat.seeds import derive_seed
@@ -249,7 +249,13 @@ class Trainer:
         monitor = self.judge.monitor
         on = "no images" if monitor is None else f"{monitor.size} {self.judge.monitored_on} images"
         where = f"epoch {self.epoch + 1}/{self.config.epochs}, step {self.step + 1}"
-        names = ", ".join(f"{peer.name} ({peer.arch})" for peer in self.team.members)
+        several = len(self.config.threat_models()) > 1
+        names = ", ".join(
+            f"{member.name} ({member.arch}, {member.threats.name})"
+            if several and isinstance(member, Peer)
+            else f"{member.name} ({member.arch})"
+            for member in self.team.members
+        )
         return (
             f"{names}: {self.loader.size} images of {self.dataset.name}, judged on {on}, "
             f"{self.epoch_steps} steps an epoch, {self.precision.name} on {self.device}, "

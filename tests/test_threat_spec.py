@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 from fastcat.cli import main
 from fastcat.config import TrainConfig
 from fastcat.errors import InputError
+from fastcat.judge import Judge
 from fastcat.recorder import table
 from fastcat.settings_file import to_yaml, yaml_arguments
 from fastcat.threat import ThreatModel
 from fastcat.threat_spec import choose_threats, format_threats, parse_threats
 from fastcat.trainer import Trainer
+from fastcat.watch import Watch
 from tests import tiny
 from tests.run_helpers import SMALL, assert_same_end
 
@@ -136,6 +138,7 @@ def test_a_run_under_several_threats_from_its_steps_to_its_report(
     # the table of the log has two accuracies a peer, the report's has all
     lines = Path("whole/log.txt").read_text()
     assert "0-boosted: loss val-clean val-worst" in lines
+    assert "0-boosted (tiny, max), 1-boosted (tiny, linf), 2-at (tiny, l2)" in lines
     assert not any(attack in lines for attack in ATTACKED)
     report = Path("whole/report.html").read_text()
     assert "0-boosted worst" in report
@@ -190,10 +193,11 @@ def test_the_worst_case_chooses_the_best_weights(
 ) -> None:
     judged = iter([(0.9, 0.5, 0.2), (0.8, 0.4, 0.3), (0.9, 0.9, 0.3), (0.9, 0.6, 0.1)])
 
-    def judge(self: Trainer, k: int, request: Any) -> dict[str, float]:
-        return dict(zip(("clean", "pgd2-linf", "worst"), next(judged), strict=True))
+    def measure(self: Judge, k: int, request: Any) -> dict[str, Any]:
+        return {"accuracy": dict(zip(("clean", "pgd2-linf", "worst"), next(judged), strict=True))}
 
-    monkeypatch.setattr(Trainer, "_judge", judge)
+    monkeypatch.setattr(Judge, "measure", measure)
+    monkeypatch.setattr(Watch, "look", lambda self, peers: None)
     settings = ["--peers", "at:threat=max", "--threats", TEXT, "--epochs", "4"]
     assert main(["train", *SMALL, *settings, "--out", "run"]) == 0
     epochs = [json.loads(text) for text in Path("run/metrics.jsonl").read_text().splitlines()]

@@ -29,7 +29,6 @@ from fastcat.terms import Sum
 
 
 def mat_mp(students: Sequence[Student], teachers: Teachers, *, alpha: float = 0.6) -> Collaboration:
-    """Raises InputError where a generalist has no teacher for one of its threat models."""
     guidance = []
     for n, student in enumerate(students):
         if student.way in ("avg", "max") and teachers[n]:
@@ -40,7 +39,10 @@ def mat_mp(students: Sequence[Student], teachers: Teachers, *, alpha: float = 0.
 
 
 def _by_specialists(n: int, students: Sequence[Student], teachers: Sequence[int]) -> Sum:
-    """Each image is taught by who specialises in the threat model of its view."""
+    """Each image is taught by who specialises in the threat model of its view.
+
+    Raises InputError where nobody does.
+    """
     total, student = Sum(), students[n]
     for number, norm in enumerate(student.norms):
         specialists = [

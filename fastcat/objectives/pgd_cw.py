@@ -1,4 +1,4 @@
-"""Two attacks on one network, whose predictions on both adversaries teach each other:
+"""PGD and CW on one network, whose predictions on both adversaries teach each other.
 
     L = alpha [CE(z(x_pgd), y) + CE(z(x_cw), y)]
         + (1 - alpha) [KL(sg p(x_cw) || p(x_pgd)) + KL(sg p(x_pgd) || p(x_cw))],  sg: no gradient
