@@ -1,0 +1,35 @@
+"""The comparison of what methods learn: it trains, and its page is what its record says."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fastcat.benchmarks import learning
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_team_learns_digits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(learning.TEAMS, "at", {**learning.TEAMS["at"], "epochs": 2, "steps": 1})
+    out, page = tmp_path / "learnt.json", tmp_path / "learnt.md"
+    threads = 1
+    learning.main(
+        learning.LearningConfig(teams="at", seeds="0,1", threads=threads, out=out, page=page)
+    )
+    record = json.loads(out.read_text())
+    accuracy = record["teams"]["at"]["peers"]["0-at"]["clean"]
+    assert len(accuracy["values"]) == 2
+    assert accuracy["mean"] > 0.2, "ten classes"
+    assert "0-at" in capsys.readouterr().out
+    assert page.read_text() == learning.page(record)
+    assert f"| at | 0-at | {100 * accuracy['mean']:.1f} ± " in page.read_text()
+
+
+def test_the_page_is_what_the_record_says() -> None:
+    record = json.loads((ROOT / "benchmarks/results/cpu-learning.json").read_text())
+    assert record["teams"].keys() == learning.TEAMS.keys()
+    assert {name: team["settings"] for name, team in record["teams"].items()} == learning.TEAMS
+    assert (ROOT / "docs/learning.md").read_text() == learning.page(record)
