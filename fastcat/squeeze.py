@@ -96,16 +96,17 @@ def squeeze(
             upper, lower = select(z, y)
             p = z.softmax(2)
             pull = 0.5 * grad_scale * (pick(p, upper) - pick(p, lower))
-            grads = [
-                torch.autograd.grad(
-                    z_c,
-                    leaf,
-                    # nothing for whom neither role fell to this one
-                    (((upper == c).int() - (lower == c).int())[:, None] * pull).to(z_c.dtype),
-                    retain_graph=leaf is clean and kept is not None,
-                )[0]
-                for c, (z_c, leaf) in enumerate(zip(outputs, leaves, strict=True))
-            ]
+            grads = []
+            for c, (z_c, leaf) in enumerate(zip(outputs, leaves, strict=True)):
+                # 0 for whom neither role fell to this one
+                sign = (upper == c).int() - (lower == c).int()
+                # a GPU would have to be waited for
+                if leaf is clean and not x.is_cuda and not sign.any():
+                    grads.append(torch.zeros_like(leaf))
+                    continue
+                dz = (sign[:, None] * pull).to(z_c.dtype)
+                retain = leaf is clean and kept is not None
+                grads += torch.autograd.grad(z_c, leaf, dz, retain_graph=retain)
             points = (views[0], x, views[1])
             moved = [pick(points, role) for role in (upper, lower)]
             for view, point in zip(views, moved, strict=True):
