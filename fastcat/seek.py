@@ -56,6 +56,8 @@ def make_searches(
         for own, inner in objective.searches.items():
             if isinstance(inner, Replay):
                 # carried along, not sought
+                if of_peer.models[0].restarts > 1:
+                    raise InputError("free has no start to choose: type --restarts 1")
                 continue
             under = of_peer
             if of_peer.way == "avg":

@@ -216,6 +216,11 @@ def test_free_at_over_replays_and_a_ragged_batch(dtype: torch.dtype) -> None:
     assert delta.abs().max().item() == pytest.approx(EPS)
 
 
+def test_free_at_has_no_restarts() -> None:
+    with pytest.raises(InputError, match="type --restarts 1"):
+        team_of(["free"], threat=ThreatModel(restarts=2))
+
+
 def test_free_at_carries_one_gradient_under_awp() -> None:
     """Catches the gradient of the perturbation's own pass left in the view."""
     x, y = images(0, 6)
