@@ -26,18 +26,18 @@ class FreeLoop(PlainLoop):
         super().__init__(models, methods, **settings)
         self.delta: Tensor | None = None
 
-    def all_views(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    def carried(self, x: Tensor) -> Tensor:
         if self.delta is None:
             self.delta = torch.zeros_like(x)
-        self.delta = self.delta.detach().requires_grad_()
-        return {"clean": x, "adv0": x + self.delta[: len(x)]}
+        return self.delta[: len(x)]
+
+    def all_views(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        return {"clean": x, "adv0": (x + self.carried(x)).requires_grad_()}
 
     def update(self, views: dict[str, Tensor], y: Tensor) -> tuple[list[Tensor], Tensor | None]:
         result = super().update(views, y)
-        assert self.delta is not None
-        assert self.delta.grad is not None
-        x = views["clean"]
-        moved = (self.delta.detach() + self.eps * self.delta.grad.sign()).clamp(-self.eps, self.eps)
-        moved[: len(x)] = in_box(moved[: len(x)], x)
-        self.delta = moved
+        x, grad = views["clean"], views["adv0"].grad
+        assert grad is not None
+        delta = self.carried(x)
+        delta.copy_(in_box((delta + self.eps * grad.sign()).clamp(-self.eps, self.eps), x))
         return result
