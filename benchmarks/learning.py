@@ -48,8 +48,8 @@ SPECIALISTS = ",".join(f"boosted:threat={norm}" for norm in ("linf", "l2", "l1")
 INTRODUCTION = """The bundled digits (8 x 8 pixels, 1437 to train on), a network of 40 thousand
 parameters, fp32 on a CPU; the last weights, nothing selected. Written by
 `python -m benchmarks.learning`; the settings stand at the top of that file. It shows that each
-method learns what it is for; of photographs it says nothing. In MAT-MP peer 0 is the generalist, and
-1, 2, 3 specialise in l-infinity, l2 and l1."""
+method learns what it is for; of photographs it says nothing. In MAT-MP peer 0 is the generalist;
+1, 2 and 3 specialise in l-infinity, l2 and l1."""
 SINGLE = ("at", "trades", "alp", "boosted", "st")
 # by name: the settings that make it, beside those that all share
 TEAMS: dict[str, dict[str, Any]] = {
