@@ -140,17 +140,18 @@ def page(record: dict[str, Any]) -> str:
         f"# What the methods learn\n\n{INTRODUCTION}\n\nSeeds {seeds}; test accuracy in percent, "
         "mean and standard deviation over the seeds.\n"
     ]
-    for title, names in (
-        ("Under l-infinity", [name for name in teams if "threats" not in teams[name]["settings"]]),
-        ("Under three norms", [name for name in teams if "threats" in teams[name]["settings"]]),
+    for title, shared, several in (
+        ("Under l-infinity", LINF, False),
+        ("Under three norms", UNION, True),
     ):
+        names = [name for name in teams if ("threats" in teams[name]["settings"]) == several]
         if not names:
             continue
         attacks = list(next(iter(teams[names[0]]["peers"].values())))
         # beside a single attack, the worst of all is that
         attacks = attacks[:2] if len(attacks) == 3 else attacks
-        shared = ", ".join(f"{k}={v}" for k, v in (LINF if "infin" in title else UNION).items())
-        parts.append(f"\n## {title}\n\n{shared}\n\n| team | peer | {' | '.join(attacks)} |")
+        settings = ", ".join(f"{key}={value}" for key, value in shared.items())
+        parts.append(f"\n## {title}\n\n{settings}\n\n| team | peer | {' | '.join(attacks)} |")
         parts.append("|---" * (2 + len(attacks)) + "|")
         for name in names:
             for peer, spreads in teams[name]["peers"].items():
