@@ -225,7 +225,7 @@ def contestants_for(text: str, device: torch.device) -> list[str]:
     if text == "auto":
         if device.type == "cuda":
             return ["plain", "mixed", "bf16/eager", "bf16/graph"]
-        return ["plain", "mixed", "fp32/eager", "bf16/eager", "bf16/compile"]
+        return ["plain", "mixed", "fp32/eager", "fp32/winograd", "bf16/eager", "bf16/winograd"]
     names = []
     for name in text.split(","):
         precision, slash, engine = name.partition("/")
@@ -244,5 +244,5 @@ def contestants_for(text: str, device: torch.device) -> list[str]:
 def opponents_for(text: str, device: torch.device) -> list[str]:
     """The plain loop, and those whose steps are set beside its own, method by method."""
     if text == "auto":
-        text = "bf16/graph" if device.type == "cuda" else "fp32/eager"
+        text = "bf16/graph" if device.type == "cuda" else "fp32/winograd"
     return list(dict.fromkeys(["plain", *contestants_for(text, device)]))

@@ -164,8 +164,9 @@ class Run:
     """Arithmetic of the networks. auto: bf16 on a GPU that has it, else fp32."""
     device: str = "auto"
     """cpu, cuda or cuda:N. auto: the GPU if there is one."""
-    engine: Literal["auto", "eager", "compile", "graph", "compile+graph"] = "auto"
-    """How steps are run; no result depends on it. auto: graph on a GPU, eager on a CPU."""
+    engine: Literal["auto", "eager", "winograd", "compile", "graph", "compile+graph"] = "auto"
+    """How steps are run; no result depends on it. auto: graph on a GPU, on a CPU winograd, or eager
+    where there is no C++ compiler."""
     threads: int | None = None
     """CPU threads. None: as PyTorch chooses."""
     log_every: int = 50

@@ -5,6 +5,7 @@ import importlib.util
 import torch
 
 from fastcat.environment import environment
+from fastcat.kernels import winograd
 from fastcat.loaders.ffcv import INSTALL
 
 # what an extra is for, and the lines that install it, for packages that the core does without
@@ -47,6 +48,11 @@ def report() -> tuple[list[str], bool]:
         except RuntimeError as error:
             healthy = False
             lines.append(f"{device}: a convolution fails: {str(error).splitlines()[0]}")
+    try:
+        winograd.library()
+        lines.append("cpu: the engine winograd is built")
+    except winograd.CannotBuild as error:
+        lines.append(f"cpu: no engine winograd, --engine eager is slower: {error}")
     for module, (purpose, line) in OPTIONAL.items():
         if importlib.util.find_spec(module) is None:
             lines.append(f"missing for {purpose}: {line}")

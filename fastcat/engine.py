@@ -1,4 +1,4 @@
-"""How a step is run: as it stands (eager), with networks compiled by Inductor, as one CUDA graph.
+"""How a step is run: as it stands (eager), with faster convolutions, compiled, as one CUDA graph.
 
 An engine changes what the computer does, never what is computed. Where one fails, the next slower
 takes over and a line says why.
@@ -15,12 +15,14 @@ from fastcat.attack import Network
 from fastcat.batch import Batch
 from fastcat.errors import InputError, nearest
 from fastcat.evaluation.evaluate import EvalAttack, robust
+from fastcat.kernels import winograd
 from fastcat.step import collaborative_step, start_noise
 from fastcat.team import Team
 from fastcat.threat import ThreatModel
 
 ENGINES = {
     "eager": "operation by operation",
+    "winograd": "3x3 convolutions by Winograd's algorithm, on a CPU; needs a C++ compiler",
     "compile": "frozen twins, on a GPU also the networks, compiled by Inductor; slow to start",
     "graph": "the whole step as one CUDA graph; needs a GPU",
     "compile+graph": "both",
@@ -28,15 +30,26 @@ ENGINES = {
 
 
 def choose_engine(name: str, device: torch.device) -> str:
-    """The engine called `name`; "auto" is graph on a GPU and eager on a CPU, where compiling
-    gave a ResNet-18 nothing (docs/performance.md). Raises InputError for what cannot be had.
+    """The engine called `name`; "auto" is graph on a GPU, and on a CPU winograd where it can be
+    built, else eager. Raises InputError for what cannot be had.
     """
-    if name == "auto":
-        return "graph" if device.type == "cuda" else "eager"
+    on_gpu = device.type == "cuda"
+    if name == "auto" and on_gpu:
+        return "graph"
+    if name in ("auto", "winograd") and not on_gpu:
+        try:
+            winograd.library()
+        except winograd.CannotBuild as error:
+            if name == "auto":
+                return "eager"
+            raise InputError(f"no engine 'winograd': {error}; type --engine eager") from None
+        return "winograd"
     if name not in ENGINES:
         raise InputError(f"unknown engine {name!r}: {nearest(name, [*ENGINES, 'auto'])}")
-    if "graph" in name and device.type != "cuda":
+    if "graph" in name and not on_gpu:
         raise InputError(f"engine {name!r} needs a GPU: type --engine eager or --engine compile")
+    if name == "winograd":
+        raise InputError("engine 'winograd' is for CPUs: type --engine graph")
     return name
 
 
@@ -94,6 +107,8 @@ class Engine:
         compile_training: bool | None = None,
     ) -> None:
         self.team = team
+        if name == "winograd":
+            team.still = winograd.Winograd
         self.gather = gather
         self.name = name
         self.say = say
@@ -127,7 +142,7 @@ class Engine:
             self.prepared = True
             self._prepare(*inputs, noise)
         if len(like) != self.batch_size:
-            if self.name != "eager":
+            if self.name not in ("eager", "winograd"):
                 self._say_once(f"batches of other than {self.batch_size} images run eagerly")
             # another shape is not worth another compilation
             with torch.compiler.set_stance("force_eager"):
@@ -218,8 +233,13 @@ class Engine:
     def judge(self, k: int) -> tuple[Network, Callable[..., Tensor]]:
         """Peer k as it is judged in training, and what judges it in place of `robust`."""
         network = self.team.attacked(k)
+
+        def still(*arguments: Any) -> Tensor:
+            with self.team.still(False):
+                return robust(*arguments)
+
         if "graph" not in self.name:
-            return network, robust
+            return network, still
 
         def replayed(
             network: Network,

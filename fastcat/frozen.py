@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.modules.dropout import _DropoutNd
 
+from fastcat.kernels import winograd
 from fastcat.kernels.affine_relu import affine_relu
 from fastcat.modes import attack_mode
 
@@ -157,6 +158,9 @@ def conv_block(
     """
     if fuse and relu:
         return _FusedConv.apply(x, weight, bias, residual, geometry)
+    fast = winograd.current()
+    if fast is not None and fast.takes(x, weight, bias, *geometry):
+        return fast.convolve(x, weight, bias, residual, relu)
     out = F.conv2d(x, weight, bias, *geometry)
     if residual is not None:
         out += residual

@@ -145,7 +145,8 @@ def perturbed(team: Team, batch: Batch, views: dict[str, Tensor]) -> Iterator[No
     perturbations = [peer.awp for peer in team.peers if peer.awp is not None]
     try:
         if perturbations:
-            perturb(team, batch, views)
+            with team.still(True):
+                perturb(team, batch, views)
         yield
     finally:
         for perturbation in perturbations:
@@ -192,10 +193,13 @@ def forward_after(team: Team, views: dict[str, Tensor]) -> None:
 
 def collaborative_step(team: Team, batch: Batch, noise: Tensor) -> Tensor:
     """Attack, forward, loss, backward and update of all peers; the values of team.loss.names."""
-    views = attack_views(team, batch, noise)
-    with perturbed(team, batch, views):
+    with team.still(False):
+        views = attack_views(team, batch, noise)
+    # no peer's weights are read after its update
+    with perturbed(team, batch, views), team.still(True):
         z = forward(team, views)
         values, dz = losses(team, z, batch, views)
         descend(team, z, dz, batch, views)
-    forward_after(team, views)
+    with team.still(False):
+        forward_after(team, views)
     return values

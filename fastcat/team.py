@@ -1,6 +1,7 @@
 """All members with what binds them: what is sought, plan, losses of the table, precision."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,7 +24,8 @@ from fastcat.threat import NO_THREAT
 @dataclass
 class Team:
     """members: in the order of the table's numbers; remarks: a line for each thing that could not
-    be had, and why.
+    be had, and why; still: what an engine wants around work during which weights stand still, by
+    whether their gradients are asked for.
     """
 
     members: Sequence[Member]
@@ -34,6 +36,7 @@ class Team:
     lanes: Lanes
     scaler: torch.amp.GradScaler
     remarks: list[str]
+    still: Callable[[bool], AbstractContextManager[object]] = nullcontext
 
     @cached_property
     def learners(self) -> dict[int, Peer]:

@@ -13,15 +13,15 @@ CLASSES = 5
 
 
 class TinyNet(nn.Module):
-    """x [B, 3, H, W] -> logits [B, CLASSES]; 3.5 thousand parameters."""
+    """x [B, 3, H, W] -> logits [B, CLASSES]; with 12 channels 3.5 thousand parameters."""
 
-    def __init__(self, activation: type[nn.Module]) -> None:
+    def __init__(self, activation: type[nn.Module], width: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 12, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(12)
-        self.conv2 = nn.Conv2d(12, 12, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(12)
-        self.conv3 = nn.Conv2d(12, 16, 3, stride=2, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, 16, 3, stride=2, padding=1, bias=False)
         self.bn3 = nn.BatchNorm2d(16)
         self.linear = nn.Linear(16, CLASSES)
         self.act = activation()
@@ -33,11 +33,11 @@ class TinyNet(nn.Module):
         return self.linear(out.mean((2, 3)))
 
 
-def tiny_net(seed: int, activation: type[nn.Module] = nn.ReLU) -> TinyNet:
+def tiny_net(seed: int, activation: type[nn.Module] = nn.ReLU, width: int = 12) -> TinyNet:
     """A float32 TinyNet in train mode; none of its BatchNorm statistics or scales is 0 or 1."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        net = TinyNet(activation)
+        net = TinyNet(activation, width)
         for norm in (net.bn1, net.bn2, net.bn3):
             nn.init.uniform_(norm.weight, 0.5, 1.5)
             nn.init.normal_(norm.bias, 0.0, 0.2)

@@ -255,7 +255,7 @@ def broken(graph: Any, inputs: Any) -> Any:
         pytest.param("graph", "engine 'graph' needs a GPU: type --engine eager", id="graph"),
         pytest.param("compile+graph", "engine 'compile+graph' needs a GPU", id="both"),
         pytest.param("egaer", "unknown engine 'egaer': did you mean 'eager'?", id="typo"),
-        pytest.param("zzz", "known are auto, compile, compile+graph, eager, graph", id="unknown"),
+        pytest.param("zzz", "known are auto, compile, compile+graph, eager, graph, winograd", id="unknown"),
     ],
 )
 def test_engines_that_cannot_be_had_are_refused(name: str, text: str) -> None:
@@ -266,10 +266,9 @@ def test_engines_that_cannot_be_had_are_refused(name: str, text: str) -> None:
 
 
 def test_engines_that_can_be_had() -> None:
-    gpu = torch.device("cuda")
-    assert [choose_engine(name, CPU) for name in ("auto", "eager", "compile")] == [
-        "eager",
-        "eager",
-        "compile",
-    ]
-    assert [choose_engine(name, gpu) for name in ("auto", *ENGINES)] == ["graph", *ENGINES]
+    on_cpu, gpu = ("eager", "winograd", "compile"), torch.device("cuda")
+    assert [choose_engine(name, CPU) for name in ("auto", *on_cpu)] == ["winograd", *on_cpu]
+    on_gpu = [name for name in ENGINES if name != "winograd"]
+    assert [choose_engine(name, gpu) for name in ("auto", *on_gpu)] == ["graph", *on_gpu]
+    with pytest.raises(InputError, match="'winograd' is for CPUs: type --engine graph"):
+        choose_engine("winograd", gpu)

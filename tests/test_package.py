@@ -15,7 +15,12 @@ ROOT = Path(__file__).parents[1]
 LINKED = ("kernels", "loaders", "benchmarks")
 SOURCES = sorted(path for top in ("fastcat", *LINKED) for path in ROOT.glob(f"{top}/**/*.py"))
 
-RECIPES = sorted(ROOT.glob("fastcat/recipes/*.yaml"))
+# what is no module: recipes, and the C++ of kernels
+DATA = {
+    str(path.relative_to(ROOT)): "fastcat/" + str(path.relative_to(ROOT)).removeprefix("fastcat/")
+    for pattern in ("fastcat/recipes/*.yaml", "kernels/*.cpp")
+    for path in ROOT.glob(pattern)
+}
 
 # who may import whom inside the package: only what stands further down
 LAYERS = (
@@ -124,7 +129,7 @@ def test_the_wheel_holds_every_source_and_nothing_else(distributions: Path) -> N
     with zipfile.ZipFile(wheel) as archive:
         files = {name for name in archive.namelist() if ".dist-info/" not in name}
     expected = {module_name(path).replace(".", "/") for path in SOURCES}
-    expected |= {str(path.relative_to(ROOT)) for path in RECIPES}
+    expected |= set(DATA.values())
     assert {f.removesuffix(".py").removesuffix("/__init__") for f in files} == expected
     assert {name.split("/")[0] for name in files} == {"fastcat"}
 
@@ -134,9 +139,10 @@ def test_the_wheel_runs_where_the_checkout_is_not(distributions: Path, tmp_path:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
     code = (
-        "import fastcat, fastcat.kernels.pgd_update, fastcat.loaders.registry, sys;"
+        "import fastcat, fastcat.kernels.winograd, fastcat.loaders.registry, sys;"
         "from fastcat.cli import main;"
         "assert fastcat.__file__.startswith(sys.argv[1]), fastcat.__file__;"
+        "fastcat.kernels.winograd.library();"
         "sys.exit(main(['list', 'methods', 'recipes']))"
     )
     # -P and -I keep the checkout, from which the tests run, off the path
@@ -157,4 +163,4 @@ def test_the_source_archive_holds_links_or_folders_for_all(distributions: Path) 
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {"fastcat/kernels/pgd_update.py", "fastcat/loaders/registry.py", "LICENSE"} <= names
     assert "fastcat/benchmarks/reference/plain.py" in names
-    assert {str(path.relative_to(ROOT)) for path in RECIPES} <= names
+    assert set(DATA.values()) <= names

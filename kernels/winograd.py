@@ -1,0 +1,207 @@
+"""3x3 convolutions on a CPU with a quarter of the products: Winograd's F(4x4, 3x3).
+
+    y = A^T [ sum_c (G w_kc G^T) * (B^T d_c B) ] A        for each tile of 4x4 outputs
+
+d: the 6x6 inputs of a tile, w: 3x3 weights, * elementwise: 36 products for 144. The gradient in the
+images is such a convolution with w turned round; that in the weights is left to torch.
+
+Source: Lavin & Gray 2016 (arXiv 1509.09308), equation 8. Interpolated at 0, +-1/sqrt(2), +-sqrt(2)
+and infinity: with their 0, +-1, +-2 rounding weighs three times as much (how the points matter:
+Barabasz et al. 2020, arXiv 1803.10986). In bfloat16 images are rounded, sums and weights are not.
+"""
+
+import ctypes
+from contextvars import ContextVar, Token
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from ._native import CannotBuild, load
+
+__all__ = ["CannotBuild", "Winograd", "conv3x3_reference", "current", "library"]
+
+# below that many tiles reading the transformed weights would cost more than the products saved
+FEWEST_TILES = 8
+_DTYPES = (torch.float32, torch.bfloat16)
+
+_current: ContextVar["Winograd | None"] = ContextVar("winograd", default=None)
+# memory of transformed weights by size, between uses: fresh memory costs a page fault every 4 KiB
+_spare: dict[int, list[Tensor]] = {}
+
+
+def conv3x3_reference(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, relu: bool
+) -> Tensor:
+    """The specification: x [B, C, H, W], weight [K, C, 3, 3] -> [B, K, H, W]."""
+    y = F.conv2d(x, weight, bias, padding=1)
+    if residual is not None:
+        y = y + residual
+    return y.relu() if relu else y
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The compiled kernel. Raises CannotBuild."""
+    return load("winograd")
+
+
+def current() -> "Winograd | None":
+    """The innermost context that we are in."""
+    return _current.get()
+
+
+class Winograd(TorchFunctionMode):
+    """Within this context convolutions run so wherever that is faster, under autograd and autocast.
+
+    Weights must stand still meanwhile: each is transformed once. trained: whether gradients reach
+    them. Raises CannotBuild.
+    """
+
+    def __init__(self, trained: bool = True) -> None:
+        super().__init__()
+        self._trained = trained
+        self._library = library()
+        self._panel = self._library.winograd_panel()
+        # by address, layout and direction; the weight is kept, so that its address stays its own
+        self._transformed: dict[Any, tuple[Tensor, Tensor]] = {}
+        self._tokens: list[Token] = []
+
+    def __enter__(self) -> "Winograd":
+        self._tokens.append(_current.set(self))
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)
+        _current.reset(self._tokens.pop())
+        for _, u in self._transformed.values():
+            _spare.setdefault(u.numel(), []).append(u)
+        self._transformed.clear()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.conv2d and not kwargs and len(args) == 7 and self.takes(*args):
+            x, weight, bias = args[:3]
+            return self.convolve(x.to(_compute_dtype(x)), weight, bias)
+        return func(*args, **(kwargs or {}))
+
+    def takes(
+        self, x: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any,
+        groups: int,
+    ) -> bool:  # fmt: skip
+        """Whether it is faster here: arguments as of `torch.nn.functional.conv2d`."""
+        if tuple(weight.shape[2:]) != (3, 3) or x.dim() != 4 or x.device.type != "cpu":
+            return False
+        if (tuple(stride), tuple(dilation), groups) != ((1, 1), (1, 1), 1):
+            return False
+        if padding not in ((1, 1), [1, 1]) or _compute_dtype(x) not in _DTYPES:
+            return False
+        height, width = x.shape[2:]
+        tiles = -(-height // 4) * -(-width // 4)
+        return (
+            weight.dtype in _DTYPES
+            and weight.shape[0] % self._panel == weight.shape[1] % self._panel == 0
+            and len(x) * tiles >= FEWEST_TILES
+            # 36 products a tile for 9 a pixel, and the transforms
+            and 1.5 * 36 * tiles <= 9 * height * width
+        )
+
+    def convolve(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        residual: Tensor | None = None,
+        relu: bool = False,
+    ) -> Tensor:
+        """`conv3x3_reference` of what it `takes`, in x's type; differentiable."""
+        if not self._trained:
+            # autograd does not say which of the gradients that could be had are asked for
+            weight, bias = weight.detach(), None if bias is None else bias.detach()
+        return _Convolution.apply(x, weight, bias, residual, relu, self)
+
+    def transformed(self, weight: Tensor, gradient: bool) -> Tensor:
+        """The factors of a weight, of its convolution or of that which takes gradients back."""
+        key = (weight.data_ptr(), weight.shape, weight.stride(), gradient)
+        if key not in self._transformed:
+            spare = _spare.get(4 * weight.numel())
+            u = spare.pop() if spare else torch.empty(4 * weight.numel())
+            dense = weight.detach().float().contiguous(memory_format=torch.channels_last)
+            outputs, inputs = weight.shape[:2]
+            shape = (inputs, outputs) if gradient else (outputs, inputs)
+            self._library.winograd_transform(
+                _address(dense), _address(u), *map(ctypes.c_long, shape), int(gradient)
+            )
+            self._transformed[key] = (weight, u)
+        return self._transformed[key][1]
+
+    def launch(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        residual: Tensor | None = None,
+        relu: bool = False,
+        gate: Tensor | None = None,
+        gradient: bool = False,
+    ) -> Tensor:
+        """The convolution, or with `gradient` the one that takes x, a gradient, back to the images.
+
+        gate: like x, which counts as 0 where gate is not positive.
+        """
+        u = self.transformed(weight, gradient)
+        shape = (len(x), weight.shape[int(gradient)], *x.shape[2:])
+        y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+        x, gate, residual = (
+            t if t is None else t.to(x.dtype).contiguous(memory_format=torch.channels_last)
+            for t in (x, gate, residual)
+        )
+        bias = None if bias is None else bias.float().contiguous()
+        sizes = (len(x), *x.shape[2:], x.shape[1], y.shape[1])
+        self._library.winograd_convolve(
+            *map(_address, (x, gate, u, bias, residual)), int(relu), _address(y),
+            *map(ctypes.c_long, sizes), int(x.dtype == torch.bfloat16),
+        )  # fmt: skip
+        return y
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Any, residual: Any, relu: bool, run: Any):  # type: ignore[no-untyped-def]
+        y = run.launch(x, weight, bias, residual, relu)
+        ctx.save_for_backward(x if weight.requires_grad else None, weight, y if relu else None)
+        ctx.run = run
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor):  # type: ignore[no-untyped-def]
+        x, weight, gate = ctx.saved_tensors
+        grad_x = grad_weight = grad_bias = None
+        if gate is not None and any(ctx.needs_input_grad[1:4]):
+            grad, gate = torch.ops.aten.threshold_backward(grad, gate, 0), None
+        if ctx.needs_input_grad[0]:
+            grad_x = ctx.run.launch(grad, weight, gate=gate, gradient=True)
+        if ctx.needs_input_grad[1]:
+            ones = [1, 1]
+            grad_weight = torch.ops.aten.convolution_backward(
+                grad, x, weight.to(x.dtype), None, ones, ones, ones, False, [0, 0], 1,
+                [False, True, False],
+            )[1].to(weight.dtype)  # fmt: skip
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad.sum((0, 2, 3))
+        return grad_x, grad_weight, grad_bias, grad if ctx.needs_input_grad[3] else None, None, None
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    """What torch would convolve x in."""
+    if x.dtype != torch.float64 and torch.is_autocast_enabled("cpu"):
+        return torch.get_autocast_dtype("cpu")
+    return x.dtype
+
+
+def _address(tensor: Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
