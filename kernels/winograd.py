@@ -129,7 +129,7 @@ class Winograd(TorchFunctionMode):
         if key not in self._transformed:
             spare = _spare.get(4 * weight.numel())
             u = spare.pop() if spare else torch.empty(4 * weight.numel())
-            dense = weight.detach().float().contiguous(memory_format=torch.channels_last)
+            dense = _dense(weight.detach(), torch.float32)
             outputs, inputs = weight.shape[:2]
             shape = (inputs, outputs) if gradient else (outputs, inputs)
             self._library.winograd_transform(
@@ -145,6 +145,7 @@ class Winograd(TorchFunctionMode):
         bias: Tensor | None = None,
         residual: Tensor | None = None,
         relu: bool = False,
+        *,
         gate: Tensor | None = None,
         gradient: bool = False,
     ) -> Tensor:
@@ -155,29 +156,29 @@ class Winograd(TorchFunctionMode):
         u = self.transformed(weight, gradient)
         shape = (len(x), weight.shape[int(gradient)], *x.shape[2:])
         y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
-        x, gate, residual = (
-            t if t is None else t.to(x.dtype).contiguous(memory_format=torch.channels_last)
-            for t in (x, gate, residual)
-        )
+        images = [_dense(t, x.dtype) for t in (x, gate, residual)]
         bias = None if bias is None else bias.float().contiguous()
-        sizes = (len(x), *x.shape[2:], x.shape[1], y.shape[1])
+        x_at, gate_at, residual_at, u_at, bias_at, y_at = map(_address, (*images, u, bias, y))
+        sizes = map(ctypes.c_long, (len(x), *x.shape[2:], x.shape[1], y.shape[1]))
         self._library.winograd_convolve(
-            *map(_address, (x, gate, u, bias, residual)), int(relu), _address(y),
-            *map(ctypes.c_long, sizes), int(x.dtype == torch.bfloat16),
+            x_at, gate_at, u_at, bias_at, residual_at, int(relu), y_at,
+            *sizes, int(x.dtype == torch.bfloat16),
         )  # fmt: skip
         return y
 
 
 class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Any, residual: Any, relu: bool, run: Any):  # type: ignore[no-untyped-def]
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Any, residual: Any, relu: bool, run: Any
+    ) -> Tensor:
         y = run.launch(x, weight, bias, residual, relu)
         ctx.save_for_backward(x if weight.requires_grad else None, weight, y if relu else None)
         ctx.run = run
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor):  # type: ignore[no-untyped-def]
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
         x, weight, gate = ctx.saved_tensors
         grad_x = grad_weight = grad_bias = None
         if gate is not None and any(ctx.needs_input_grad[1:4]):
@@ -202,6 +203,11 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
+def _dense(images: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    if images is None:
+        return None
+    return images.to(dtype).contiguous(memory_format=torch.channels_last)
+
+
 def _address(tensor: Tensor | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
-

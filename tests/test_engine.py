@@ -255,7 +255,9 @@ def broken(graph: Any, inputs: Any) -> Any:
         pytest.param("graph", "engine 'graph' needs a GPU: type --engine eager", id="graph"),
         pytest.param("compile+graph", "engine 'compile+graph' needs a GPU", id="both"),
         pytest.param("egaer", "unknown engine 'egaer': did you mean 'eager'?", id="typo"),
-        pytest.param("zzz", "known are auto, compile, compile+graph, eager, graph, winograd", id="unknown"),
+        pytest.param(
+            "zzz", "known are auto, compile, compile+graph, eager, graph, winograd", id="unknown"
+        ),
     ],
 )
 def test_engines_that_cannot_be_had_are_refused(name: str, text: str) -> None:
