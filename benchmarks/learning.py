@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 import fastcat
 from fastcat.environment import environment
+from fastcat.errors import InputError
 from fastcat.evaluation.config import EvalConfig
 from fastcat.evaluation.runs import evaluate_run
 from fastcat.files import write_text
@@ -32,7 +33,7 @@ LINF = {
     "eps": 0.1,
     "step_size": 0.025,
     "steps": 10,
-    "epochs": 60,
+    "epochs": 120,
     "schedule": "onecycle",
     "lr": 0.2,
 }
@@ -97,7 +98,7 @@ class LearningConfig:
     """Train every method on digits with several seeds and compare what they learned."""
 
     out: Path | None = None
-    """JSON file to write. None: print only."""
+    """JSON file to write; it keeps what it has of teams that are not trained now. None: none."""
     page: Path | None = None
     """Markdown file to write. None: none."""
     teams: str = ""
@@ -109,7 +110,7 @@ class LearningConfig:
 
 
 def learn(name: str, config: LearningConfig, folder: Path) -> dict[str, Any]:
-    """By peer and attack the accuracies on the test images, one a seed, and seconds of training."""
+    """By peer and attack the accuracies on the test images, one a seed, and how they were made."""
     begin = time.perf_counter()
     fastcat.train(
         fastcat.TrainConfig(
@@ -130,7 +131,12 @@ def learn(name: str, config: LearningConfig, folder: Path) -> dict[str, Any]:
     record = evaluate_run(
         EvalConfig(target=folder, attacks="clean,pgd20", weights="last", device="cpu")
     )
-    return {"settings": TEAMS[name], "seconds": seconds, "peers": record["spread"]}
+    return {
+        "settings": TEAMS[name],
+        "seconds": seconds,
+        "environment": environment(),
+        "peers": record["spread"],
+    }
 
 
 def page(record: dict[str, Any]) -> str:
@@ -163,13 +169,22 @@ def page(record: dict[str, Any]) -> str:
     return "\n".join(parts) + "\n"
 
 
+def kept(config: LearningConfig) -> dict[str, Any]:
+    """The teams of an earlier record, if they were trained with these seeds."""
+    if config.out is None or not config.out.exists():
+        return {}
+    record = json.loads(config.out.read_text())
+    if record["config"]["seeds"] != config.seeds:
+        raise InputError(
+            f"{config.out} is of seeds {record['config']['seeds']}: choose another --out"
+        )
+    return record["teams"]
+
+
 def main(config: LearningConfig) -> None:
     names = [name.strip() for name in config.teams.split(";")] if config.teams else list(TEAMS)
-    record: dict[str, Any] = {
-        "config": {"seeds": config.seeds, "threads": config.threads},
-        "environment": environment(),
-        "teams": {},
-    }
+    record: dict[str, Any] = {"config": {"seeds": config.seeds, "threads": config.threads}}
+    record["teams"] = kept(config)
     with tempfile.TemporaryDirectory() as temporary:
         for name in names:
             folder = Path(temporary) / "run"
@@ -186,6 +201,10 @@ def main(config: LearningConfig) -> None:
                 print(f"  {peer:12} {'   '.join(columns)}", flush=True)
             if config.out is not None:
                 write_record(config.out, record)
+    # as TEAMS has them, whenever each was trained
+    record["teams"] = {name: record["teams"][name] for name in TEAMS if name in record["teams"]}
+    if config.out is not None:
+        write_record(config.out, record)
     if config.page is not None:
         write_text(config.page, page(json.loads(json.dumps(record, default=asdict))))
 

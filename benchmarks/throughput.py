@@ -71,7 +71,7 @@ class BenchConfig:
     """Image folder for `loaders`. None: 10 000 random images."""
     contestants: str = "auto"
     """plain, mixed, and ours as PRECISION/ENGINE, separated by commas. auto: what suits; for
-    `methods` plain and bf16/graph on a GPU, fp32/eager on a CPU."""
+    `methods` plain and bf16/graph on a GPU, fp32/winograd on a CPU."""
     repetitions: int = 5
     """Timed turns of each contestant."""
     steps: int | None = None

@@ -81,6 +81,26 @@ inline void transform_weight(const Vec* g, Vec* u) {
     u[5] = g[2];
 }
 
+// A d
+inline void transform_gradient(const Vec* d, Vec* e) {
+    const Vec even_a = d[0] + 0.5f * d[2], odd_a = A * (d[1] + 0.5f * d[3]);
+    const Vec even_b = d[0] + 2 * d[2], odd_b = B * (d[1] + 2 * d[3]);
+    e[0] = d[0];
+    e[1] = even_a + odd_a;
+    e[2] = even_a - odd_a;
+    e[3] = even_b + odd_b;
+    e[4] = even_b - odd_b;
+    e[5] = d[3];
+}
+
+// G^T s
+inline void transform_weight_gradient(const Vec* s, Vec* g) {
+    const Vec even_a = (s[1] + s[2]) * (-1 / 1.5f), even_b = (s[3] + s[4]) * (1 / 6.f);
+    g[0] = s[0] + even_a + even_b;
+    g[1] = (s[1] - s[2]) * (-A / 1.5f) + (s[3] - s[4]) * (B / 6.f);
+    g[2] = 0.5f * even_a + 2 * even_b + s[5];
+}
+
 // A^T m
 inline void transform_output(const Vec* m, Vec* y) {
     const Vec even_a = m[1] + m[2], odd_a = A * (m[1] - m[2]);
@@ -91,18 +111,24 @@ inline void transform_output(const Vec* m, Vec* y) {
     y[3] = 0.5f * odd_a + 2 * odd_b + m[5];
 }
 
-// m [R, PANEL], or with `add` what it is more, = v [R, depth] @ u [depth, PANEL]; rows of v and m
-// are so far apart
+// A factor of a product: element (i, j) is at data[i * row + j * column].
+struct Matrix {
+    const float* data;
+    long row, column;
+};
+
+// m [R, PANEL], or with `add` what it is more, = v [R, depth] @ u [depth, PANEL], whose rows are
+// `u_step` apart as those of m are `m_step`
 template <long R>
-void multiply(const float* v, long v_step, const float* u, long depth, bool add, float* m,
-              long m_step) {
+void multiply(Matrix v, const float* u, long u_step, long depth, bool add, float* m, long m_step) {
     Vec sums[R][2] = {};
     for (long c = 0; c < depth; c++) {
-        const Vec left = load(u + c * PANEL), right = load(u + c * PANEL + LANES);
+        const Vec left = load(u + c * u_step), right = load(u + c * u_step + LANES);
 #pragma GCC unroll 16
         for (long r = 0; r < R; r++) {
-            sums[r][0] += v[r * v_step + c] * left;
-            sums[r][1] += v[r * v_step + c] * right;
+            const float factor = v.data[r * v.row + c * v.column];
+            sums[r][0] += factor * left;
+            sums[r][1] += factor * right;
         }
     }
     for (long r = 0; r < R; r++)
@@ -114,12 +140,12 @@ void multiply(const float* v, long v_step, const float* u, long depth, bool add,
 
 // the same for 1 to R rows
 template <long R>
-void multiply(long rows, const float* v, long v_step, const float* u, long depth, bool add,
-              float* m, long m_step) {
+void multiply(long rows, Matrix v, const float* u, long u_step, long depth, bool add, float* m,
+              long m_step) {
     if constexpr (R > 1) {
-        if (rows < R) return multiply<R - 1>(rows, v, v_step, u, depth, add, m, m_step);
+        if (rows < R) return multiply<R - 1>(rows, v, u, u_step, depth, add, m, m_step);
     }
-    multiply<R>(v, v_step, u, depth, add, m, m_step);
+    multiply<R>(v, u, u_step, depth, add, m, m_step);
 }
 
 // memory of a thread, for as long as it lives
@@ -138,16 +164,12 @@ float* scratch(size_t floats) {
     return memory;
 }
 
-template <typename T>
-struct Convolution {
-    const T *x, *gate;  // [B, H, W, C]; where gate, if there is one, is not positive, x counts as 0
-    const float* u;     // as `winograd_transform` writes it
-    const float* bias;  // [K] or null
-    const T* residual;  // [B, H, W, K] or null
-    bool relu;
-    T* y;  // [B, H, W, K]
-    long H, W, C, K;
-    long down, across;  // tiles of an image
+// the tiles of images [B, H, W, channels]
+struct Tiles {
+    long H, W, down, across;
+
+    Tiles(long height, long width)
+        : H(height), W(width), down((height + 3) / 4), across((width + 3) / 4) {}
 
     struct Place {
         long image, row, column;
@@ -156,43 +178,83 @@ struct Convolution {
     Place place(long tile) const {
         return {tile / (down * across), tile / across % down * 4, tile % across * 4};
     }
+};
 
-    // v[36 planes][n, C] of the n tiles from `begin` on
-    void gather(long begin, long n, float* v, long plane) const {
-        for (long t = 0; t < n; t++) {
-            const Place at = place(begin + t);
-            const T* pixels = x + at.image * H * W * C;
-            const T* open = gate ? gate + at.image * H * W * C : nullptr;
-            for (long c = 0; c < C; c += LANES) {
-                Vec columns[6][6];
-                for (long q = 0; q < 6; q++) {
-                    const long column = at.column + q - 1;
-                    Vec d[6] = {};
-                    for (long p = 0; p < 6; p++) {
-                        const long row = at.row + p - 1;
-                        if (row < 0 || row >= H || column < 0 || column >= W) continue;
-                        const long i = (row * W + column) * C + c;
-                        d[p] = load(pixels + i);
-                        if (gate) d[p] = load(open + i) > 0 ? d[p] : Vec{};
-                    }
-                    transform_input(d, columns[q]);
-                }
+// v[36 planes][n, C]: B^T d B of the n tiles from `begin` on of x [B, H, W, C], which counts as 0
+// where gate, if there is one, is not positive
+template <typename T>
+void gather(const Tiles& tiles, const T* x, const T* gate, long C, long begin, long n, float* v,
+            long plane) {
+    const long H = tiles.H, W = tiles.W;
+    for (long t = 0; t < n; t++) {
+        const auto at = tiles.place(begin + t);
+        for (long c = 0; c < C; c += LANES) {
+            Vec columns[6][6];
+            for (long q = 0; q < 6; q++) {
+                const long column = at.column + q - 1;
+                Vec d[6] = {};
                 for (long p = 0; p < 6; p++) {
-                    Vec d[6], transformed[6];
-                    for (long q = 0; q < 6; q++) d[q] = columns[q][p];
-                    transform_input(d, transformed);
-                    for (long q = 0; q < 6; q++)
-                        store(v + (p * 6 + q) * plane + t * C + c, transformed[q]);
+                    const long row = at.row + p - 1;
+                    if (row < 0 || row >= H || column < 0 || column >= W) continue;
+                    const long i = ((at.image * H + row) * W + column) * C + c;
+                    d[p] = load(x + i);
+                    if (gate) d[p] = load(gate + i) > 0 ? d[p] : Vec{};
                 }
+                transform_input(d, columns[q]);
+            }
+            for (long p = 0; p < 6; p++) {
+                Vec d[6], transformed[6];
+                for (long q = 0; q < 6; q++) d[q] = columns[q][p];
+                transform_input(d, transformed);
+                for (long q = 0; q < 6; q++)
+                    store(v + (p * 6 + q) * plane + t * C + c, transformed[q]);
             }
         }
     }
+}
+
+// e[36 planes][n, K]: A dy A^T of the n tiles from `begin` on of dy [B, H, W, K]
+template <typename T>
+void gather_gradient(const Tiles& tiles, const T* dy, long K, long begin, long n, float* e,
+                     long plane) {
+    const long H = tiles.H, W = tiles.W;
+    for (long t = 0; t < n; t++) {
+        const auto at = tiles.place(begin + t);
+        for (long k = 0; k < K; k += LANES) {
+            Vec columns[4][6];
+            for (long q = 0; q < 4; q++) {
+                Vec d[4] = {};
+                for (long p = 0; p < std::min(4L, H - at.row) && at.column + q < W; p++)
+                    d[p] = load(dy + ((at.image * H + at.row + p) * W + at.column + q) * K + k);
+                transform_gradient(d, columns[q]);
+            }
+            for (long p = 0; p < 6; p++) {
+                const Vec d[4] = {columns[0][p], columns[1][p], columns[2][p], columns[3][p]};
+                Vec transformed[6];
+                transform_gradient(d, transformed);
+                for (long q = 0; q < 6; q++)
+                    store(e + (p * 6 + q) * plane + t * K + k, transformed[q]);
+            }
+        }
+    }
+}
+
+template <typename T>
+struct Convolution {
+    Tiles tiles;
+    const T *x, *gate;  // [B, H, W, C]; where gate, if there is one, is not positive, x counts as 0
+    const float* u;     // as `winograd_transform` writes it
+    const float* bias;  // [K] or null
+    const T* residual;  // [B, H, W, K] or null
+    bool relu;
+    T* y;  // [B, H, W, K]
+    long C, K;
 
     // m[36 planes][n, k1 - k0] back into y
     void scatter(long begin, long n, const float* m, long plane, long k0, long k1) const {
-        const long step = k1 - k0;
+        const long step = k1 - k0, H = tiles.H, W = tiles.W;
         for (long t = 0; t < n; t++) {
-            const Place at = place(begin + t);
+            const auto at = tiles.place(begin + t);
             for (long k = k0; k < k1; k += LANES) {
                 Vec columns[6][4];
                 for (long q = 0; q < 6; q++) {
@@ -224,15 +286,16 @@ struct Convolution {
         const long v_plane = n * C + SKEW, m_plane = n * (k1 - k0) + SKEW;
         float* m = scratch(36 * (v_plane + m_plane));
         float* v = m + 36 * m_plane;
-        gather(begin, n, v, v_plane);
+        gather(tiles, x, gate, C, begin, n, v, v_plane);
         for (long plane = 0; plane < 36; plane++)
             for (long k = k0; k < k1; k += PANEL)
                 for (long c = 0; c < C; c += DEPTH)
                     for (long t = 0; t < n; t += ROWS)
-                        multiply<ROWS>(std::min(ROWS, n - t), v + plane * v_plane + t * C + c, C,
-                                       u + (plane * K + k) * C + c * PANEL, std::min(DEPTH, C - c),
-                                       c > 0, m + plane * m_plane + t * (k1 - k0) + k - k0,
-                                       k1 - k0);
+                        multiply<ROWS>(std::min(ROWS, n - t),
+                                       {v + plane * v_plane + t * C + c, C, 1},
+                                       u + (plane * K + k) * C + c * PANEL, PANEL,
+                                       std::min(DEPTH, C - c), c > 0,
+                                       m + plane * m_plane + t * (k1 - k0) + k - k0, k1 - k0);
         scatter(begin, n, m, m_plane, k0, k1);
     }
 };
@@ -241,10 +304,10 @@ template <typename T>
 void convolve(const void* x, const void* gate, const float* u, const float* bias,
               const void* residual, bool relu, void* y, long images, long H, long W, long C,
               long K) {
-    const long down = (H + 3) / 4, across = (W + 3) / 4, tiles = images * down * across;
-    const Convolution<T> convolution{(const T*)x, (const T*)gate, u, bias, (const T*)residual,
-                                     relu,        (T*)y,          H, W,    C,
-                                     K,           down,           across};
+    const Tiles all(H, W);
+    const long tiles = images * all.down * all.across;
+    const Convolution<T> convolution{all, (const T*)x, (const T*)gate, u, bias,
+                                     (const T*)residual, relu, (T*)y, C, K};
     const long threads = omp_get_max_threads();
     if (tiles <= LARGE_BLOCK) {
         // few tiles: each thread has all of them and reads its share of the weights alone
@@ -261,6 +324,56 @@ void convolve(const void* x, const void* gate, const float* u, const float* bias
     for (long block = 0; block < blocks; block++) {
         const long begin = tiles * block / blocks, end = tiles * (block + 1) / blocks;
         if (begin < end) convolution.run(begin, end - begin, 0, K);
+    }
+}
+
+// tiles that are summed up at a time: they fit the cache that cores share
+long gradient_tiles(long C, long K) { return std::max(ROWS, (1L << 15) / (C + K)); }
+
+// dw [K, 3, 3, C] of x [B, H, W, C] and dy [B, H, W, K]: G^T s G, where s [36, K, C] is
+// sum_tiles (A dy A^T) * (B^T d B), summed up some tiles at a time in `memory`
+template <typename T>
+void weight_gradient(const T* x, const T* dy, float* s, float* memory, float* dw, long images,
+                     const Tiles& tiles, long C, long K) {
+    const long total = images * tiles.down * tiles.across, size = gradient_tiles(C, K);
+    const long v_plane = size * C + SKEW, e_plane = size * K + SKEW;
+    float *v = memory, *e = memory + 36 * v_plane;
+#pragma omp parallel
+    {
+        for (long begin = 0; begin < total; begin += size) {
+            const long n = std::min(size, total - begin);
+            // a few tiles at a time, for every thread to have some
+#pragma omp for schedule(static)
+            for (long t = 0; t < n; t += 4) {
+                const long few = std::min(4L, n - t);
+                gather(tiles, x, (const T*)nullptr, C, begin + t, few, v + t * C, v_plane);
+                gather_gradient(tiles, dy, K, begin + t, few, e + t * K, e_plane);
+            }
+#pragma omp for collapse(2) schedule(static)
+            for (long plane = 0; plane < 36; plane++)
+                for (long k = 0; k < K; k += ROWS)
+                    for (long c = 0; c < C; c += PANEL)
+                        multiply<ROWS>(std::min(ROWS, K - k), {e + plane * e_plane + k, 1, K},
+                                       v + plane * v_plane + c, C, n, begin > 0,
+                                       s + (plane * K + k) * C + c, C);
+        }
+#pragma omp for schedule(static)
+        for (long k = 0; k < K; k++)
+            for (long c = 0; c < C; c += LANES) {
+                Vec columns[6][3];
+                for (long q = 0; q < 6; q++) {
+                    Vec d[6];
+                    for (long p = 0; p < 6; p++) d[p] = load(s + ((p * 6 + q) * K + k) * C + c);
+                    transform_weight_gradient(d, columns[q]);
+                }
+                for (long p = 0; p < 3; p++) {
+                    Vec d[6], g[3];
+                    for (long q = 0; q < 6; q++) d[q] = columns[q][p];
+                    transform_weight_gradient(d, g);
+                    for (long q = 0; q < 3; q++)
+                        store(dw + ((k * 3 + p) * 3 + q) * C + c, g[q]);
+                }
+            }
     }
 }
 
@@ -315,5 +428,18 @@ void winograd_convolve(const void* x, const void* gate, const float* u, const fl
                        long C, long K, int half) {
     (half ? convolve<BFloat16> : convolve<float>)(x, gate, u, bias, residual, relu, y, images, H, W,
                                                   C, K);
+}
+
+// floats of memory that `winograd_weight_gradient` works in, besides s
+long winograd_memory(long C, long K) { return 36 * (gradient_tiles(C, K) * (C + K) + 2 * SKEW); }
+
+// dw of x and dy, see above; s: 36 K C floats
+void winograd_weight_gradient(const void* x, const void* dy, float* s, float* memory, float* dw,
+                              long images, long H, long W, long C, long K, int half) {
+    if (half)
+        weight_gradient((const BFloat16*)x, (const BFloat16*)dy, s, memory, dw, images,
+                        Tiles(H, W), C, K);
+    else
+        weight_gradient((const float*)x, (const float*)dy, s, memory, dw, images, Tiles(H, W), C, K);
 }
 }

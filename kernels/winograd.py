@@ -2,12 +2,15 @@
 
     y = A^T [ sum_c (G w_kc G^T) * (B^T d_c B) ] A        for each tile of 4x4 outputs
 
-d: the 6x6 inputs of a tile, w: 3x3 weights, * elementwise: 36 products for 144. The gradient in the
-images is such a convolution with w turned round; that in the weights is left to torch.
+    dw_kc = G^T [ sum_tiles (A dy_k A^T) * (B^T d_c B) ] G
 
-Source: Lavin & Gray 2016 (arXiv 1509.09308), equation 8. Interpolated at 0, +-1/sqrt(2), +-sqrt(2)
-and infinity: with their 0, +-1, +-2 rounding weighs three times as much (how the points matter:
-Barabasz et al. 2020, arXiv 1803.10986). In bfloat16 images are rounded, sums and weights are not.
+d: the 6x6 inputs of a tile, w: 3x3 weights, * elementwise: 36 products for 144. The gradient in the
+images is such a convolution with w turned round.
+
+Source: Lavin & Gray 2016 (arXiv 1509.09308), equation 8, and its gradient. Interpolated at 0,
++-1/sqrt(2), +-sqrt(2) and infinity: with their 0, +-1, +-2 rounding weighs three times as much (how
+the points matter: Barabasz et al. 2020, arXiv 1803.10986). In bfloat16 images are rounded, sums and
+weights are not.
 """
 
 import ctypes
@@ -29,7 +32,7 @@ FEWEST_TILES = 8
 _DTYPES = (torch.float32, torch.bfloat16)
 
 _current: ContextVar["Winograd | None"] = ContextVar("winograd", default=None)
-# memory of transformed weights by size, between uses: fresh memory costs a page fault every 4 KiB
+# memory by size, between uses: fresh memory costs a page fault every 4 KiB
 _spare: dict[int, list[Tensor]] = {}
 
 
@@ -46,7 +49,9 @@ def conv3x3_reference(
 @cache
 def library() -> ctypes.CDLL:
     """The compiled kernel. Raises CannotBuild."""
-    return load("winograd")
+    built = load("winograd")
+    built.winograd_memory.restype = ctypes.c_long
+    return built
 
 
 def current() -> "Winograd | None":
@@ -79,7 +84,7 @@ class Winograd(TorchFunctionMode):
         super().__exit__(*exception)
         _current.reset(self._tokens.pop())
         for _, u in self._transformed.values():
-            _spare.setdefault(u.numel(), []).append(u)
+            _give_back(u)
         self._transformed.clear()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -127,8 +132,7 @@ class Winograd(TorchFunctionMode):
         """The factors of a weight, of its convolution or of that which takes gradients back."""
         key = (weight.data_ptr(), weight.shape, weight.stride(), gradient)
         if key not in self._transformed:
-            spare = _spare.get(4 * weight.numel())
-            u = spare.pop() if spare else torch.empty(4 * weight.numel())
+            u = _take(4 * weight.numel())
             dense = _dense(weight.detach(), torch.float32)
             outputs, inputs = weight.shape[:2]
             shape = (inputs, outputs) if gradient else (outputs, inputs)
@@ -156,7 +160,7 @@ class Winograd(TorchFunctionMode):
         u = self.transformed(weight, gradient)
         shape = (len(x), weight.shape[int(gradient)], *x.shape[2:])
         y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
-        images = [_dense(t, x.dtype) for t in (x, gate, residual)]
+        images = [None if t is None else _dense(t, x.dtype) for t in (x, gate, residual)]
         bias = None if bias is None else bias.float().contiguous()
         x_at, gate_at, residual_at, u_at, bias_at, y_at = map(_address, (*images, u, bias, y))
         sizes = map(ctypes.c_long, (len(x), *x.shape[2:], x.shape[1], y.shape[1]))
@@ -165,6 +169,23 @@ class Winograd(TorchFunctionMode):
             *sizes, int(x.dtype == torch.bfloat16),
         )  # fmt: skip
         return y
+
+    def weight_gradient(self, x: Tensor, grad: Tensor) -> Tensor:
+        """float32 [K, C, 3, 3], of images [B, C, H, W] and gradients [B, K, H, W] of one type."""
+        x, grad = (_dense(t, x.dtype) for t in (x, grad))
+        channels = (x.shape[1], grad.shape[1])
+        factors = _take(36 * channels[0] * channels[1])
+        memory = _take(self._library.winograd_memory(*map(ctypes.c_long, channels)))
+        shape = (channels[1], channels[0], 3, 3)
+        result = torch.empty(shape, memory_format=torch.channels_last)
+        sizes = map(ctypes.c_long, (len(x), *x.shape[2:], *channels))
+        self._library.winograd_weight_gradient(
+            *map(_address, (x, grad, factors, memory, result)),
+            *sizes, int(x.dtype == torch.bfloat16),
+        )  # fmt: skip
+        _give_back(factors)
+        _give_back(memory)
+        return result
 
 
 class _Convolution(torch.autograd.Function):
@@ -178,7 +199,7 @@ class _Convolution(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight, gate = ctx.saved_tensors
         grad_x = grad_weight = grad_bias = None
         if gate is not None and any(ctx.needs_input_grad[1:4]):
@@ -186,11 +207,7 @@ class _Convolution(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_x = ctx.run.launch(grad, weight, gate=gate, gradient=True)
         if ctx.needs_input_grad[1]:
-            ones = [1, 1]
-            grad_weight = torch.ops.aten.convolution_backward(
-                grad, x, weight.to(x.dtype), None, ones, ones, ones, False, [0, 0], 1,
-                [False, True, False],
-            )[1].to(weight.dtype)  # fmt: skip
+            grad_weight = ctx.run.weight_gradient(x, grad)
         if ctx.needs_input_grad[2]:
             grad_bias = grad.sum((0, 2, 3))
         return grad_x, grad_weight, grad_bias, grad if ctx.needs_input_grad[3] else None, None, None
@@ -203,9 +220,17 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
-def _dense(images: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    if images is None:
-        return None
+def _take(numbers: int) -> Tensor:
+    """float32 [numbers], of any content."""
+    spare = _spare.get(numbers)
+    return spare.pop() if spare else torch.empty(numbers)
+
+
+def _give_back(memory: Tensor) -> None:
+    _spare.setdefault(memory.numel(), []).append(memory)
+
+
+def _dense(images: Tensor, dtype: torch.dtype) -> Tensor:
     return images.to(dtype).contiguous(memory_format=torch.channels_last)
 
 
