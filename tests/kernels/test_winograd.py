@@ -229,6 +229,22 @@ def test_weights_are_transformed_once_and_anew_in_the_next_context() -> None:
     torch.testing.assert_close(after, F.conv2d(x, net.weight, None, padding=1), rtol=0, atol=1e-5)
 
 
+def test_a_backward_after_the_context_is_right() -> None:
+    """Catches one that reads what has become the memory of another context."""
+    net, other = conv(), conv()
+    with torch.no_grad():
+        other.weight.mul_(-3)
+    x = normal(4, 32, 8, 8, seed=0).requires_grad_()
+    (expected,) = torch.autograd.grad(net(x).sum(), x)
+    with Winograd():
+        late = net(x)
+        torch.autograd.grad(net(x).sum(), x)
+    with Winograd():
+        torch.autograd.grad(other(x).sum(), x)
+    (dx,) = torch.autograd.grad(late.sum(), x)
+    torch.testing.assert_close(dx, expected, rtol=0, atol=1e-5)
+
+
 def test_memory_of_transformed_weights_is_used_again() -> None:
     net, x = conv(64, 32), normal(4, 64, 8, 8, seed=0)
     size = 4 * net.weight.numel()
