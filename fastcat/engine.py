@@ -29,9 +29,9 @@ ENGINES = {
 }
 
 
-def choose_engine(name: str, device: torch.device) -> str:
+def choose_engine(name: str, device: torch.device, say: Callable[[str], object] = print) -> str:
     """The engine called `name`; "auto" is graph on a GPU, and on a CPU winograd where it can be
-    built, else eager. Raises InputError for what cannot be had.
+    built, else eager, of which `say` gets a line. Raises InputError for what cannot be had.
     """
     on_gpu = device.type == "cuda"
     if name == "auto" and on_gpu:
@@ -41,6 +41,7 @@ def choose_engine(name: str, device: torch.device) -> str:
             winograd.library()
         except winograd.CannotBuild as error:
             if name == "auto":
+                say(f"no winograd engine, going on with eager: {error}")
                 return "eager"
             raise InputError(f"no engine 'winograd': {error}; type --engine eager") from None
         return "winograd"

@@ -55,7 +55,8 @@ class Trainer:
         # what "auto" and None mean is settled here, and so the same when the run is resumed
         step_size = None if config.threats else config.threat_models()[0].step
         precision: Any = self.precision.name
-        engine = choose_engine(config.engine, self.device)
+        self.remarks: list[str] = []
+        engine = choose_engine(config.engine, self.device, self.remarks.append)
         config = replace(config, precision=precision, step_size=step_size)
         self.config = config
         with task(make_console(), f"reading {config.data}, once") as progress:
@@ -102,7 +103,7 @@ class Trainer:
             mixed=augmentation.mixes,
         )
         self.peers = self.team.peers
-        self.remarks = list(self.team.remarks)
+        self.remarks += self.team.remarks
         self.engine = Engine(
             self.team, self.loader.gather, config.batch_size, engine, self.remarks.append
         )

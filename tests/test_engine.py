@@ -15,6 +15,7 @@ from fastcat.config import TrainConfig
 from fastcat.engine import ENGINES, Engine, choose_engine
 from fastcat.errors import InputError
 from fastcat.frozen import Frozen
+from fastcat.kernels import winograd
 from fastcat.step import collaborative_step, start_noise
 from fastcat.team import Team
 from fastcat.trainer import Trainer
@@ -265,6 +266,25 @@ def test_engines_that_cannot_be_had_are_refused(name: str, text: str) -> None:
         choose_engine(name, CPU)
     assert text in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_without_a_compiler_a_run_goes_on_eagerly_and_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setattr(winograd, "library", winograd.library.__wrapped__)
+    said: list[str] = []
+    assert choose_engine("auto", CPU, said.append) == "eager"
+    reason = "there is no C++ compiler: install g++"
+    assert said == [f"no winograd engine, going on with eager: {reason}"]
+    with pytest.raises(InputError) as caught:
+        choose_engine("winograd", CPU)
+    assert str(caught.value) == f"no engine 'winograd': {reason}; type --engine eager"
+    tiny.register()
+    config = TrainConfig(arch="tiny", data="digits", train_size=70, val_size=20, batch_size=20)
+    trainer = Trainer(config)
+    assert trainer.engine.name == "eager"
+    assert said[0] in trainer.remarks
 
 
 def test_engines_that_can_be_had() -> None:
