@@ -28,15 +28,17 @@ from fastcat.evaluation.config import EvalConfig
 from fastcat.evaluation.runs import evaluate_run
 from fastcat.files import write_text
 from fastcat.over_seeds import write_record
+from fastcat.threat import WAYS
 
 LINF = {
     "eps": 0.1,
     "step_size": 0.025,
     "steps": 10,
-    "epochs": 120,
+    "epochs": 60,
     "schedule": "onecycle",
     "lr": 0.2,
 }
+LONGER = {**LINF, "epochs": 120}
 UNION = {
     "threats": "linf:eps=0.1:step_size=0.04,l2:eps=0.5:step_size=0.2,l1:eps=1.5:step_size=0.6",
     "steps": 5,
@@ -45,27 +47,52 @@ UNION = {
     "schedule": "triangular",
     "lr": 0.1,
 }
+WIDER = {
+    **UNION,
+    "threats": "linf:eps=0.1:step_size=0.04,l2:eps=0.5:step_size=0.2,l1:eps=3:step_size=1.2",
+}
+# by the title of their table
+SETTINGS: dict[str, dict[str, Any]] = {
+    "Under l-infinity": LINF,
+    "Under l-infinity, twice as long": LONGER,
+    "Under three norms": UNION,
+    "Under three norms, l1 twice as far": WIDER,
+}
 SPECIALISTS = ",".join(f"boosted:threat={norm}" for norm in ("linf", "l2", "l1"))
 INTRODUCTION = """The bundled digits (8 x 8 pixels, 1437 to train on), a network of 40 thousand
 parameters, fp32 on a CPU; the last weights, nothing selected. Written by
 `python -m benchmarks.learning`; the settings stand at the top of that file. It shows that each
 method learns what it is for; of photographs it says nothing. In MAT-MP peer 0 is the generalist;
-1, 2 and 3 specialise in l-infinity, l2 and l1."""
+1, 2 and 3 specialise in l-infinity, l2 and l1.
+
+The second table of each kind was added after the first had been seen. CAT, whose peers give most of
+their loss to each other, and ST learn more slowly than TRADES and ALP. In the l1 ball of the first
+three norms hardly an image falls, so that the specialist in l2 is as good as a generalist. The beta
+of ST's tables is not known; here 1.5, 2, 3 and 6 were tried, on these images."""
 SINGLE = ("at", "trades", "alp", "boosted", "st")
+
+
+def cat(settings: dict[str, Any]) -> dict[str, Any]:
+    # with the paper's 1/20 and a few thousand steps in place of 78 000 little is learnt
+    return {"peers": "trades,alp", "collab": "cat", "alpha": 0.2, **settings}
+
+
+def mat_mp(way: str, settings: dict[str, Any]) -> dict[str, Any]:
+    return {"peers": f"boosted:threat={way},{SPECIALISTS}", "collab": "mat-mp", **settings}
+
+
 # by name: the settings that make it, beside those that all share
 TEAMS: dict[str, dict[str, Any]] = {
     **{name: {"peers": name, "collab": "none", **LINF} for name in SINGLE},
-    # with the paper's 1/20 and 1 400 steps in place of 78 000 little is learnt
-    "CAT trades,alp": {"peers": "trades,alp", "collab": "cat", "alpha": 0.2, **LINF},
+    "CAT trades,alp": cat(LINF),
     "MAT boosted,boosted": {"peers": "boosted,boosted", "collab": "mat", **LINF},
     **{
-        f"MAT-MP {way}": {
-            "peers": f"boosted:threat={way},{SPECIALISTS}",
-            "collab": "mat-mp",
-            **UNION,
-        }
-        for way in ("avg", "max", "msd")
+        f"{name}, longer": {"peers": name, "collab": "none", **LONGER}
+        for name in ("trades", "alp", "st:beta=2")
     },
+    "CAT trades,alp, longer": cat(LONGER),
+    **{f"MAT-MP {way}": mat_mp(way, UNION) for way in WAYS},
+    **{f"MAT-MP {way}, wider": mat_mp(way, WIDER) for way in WAYS},
 }
 
 
@@ -146,11 +173,8 @@ def page(record: dict[str, Any]) -> str:
         f"# What the methods learn\n\n{INTRODUCTION}\n\nSeeds {seeds}; test accuracy in percent, "
         "mean and standard deviation over the seeds.\n"
     ]
-    for title, shared, several in (
-        ("Under l-infinity", LINF, False),
-        ("Under three norms", UNION, True),
-    ):
-        names = [name for name in teams if ("threats" in teams[name]["settings"]) == several]
+    for title, shared in SETTINGS.items():
+        names = [name for name in teams if shared.items() <= teams[name]["settings"].items()]
         if not names:
             continue
         attacks = list(next(iter(teams[names[0]]["peers"].values())))

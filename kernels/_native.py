@@ -33,10 +33,10 @@ def load(name: str, flags: Sequence[str] = ()) -> ctypes.CDLL:
         raise CannotBuild("there is no C++ compiler: install g++")
     command = [compiler, *FLAGS, *flags, str(source), *_openmp()]
     cpu = [line for line in _lines("/proc/cpuinfo") if line.startswith(("flags", "Features"))]
-    version = subprocess.run([compiler, "--version"], capture_output=True).stdout
-    parts = (source.read_bytes(), version, *map(str.encode, (*command, *cpu[:1])))
-    digest = hashlib.sha256(b"\0".join(parts)).hexdigest()
     try:
+        version = subprocess.run([compiler, "--version"], capture_output=True).stdout
+        parts = (source.read_bytes(), version, *map(str.encode, (*command, *cpu[:1])))
+        digest = hashlib.sha256(b"\0".join(parts)).hexdigest()
         library = _cache() / f"{name}-{digest[:20]}.so"
         if not library.exists():
             with tempfile.TemporaryDirectory(dir=library.parent) as folder:
