@@ -33,25 +33,24 @@ def choose_engine(name: str, device: torch.device, say: Callable[[str], object] 
     """The engine called `name`; "auto" is graph on a GPU, and on a CPU winograd where it can be
     built, else eager, of which `say` gets a line. Raises InputError for what cannot be had.
     """
-    on_gpu = device.type == "cuda"
-    if name == "auto" and on_gpu:
-        return "graph"
-    if name in ("auto", "winograd") and not on_gpu:
-        try:
-            winograd.library()
-        except winograd.CannotBuild as error:
-            if name == "auto":
-                say(f"no winograd engine, going on with eager: {error}")
-                return "eager"
-            raise InputError(f"no engine 'winograd': {error}; type --engine eager") from None
-        return "winograd"
-    if name not in ENGINES:
+    if name not in (*ENGINES, "auto"):
         raise InputError(f"unknown engine {name!r}: {nearest(name, [*ENGINES, 'auto'])}")
-    if "graph" in name and not on_gpu:
+    if device.type == "cuda":
+        if name == "winograd":
+            raise InputError("engine 'winograd' is for CPUs: type --engine graph")
+        return "graph" if name == "auto" else name
+    if "graph" in name:
         raise InputError(f"engine {name!r} needs a GPU: type --engine eager or --engine compile")
-    if name == "winograd":
-        raise InputError("engine 'winograd' is for CPUs: type --engine graph")
-    return name
+    if name not in ("auto", "winograd"):
+        return name
+    try:
+        winograd.library()
+    except winograd.CannotBuild as error:
+        if name == "winograd":
+            raise InputError(f"no engine 'winograd': {error}; type --engine eager") from None
+        say(f"no winograd engine, going on with eager: {error}")
+        return "eager"
+    return "winograd"
 
 
 class CudaGraph:
