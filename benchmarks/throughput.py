@@ -2,8 +2,8 @@
 
 All train on the same random images. After a warm-up they take turns, of which the first step is not
 timed; medians with the spread go to the screen and, with versions and hardware, into a JSON file.
-FLOPs are counted in an eager step, those that Winograd's convolutions save among them, and set beside
-the rate of a plain matrix product measured in the same run.
+FLOPs are counted in an eager step, those that Winograd's convolutions save among them, and set
+beside the rate of a plain matrix product measured in the same run.
 """
 
 import itertools

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from fastcat.benchmarks import learning
+from fastcat.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 
@@ -13,13 +14,23 @@ ROOT = Path(__file__).parents[2]
 def test_a_team_learns_digits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(learning.TEAMS, "at", {**learning.TEAMS["at"], "epochs": 2, "steps": 1})
+    short = {"epochs": 2, "steps": 1}
+    monkeypatch.setitem(learning.SETTINGS, "Under l-infinity", {**learning.LINF, **short})
+    monkeypatch.setitem(learning.TEAMS, "at", {**learning.TEAMS["at"], **short})
     out, page = tmp_path / "learnt.json", tmp_path / "learnt.md"
+    half = {attack: {"mean": 0.5, "std": 0.0} for attack in ("clean", "pgd20", "worst")}
+    earlier = {"settings": learning.TEAMS["trades"], "peers": {"0-trades": half}}
+    record = {"config": {"seeds": "0,1"}, "teams": {"trades": earlier}}
+    out.write_text(json.dumps(record))
+    with pytest.raises(InputError, match="is of seeds 0,1: choose another --out"):
+        learning.main(learning.LearningConfig(teams="at", seeds="0,2", out=out))
     threads = 1
     learning.main(
         learning.LearningConfig(teams="at", seeds="0,1", threads=threads, out=out, page=page)
     )
     record = json.loads(out.read_text())
+    assert list(record["teams"]) == ["at", "trades"]
+    assert record["teams"]["trades"] == earlier
     accuracy = record["teams"]["at"]["peers"]["0-at"]["clean"]
     assert len(accuracy["values"]) == 2
     assert accuracy["mean"] > 0.2, "ten classes"
