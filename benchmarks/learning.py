@@ -70,9 +70,9 @@ their loss to each other, and ST learn more slowly than TRADES and ALP. In the l
 three norms hardly an image falls, so that the specialist in l2 is as good as a generalist. The beta
 of ST's tables is not known; here 1.5, 2, 3 and 6 were tried, on these images.
 
-In twice the time CAT's peers and ST come up to the best single method or pass it. By its worst case
-MAT-MP's generalist is the best of its four as max in the first table and as msd in the second; as
-avg it ties with the best specialist, within a standard deviation."""
+In twice the time CAT's peers come within a point of the better of their two methods, and ST passes
+TRADES. By its worst case MAT-MP's generalist is the best of its four as max in the first table and
+as msd in the second; as avg it ties with the best specialist, within a standard deviation."""
 SINGLE = ("at", "trades", "alp", "boosted", "st")
 
 
