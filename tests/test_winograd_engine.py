@@ -90,6 +90,19 @@ def test_a_step_ends_with_the_weights_that_it_began_to_change() -> None:
         torch.testing.assert_close(ours, plain, rtol=0.02, atol=0.02)
 
 
+def test_the_attack_and_the_rest_of_a_step_run_so() -> None:
+    engine, _ = engine_of(wide_team(), "winograd")
+    trained: list[bool] = []
+
+    def still(asked: bool) -> Winograd:
+        trained.append(asked)
+        return Winograd(asked)
+
+    engine.team.still = still
+    run(engine, 0)
+    assert trained == [False, True, False]
+
+
 def test_a_ragged_batch_is_no_news(launches: list[bool]) -> None:
     engine, said = engine_of(wide_team(), "winograd")
     run(engine, 0, size=4)

@@ -120,18 +120,22 @@ def test_equals_torch_in_value_and_all_gradients(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_closed_relu_lets_no_gradient_through(dtype: torch.dtype) -> None:
     """Of weights that are not trained, where the kernel looks for itself what the ReLU closed."""
-    given = arguments((3, 64, 32, 9, 6), ("bias", "relu"), dtype)
+    given = arguments((3, 64, 32, 9, 6), EXTRAS, dtype)
     grad = normal(3, 32, 9, 6, seed=4).to(dtype)
     gold = outcome(conv3x3_reference, learning(given, torch.float64), grad)
     grad = grad * (gold["y"] > 0.05) + 1e3 * (gold["y"] == 0)
-    x = given["x"].clone().requires_grad_()
+    x, residual = (given[name].clone().requires_grad_() for name in ("x", "residual"))
     gold, plain = (
         outcome(conv3x3_reference, learning(given, kind), grad) for kind in (torch.float64, dtype)
     )
     with Winograd(trained=False) as fast:
-        y = fast.convolve(x, *list(given.values())[1:])
-        (dx,) = torch.autograd.grad(y, x, grad)
-    assert_as_good_as_torch({"x": dx}, plain, {"x": gold["x"]})
+        y = fast.convolve(x, given["weight"], given["bias"], residual, relu=True)
+        dx, d_residual = torch.autograd.grad(y, (x, residual), grad)
+        alone = fast.convolve(x, given["weight"], given["bias"], given["residual"], relu=True)
+        (dx_alone,) = torch.autograd.grad(alone, x, grad)
+    ours = {"x": dx, "residual": d_residual}
+    assert_as_good_as_torch(ours, plain, {name: gold[name] for name in ours})
+    assert torch.equal(dx_alone, dx)
 
 
 def conv(channels: int = 32, outputs: int = 32, **settings: Any) -> nn.Conv2d:
