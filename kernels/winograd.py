@@ -30,6 +30,8 @@ __all__ = ["CannotBuild", "Winograd", "conv3x3_reference", "current", "library"]
 # below that many tiles reading the transformed weights would cost more than the products saved
 FEWEST_TILES = 8
 _DTYPES = (torch.float32, torch.bfloat16)
+# 1 in both directions, as convolutions take it
+_ONES: tuple[Any, ...] = (1, (1, 1), [1, 1])
 
 _current: ContextVar["Winograd | None"] = ContextVar("winograd", default=None)
 # memory by size, between uses: fresh memory costs a page fault every 4 KiB
@@ -100,9 +102,9 @@ class Winograd(TorchFunctionMode):
         """Whether it is faster here: arguments as of `torch.nn.functional.conv2d`."""
         if tuple(weight.shape[2:]) != (3, 3) or x.dim() != 4 or x.device.type != "cpu":
             return False
-        if (tuple(stride), tuple(dilation), groups) != ((1, 1), (1, 1), 1):
+        if not all(each in _ONES for each in (stride, padding, dilation, groups)):
             return False
-        if padding not in ((1, 1), [1, 1]) or _compute_dtype(x) not in _DTYPES:
+        if _compute_dtype(x) not in _DTYPES:
             return False
         height, width = x.shape[2:]
         tiles = -(-height // 4) * -(-width // 4)

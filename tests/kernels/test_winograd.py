@@ -164,6 +164,16 @@ def test_layers_run_so_within_the_context_alone() -> None:
     torch.testing.assert_close(inside, before, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("one", [1, (1, 1), [1, 1]])
+def test_strides_are_numbers_tuples_or_lists(one: Any) -> None:
+    """Catches a network of a user's own that stops at a plain number."""
+    net, x = conv(), normal(2, 32, 8, 8, seed=0)
+    with Winograd():
+        assert is_taken(F.conv2d(x, net.weight, net.bias, one, one, one, 1))
+        for two in ((2, one, one, 1), (one, 2, one, 1), (one, one, 2, 1)):
+            assert not is_taken(F.conv2d(x, net.weight, net.bias, *two))
+
+
 @pytest.mark.parametrize(
     ("net", "shape"),
     [
