@@ -76,7 +76,7 @@ their loss to each other, and ST learn more slowly than TRADES and ALP. The beta
 not known; here 1.5, 2, 3 and 6 were tried, on these images. In the l1 ball of the first three norms
 hardly an image falls, so that the specialist in l2 is as good as a generalist; in the wider one all
 fall to l1 alone. The last radii cost the generalist about as much in each norm; l-infinity at 0.15
-and 0.2, l1 at 2, were tried with a seed each: there AVG, a mean, gives away too much to the hardest.
+and 0.2, l1 at 2, were tried with a seed each: there AVG, a mean, loses too much to the hardest.
 
 In twice the time CAT's peers come within a point of the better of their two methods, and ST passes
 TRADES. Where the three norms are equally hard MAT-MP's generalist has the best worst case of its
