@@ -1,4 +1,7 @@
-"""Whatever is wrong with the input: one sentence, exit status 2, nothing lost."""
+"""Whatever is wrong with the input: one sentence, exit status 2, nothing lost.
+
+Long, being the one list of what can be typed wrongly.
+"""
 
 import contextlib
 import os

@@ -44,3 +44,14 @@ def test_the_page_is_what_the_record_says() -> None:
     assert record["teams"].keys() == learning.TEAMS.keys()
     assert {name: team["settings"] for name, team in record["teams"].items()} == learning.TEAMS
     assert (ROOT / "docs/learning.md").read_text() == learning.page(record)
+
+
+@pytest.mark.parametrize("team", ["MAT-MP avg", "MAT-MP max", "MAT-MP msd"])
+def test_the_generalist_is_the_best_where_norms_are_equally_hard(team: str) -> None:
+    """What the page says in words; the numbers are the record's."""
+    record = json.loads((ROOT / "benchmarks/results/cpu-learning.json").read_text())
+    peers = record["teams"][f"{team}, balanced"]["peers"]
+    worst = {peer: spreads["worst"]["mean"] for peer, spreads in peers.items()}
+    assert max(worst, key=lambda peer: worst[peer]) == "0-boosted"
+    hardness = [peers["0-boosted"][f"pgd20-{norm}"]["mean"] for norm in ("linf", "l2", "l1")]
+    assert max(hardness) - min(hardness) < 0.05
