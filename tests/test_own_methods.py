@@ -9,8 +9,8 @@ import torch
 from fastcat.attack import Inner
 from fastcat.errors import InputError
 from fastcat.objectives import find_method, make_objective
+from tests.logit_rows import labels, rows
 from tests.reference import losses as reference
-from tests.test_objectives import labels, rows
 
 OWN_METHODS = """
 from fastcat.kernels import losses

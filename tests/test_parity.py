@@ -23,6 +23,7 @@ half     10 % for bf16 and 2 % for fp16, whose numbers have 8 and 11 bits; one s
          oracle's views (measured 3 % and 0.6 %).
 
 Accuracies must be equal but for images whose two best logits differ by less than the tolerance.
+Long, since every case goes through the one harness that stands here.
 """
 
 import copy

@@ -25,6 +25,7 @@ Guidance of a peer k by the others, T_k all of them, KL(j | v) = KL(sg[p_j(x)] |
 Sources: Maini et al., Adversarial Robustness Against the Union of Multiple Perturbation Models,
 2020 (arXiv 1909.04068), Algorithm 1; Tramer and Boneh, 2019 (arXiv 1904.13000); Liu et al., Mutual
 Adversarial Training, 2021 (arXiv 2112.05005), section on multiple perturbations.
+Long, being one oracle that is read from top to bottom and calls nothing of fastcat.
 Shapes: M threat models, R restarts, B batch, C channels, H height, W width.
 """
 
