@@ -33,7 +33,7 @@ from fastcat.benchmarks.contestants import (
 from fastcat.benchmarks.layers import step_floor
 from fastcat.benchmarks.measure import milliseconds
 from fastcat.benchmarks.throughput import BenchConfig, bench
-from fastcat.engine import CudaGraph
+from fastcat.engine import CudaGraph, static_inputs
 from fastcat.environment import environment
 from fastcat.files import write_text
 from fastcat.frozen import Frozen
@@ -130,13 +130,14 @@ def graphed(function: Callable[..., Tensor], *inputs: Tensor) -> Callable[[], ob
     """The function on these tensors as a CUDA graph, or as it is on a CPU."""
     if not inputs[0].is_cuda:
         return lambda: function(*inputs)
+    static = static_inputs(inputs)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
-            function(*inputs)
+            function(*static)
     torch.cuda.synchronize()
-    graph = CudaGraph(function, inputs, stream)
+    graph = CudaGraph(function, static, stream)
     # the lambda keeps the graph's inputs alive
     return lambda: graph.graph.replay()
 

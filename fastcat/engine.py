@@ -4,8 +4,9 @@ An engine changes what the computer does, never what is computed. Where one fail
 takes over and a line says why.
 """
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -61,21 +62,39 @@ class CudaGraph:
         function: Callable[..., Tensor],
         inputs: Sequence[Tensor],
         stream: torch.cuda.Stream | None,
+        pool: Any = None,
     ) -> None:
-        """The function must have run before on such tensors, on this stream, in this thread."""
-        self.inputs = [tensor.clone() for tensor in inputs]
+        """The function must have run before on `static_inputs`, on this stream, in this thread.
+
+        pool: a `torch.cuda.graph_pool_handle()`, shared by graphs that never run at the same time;
+        None: memory of its own.
+        """
+        self.inputs = static_inputs(inputs)
         self.graph = torch.cuda.CUDAGraph()
+        pool = pool or torch.cuda.graph_pool_handle()
         random_state = torch.cuda.get_rng_state()
         # weights that autocast cast before would be gone at a replay, those cast within after it
         torch.clear_autocast_cache()
+        failure = None
         try:
             # some versions of torch stay on the capture's stream when it fails;
             # thread_local: a loader's threads may use the device meanwhile
             with (
+                _no_garbage_collection(),
                 torch.cuda.stream(torch.cuda.current_stream()),
-                torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"),
+                torch.cuda.graph(
+                    self.graph, pool=pool, stream=stream, capture_error_mode="thread_local"
+                ),
             ):
-                self.output = function(*self.inputs)
+                try:
+                    self.output = function(*self.inputs)
+                except Exception as error:
+                    failure = error
+                    raise
+        except BaseException as error:
+            _end_capture(pool)
+            # the end of the capture fails too then, and says less
+            raise failure or error from None
         finally:
             torch.clear_autocast_cache()
             torch.cuda.set_rng_state(random_state)
@@ -86,6 +105,39 @@ class CudaGraph:
             static.copy_(given)
         self.graph.replay()
         return self.output
+
+
+def static_inputs(inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Copies as a graph keeps them: aligned and without gaps, where a loader's are parts of more.
+
+    Triton compiles another kernel for other alignments and strides, which a capture forbids.
+    """
+    return [tensor.clone() for tensor in inputs]
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """A collection during a capture could free an older graph, which the capture forbids."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _end_capture(pool: Any) -> None:
+    """After a failed capture: what torch 2.11 leaves undone, so that work can go on eagerly.
+
+    Its generator would refuse to draw, and memory that crossed streams would never be reused.
+    """
+    device = torch.cuda.current_device()
+    with suppress(RuntimeError):  # the pool was closed already
+        torch._C._cuda_endAllocateToPool(device, pool)
+    generator = torch.cuda.default_generators[device]
+    generator.graphsafe_set_state(generator.clone_state())
 
 
 class Engine:
@@ -124,7 +176,10 @@ class Engine:
         self.generator = torch.Generator(self.device)
         # graphs are captured on a stream of their own, and what they need is rehearsed there
         self.stream: torch.cuda.Stream | None = None
+        # shared by all graphs: each one's output is read before the next is replayed
+        self.pool: Any = None
         if on_gpu:
+            self.pool = torch.cuda.graph_pool_handle()
             self.stream = torch.cuda.Stream(self.device)
             # shapes never change, so each convolution's fastest algorithm is worth a search
             torch.backends.cudnn.benchmark = True
@@ -140,7 +195,7 @@ class Engine:
         noise = start_noise(self.team, like, self.generator.manual_seed(seed))
         if not self.prepared and len(like) == self.batch_size:
             self.prepared = True
-            self._prepare(*inputs, noise)
+            self._prepare(*static_inputs([*inputs, noise]))
         if len(like) != self.batch_size:
             if self.name not in ("eager", "winograd"):
                 self._say_once(f"batches of other than {self.batch_size} images run eagerly")
@@ -178,7 +233,7 @@ class Engine:
         if "graph" in self.name:
             try:
                 self._rehearse(inputs, 3)
-                self.graph = CudaGraph(self._run, inputs, self.stream)
+                self.graph = CudaGraph(self._run, inputs, self.stream, self.pool)
             except RuntimeError as error:
                 self._forget_steps()
                 self._give_up("graph", error)
@@ -256,9 +311,10 @@ class Engine:
 
             if key not in self.judges:
                 try:
+                    inputs = static_inputs([x, y, noise])
                     with self._on_stream():
-                        judged(x, y, noise)
-                    self.judges[key] = CudaGraph(judged, [x, y, noise], self.stream)
+                        judged(*inputs)
+                    self.judges[key] = CudaGraph(judged, inputs, self.stream, self.pool)
                 except RuntimeError as error:
                     self._say_once(f"judging runs eagerly: {_reason(error)}")
                     return judged(x, y, noise)
@@ -268,5 +324,6 @@ class Engine:
 
 
 def _reason(error: Exception) -> str:
-    """An error in one line."""
+    """An error in one line; of a compiler's, the one that made it fail."""
+    error = getattr(error, "inner_exception", error)
     return (str(error).strip() or type(error).__name__).splitlines()[0]

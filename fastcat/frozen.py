@@ -158,7 +158,7 @@ def conv_block(
     """
     if fuse and relu:
         return _FusedConv.apply(x, weight, bias, residual, geometry)
-    fast = winograd.current()
+    fast = None if torch.compiler.is_compiling() else winograd.current()
     if fast is not None and fast.takes(x, weight, bias, *geometry):
         return fast.convolve(x, weight, bias, residual, relu)
     out = F.conv2d(x, weight, bias, *geometry)

@@ -126,7 +126,7 @@ def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> No
 
 
 def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
-    return BACKWARD(dy, *ctx.saved_tensors), None, None
+    return BACKWARD.torch_op(dy, *ctx.saved_tensors), None, None
 
 
 OP.torch_op.register_autograd(_backward, setup_context=_save)

@@ -187,7 +187,7 @@ def _backward(ctx: Any, d_values: Tensor | None, d_dz: Tensor | None) -> tuple[T
         raise RuntimeError(
             "multi_peer_loss: dz is a gradient and has none itself: differentiate the losses, once"
         )
-    dz = None if d_values is None else OP(*ctx.saved_tensors, d_values)[1]
+    dz = None if d_values is None else OP.torch_op(*ctx.saved_tensors, d_values)[1]
     return dz, None, None, None
 
 

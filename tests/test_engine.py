@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcat.config import TrainConfig
-from fastcat.engine import ENGINES, Engine, choose_engine
+from fastcat.engine import ENGINES, Engine, _reason, choose_engine
 from fastcat.errors import InputError
 from fastcat.frozen import Frozen
 from fastcat.kernels import winograd
@@ -82,6 +82,34 @@ def test_the_seed_alone_decides_the_noise() -> None:
         ends.append(engine.step((x, y), x, seed=seed, lr=0.1))
     assert torch.equal(ends[0], ends[1])
     assert not torch.equal(ends[0], ends[2])
+
+
+def test_a_rehearsal_runs_on_tensors_like_a_graphs_own() -> None:
+    """A loader's are slices: other strides and alignment are other kernels, which a capture cannot
+    compile.
+    """
+    engine, _ = engine_of(team_of(["at"]))
+    rehearsed: list[Tensor] = []
+    engine._prepare = lambda *inputs: rehearsed.extend(inputs)
+    x, y = (torch.cat([part, part])[1:12] for part in images(0, 11))
+    draws = torch.rand(2, 3 * 11)[:, 11:22]
+    engine.gather = lambda x, y, draws: gather(x, y)
+    engine.step((x, y, draws), x, seed=0, lr=0.1)
+    assert draws.stride() != draws.clone().stride()
+    for tensor in rehearsed:
+        assert tensor.stride() == tensor.clone().stride()
+        assert not tensor.storage_offset()
+
+
+def test_a_reason_is_the_cause_not_the_wrapper() -> None:
+    """Inductor's errors begin with "backend='inductor' raised:"."""
+    wrapped = RuntimeError("backend='inductor' raised:\nOSError: no compiler")
+    wrapped.inner_exception = OSError("no compiler")  # type: ignore[attr-defined]
+    assert _reason(wrapped) == "no compiler"
+    lookup = RuntimeError("out of memory")
+    lookup.__context__ = KeyError("cache")
+    assert _reason(lookup) == "out of memory"
+    assert _reason(RuntimeError()) == "RuntimeError"
 
 
 # compiled

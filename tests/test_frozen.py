@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from fastcat.attack import Inner, attack_all
 from fastcat.batch import Batch
 from fastcat.frozen import CannotFreeze, Frozen
+from fastcat.kernels import winograd
 from fastcat.modes import attack_mode
 from fastcat.objectives import make_objective
 from fastcat.precision import make_precision
@@ -125,6 +126,20 @@ def test_what_can_be_folded_is_folded() -> None:
     assert convolutions == sum(
         node.name.startswith("conv_block") for node in twin._network.graph.nodes
     )
+
+
+def test_a_compiled_twin_is_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a question that some versions of dynamo cannot trace, in every convolution."""
+
+    def current() -> None:
+        raise AssertionError("asked for while compiling")
+
+    twin = Frozen(randomised(tiny_net(0)), torch.float64, images64())
+    x = images64(1)
+    expected = twin(x)
+    monkeypatch.setattr(winograd, "current", current)
+    compiled = torch.compile(twin._network, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x), expected, rtol=TOLERANCE, atol=TOLERANCE)
 
 
 def test_the_twin_is_yesterdays_until_it_is_refolded() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastcat.kernels._op import all_ops
 from tests.kernels.cases import Case, cases
@@ -36,6 +37,30 @@ def test_inside_a_compiled_function_ops_change_their_arguments() -> None:
     eager = step(x_adv.clone(), low.clone(), *rest)
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(x_adv.clone(), low.clone(), *rest), eager)
+
+
+class _Dispatched(TorchDispatchMode):
+    """Names of the operations that torch is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["affine_relu", "multi_peer_loss"])
+def test_torch_sees_the_op_that_gives_a_gradient(name: str) -> None:
+    """A compiler traces backwards with tensors without data: a kernel launched on them fails."""
+    case = next(case for case in CASES.values() if case.op.name == name and case.typical)
+    x, *rest = case.args
+    output = case.op(x.detach().requires_grad_(), *rest)
+    first = output[0] if isinstance(output, tuple) else output
+    with _Dispatched() as dispatched:
+        first.sum().backward()
+    assert any(asked.startswith(f"fastcat::{name}") for asked in dispatched.names)
 
 
 def test_without_triton_the_references_run() -> None:
