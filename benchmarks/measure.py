@@ -3,8 +3,11 @@
 import gc
 import math
 import re
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,22 @@ def milliseconds(function: Callable[[], object], steps: int, device: torch.devic
     for _ in range(steps):
         function()
     return 1000 * (time.perf_counter() - started) / steps
+
+
+@contextmanager
+def busy_processes(count: int) -> Iterator[None]:
+    """Beside so many processes that do nothing but keep a CPU busy."""
+    processes = [subprocess.Popen([sys.executable, "-c", _BUSY]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+# ends with the process that began it, also where that was killed
+_BUSY = "import os\nparent = os.getppid()\nwhile os.getppid() == parent:\n    sum(range(100_000))"
 
 
 def matmul_tflops(precision: str, device: torch.device) -> float:

@@ -11,6 +11,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -32,6 +33,7 @@ from fastcat.benchmarks.contestants import (
 from fastcat.benchmarks.layers import measure_layers
 from fastcat.benchmarks.measure import (
     PeakMemory,
+    busy_processes,
     copy_tb_per_s,
     flop_per_image,
     matmul_tflops,
@@ -39,6 +41,7 @@ from fastcat.benchmarks.measure import (
     synchronize,
 )
 from fastcat.benchmarks.methods import METHODS, parse_methods, reference_for, typed
+from fastcat.cpus import set_threads, shared_cpus
 from fastcat.device import make_device
 from fastcat.environment import environment
 from fastcat.errors import InputError
@@ -76,12 +79,14 @@ class BenchConfig:
     """Timed turns of each contestant."""
     steps: int | None = None
     """Steps a turn. None: 10 on a GPU, 1 on a CPU."""
+    beside: str = "0"
+    """Beside how many other busy processes it is timed, separated by commas: 0,1,2."""
     images: int = 50000
     """Images of an epoch, for the seconds an epoch takes."""
     device: str = "auto"
     """cpu, cuda or cuda:N. auto: the GPU if there is one."""
     threads: int | None = None
-    """CPU threads. None: as PyTorch chooses."""
+    """CPU threads. None: as PyTorch chooses, at most as many as the CPUs we may use."""
     out: Path | None = None
     """JSON file to write. None: a new one, bench-DATE-TIME.json."""
     compare: Path | None = None
@@ -97,6 +102,8 @@ class BenchConfig:
         parse_methods(self.methods)
         if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", self.batch_size):
             raise InputError(f"batch size is {self.batch_size!r}, expected numbers like 128,256")
+        if not re.fullmatch(r"\d{1,3}(,\d{1,3})*", self.beside):
+            raise InputError(f"beside is {self.beside!r}, expected numbers like 0,1,2")
         if max(map(int, self.batch_size.split(","))) > PHOTOGRAPHS:
             raise InputError(f"batch size is {self.batch_size}, expected at most {PHOTOGRAPHS}")
         for arch in self.arch.split(","):
@@ -147,35 +154,58 @@ def race(
             "gflop_per_image": flop / 1e9,
             "peak_memory_mib": memory.mib(),
         }
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(config.repetitions):
-        for name in names:
-            set_arithmetic(name, device)
-            # caches and freed memory are now the others'
-            turns[name]()
-            times[name].append(milliseconds(turns[name], steps, device))
-    for name, result in results.items():
-        ms = median(times[name])
-        tflops = result["gflop_per_image"] * batch / ms  # GFLOP a millisecond
-        result |= {
-            "ms": ms,
-            "ms_low": min(times[name]),
-            "ms_high": max(times[name]),
-            "images_per_second": 1000 * batch / ms,
-            "seconds_per_epoch": config.images / batch * ms / 1000,
-            "tflops": tflops,
-            "share_of_matmul": tflops / matmul[arithmetic_of(name, device)],
-        }
-    if "plain" in results:
+    timed = []
+    for count in map(int, config.beside.split(",")):
+        with busy_processes(count):
+            times = _take_turns(turns, steps, config.repetitions, device)
         for name, result in results.items():
-            turns_apart = [a / b for a, b in zip(times["plain"], times[name], strict=True)]
-            result |= {
-                "plain_ms": results["plain"]["ms"],
-                "speedup": results["plain"]["ms"] / result["ms"],
-                "speedup_low": min(turns_apart),
-                "speedup_high": max(turns_apart),
-            }
-    return list(results.values())
+            ms = median(times[name])
+            tflops = result["gflop_per_image"] * batch / ms  # GFLOP a millisecond
+            turns_apart = [
+                plain / own for plain, own in zip(times.get("plain", ()), times[name], strict=False)
+            ]
+            timed.append(
+                result
+                | {
+                    "beside": count,
+                    "ms": ms,
+                    "ms_low": min(times[name]),
+                    "ms_high": max(times[name]),
+                    "images_per_second": 1000 * batch / ms,
+                    "seconds_per_epoch": config.images / batch * ms / 1000,
+                    "tflops": tflops,
+                    "share_of_matmul": tflops / matmul[arithmetic_of(name, device)],
+                }
+            )
+            if "plain" in times:
+                plain_ms = median(times["plain"])
+                timed[-1] |= {
+                    "plain_ms": plain_ms,
+                    "speedup": plain_ms / ms,
+                    "speedup_low": min(turns_apart),
+                    "speedup_high": max(turns_apart),
+                }
+    quiet = {result["contestant"]: result["ms"] for result in timed if not result["beside"]}
+    for result in timed if len(timed) > len(results) else ():
+        if result["contestant"] in quiet:
+            result["slowdown"] = result["ms"] / quiet[result["contestant"]]
+    return timed
+
+
+def _take_turns(
+    turns: dict[str, Callable[[], object]], steps: int, repetitions: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Milliseconds of a step, of each contestant in each of its turns."""
+    times: dict[str, list[float]] = {name: [] for name in turns}
+    for _ in range(repetitions):
+        for name, turn in turns.items():
+            set_arithmetic(name, device)
+            # ours waits as it does in a run, the papers' loops as torch does
+            with shared_cpus() if "/" in name else nullcontext():
+                # caches and freed memory are now the others'
+                turn()
+                times[name].append(milliseconds(turn, steps, device))
+    return times
 
 
 COLUMNS = (
@@ -188,6 +218,13 @@ COLUMNS = (
     ("GFLOP/image", "{gflop_per_image:.1f}"),
     ("TFLOP/s", "{tflops:.3f}"),
     ("of matmul", "{share_of_matmul:.0%}"),
+    ("speedup", "{speedup:.2f}x"),
+)
+
+BESIDE_COLUMNS = (
+    ("beside", "{beside}"),
+    *(column for column in COLUMNS if column[0] in ("contestant", "ms/step", "low..high")),
+    ("of the quiet step", "{slowdown:.2f}x"),
     ("speedup", "{speedup:.2f}x"),
 )
 
@@ -232,16 +269,19 @@ def table(results: list[dict[str, Any]], columns: Sequence[tuple[str, str]] = CO
 def compared(results: list[dict[str, Any]], path: Path) -> str:
     """What became of each result of an earlier file. Raises InputError for another kind of file."""
     keys = ("what", "arch", "peers", "batch_size", "contestant")
+
+    def key_of(result: dict[str, Any]) -> tuple[Any, ...]:
+        # older files know no busy machine
+        return (*(result[key] for key in keys), result.get("beside", 0))
+
     try:
-        earlier = {
-            tuple(r[key] for key in keys): r["ms"] for r in json.loads(path.read_text())["results"]
-        }
+        earlier = {key_of(r): r["ms"] for r in json.loads(path.read_text())["results"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"cannot compare with {path}: it is no file of `fastcat bench`") from error
     lines = []
     for result in results:
-        key = tuple(result[key] for key in keys)
-        name = " ".join(map(str, key))
+        key = key_of(result)
+        name = " ".join(map(str, key[:-1])) + (f" beside {key[-1]}" if key[-1] else "")
         if key in earlier:
             change = result["ms"] / earlier[key] - 1
             lines.append(f"{name}: {earlier[key]:.1f} -> {result['ms']:.1f} ms, {change:+.1%}")
@@ -252,8 +292,7 @@ def compared(results: list[dict[str, Any]], path: Path) -> str:
 
 def bench(config: BenchConfig) -> dict[str, Any]:
     """Run all races, print their tables and write the JSON file; what it holds."""
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    set_threads(config.threads)
     device = make_device(config.device)
     names = contestants_for(config.contestants, device)
     opponents = opponents_for(config.contestants, device)
@@ -299,7 +338,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         for peers, what in itertools.product(config.peers.split(";"), timed):
             print(f"\n{what}: {typed(peers, config.collab)} {place}")
             results = race(names, arch, peers, config.collab, batch, what, config, device, matmul)
-            print(table(results))
+            print(table(results, BESIDE_COLUMNS if "," in config.beside else COLUMNS))
             record["results"] += results
             # after each race, so that an interruption loses only the race under way
             write_text(out, json.dumps(record, indent=2) + "\n")

@@ -168,7 +168,7 @@ class Run:
     """How steps are run; no result depends on it. auto: graph on a GPU, on a CPU winograd, or eager
     where there is no C++ compiler."""
     threads: int | None = None
-    """CPU threads. None: as PyTorch chooses."""
+    """CPU threads. None: as PyTorch chooses, at most as many as the CPUs we may use."""
     log_every: int = 50
     """Steps between two lines of steps.jsonl; non-finite losses are found there."""
     save_every: int | None = None

@@ -15,6 +15,7 @@ from typing import Any
 from fastcat.checkpoint import load_last_checkpoint
 from fastcat.config import TrainConfig
 from fastcat.course import Course
+from fastcat.cpus import shared_cpus
 from fastcat.environment import environment
 from fastcat.errors import InputError
 from fastcat.files import explained, remove_leftovers, write_text
@@ -249,6 +250,7 @@ def resume(run: Path, dataset: Dataset | None = None) -> RunResult:
         return _run(trainer, run, request, remark)
 
 
+@shared_cpus()
 def _run(trainer: Trainer, run: Path, request: StopRequest, remark: str | None = None) -> RunResult:
     with Recorder(run, trainer.config.epochs * trainer.epoch_steps) as recorder:
         if remark:

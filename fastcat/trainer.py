@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fastcat.checkpoint import last_checkpoint, save_checkpoint
 from fastcat.config import TrainConfig
+from fastcat.cpus import set_threads
 from fastcat.device import make_device
 from fastcat.engine import Engine, choose_engine
 from fastcat.errors import InputError
@@ -48,8 +49,7 @@ class Trainer:
     """
 
     def __init__(self, config: TrainConfig, dataset: Dataset | None = None) -> None:
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
+        set_threads(config.threads)
         self.device = make_device(config.device)
         self.precision = make_precision(config.precision, self.device)
         # what "auto" and None mean is settled here, and so the same when the run is resumed

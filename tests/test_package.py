@@ -34,10 +34,10 @@ LAYERS = (
     "objectives", "squeeze", "replay", "union", "attack", "frozen", "lanes", "threat", "terms",
     "awp", "optim", "swa", "checkpoint", "foreign", "models", "precision", "report", "watch",
     "recipes", "environment", "device", "progress", "stop", "pixels", "settings", "modes",
-    "loaders", "guard", "batch", "over_seeds", "seeds", "files", "errors",
+    "loaders", "guard", "batch", "over_seeds", "seeds", "files", "cpus", "errors",
     "kernels",
 )  # fmt: skip
-LOADERS_MAY_IMPORT = {"kernels", "guard", "batch", "seeds", "errors", "files"}
+LOADERS_MAY_IMPORT = {"kernels", "guard", "batch", "seeds", "errors", "files", "cpus"}
 
 
 def module_name(path: Path) -> str:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcat.attack import Inner, Network, attack_all
+from fastcat.cpus import shared_cpus
 from fastcat.errors import InputError
 from fastcat.frozen import Frozen
 from fastcat.guard import check_images
@@ -145,6 +146,7 @@ def survivors(
     return alive
 
 
+@shared_cpus()
 def evaluate(
     model: Network,
     loader: Iterable[Sequence[Any]],

@@ -17,6 +17,7 @@ from rich.progress import Progress
 from torch import nn
 
 from fastcat.checkpoint import WeightsInfo, check_fit, load_weights
+from fastcat.cpus import set_threads
 from fastcat.device import make_device
 from fastcat.environment import environment
 from fastcat.errors import InputError, nearest
@@ -52,6 +53,7 @@ def evaluate_run(config: EvalConfig) -> dict[str, Any]:
     parse_attacks(config.attacks)
     if is_over_seeds(config.target):
         return judge_seeds(config)
+    set_threads(None)
     device = make_device(config.device)
     files = find_weights(config.target, config.weights, config.peer)
     if config.arch is not None:

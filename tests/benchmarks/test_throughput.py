@@ -1,6 +1,8 @@
 """`fastcat bench`: what it measures, writes, compares and refuses."""
 
+import contextlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -76,6 +78,53 @@ def test_a_race_writes_what_it_measured(small: dict[str, Any], tmp_path: Path) -
     assert {row["pass"] for row in record["layers"]} == {
         "forward", "backward_input", "backward_weight"
     }  # fmt: skip
+
+
+def _busy_children() -> int:
+    """How many processes that only keep a CPU busy are ours."""
+    count = 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # one that has just ended
+            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+            count += parent == str(os.getpid()) and "sum(range" in (folder / "cmdline").read_text()
+    return count
+
+
+def test_a_race_beside_busy_processes(
+    small: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches a race that is not beside them, or that leaves them running."""
+    settings = small | {"contestants": "plain,fp32/eager", "repetitions": 1}
+    seen = []
+    take_turns = throughput._take_turns
+
+    def watched(*arguments: Any) -> Any:
+        seen.append(_busy_children())
+        return take_turns(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(throughput, "_take_turns", watched)
+        record = bench(BenchConfig(**settings, beside="0,2", out=tmp_path / "bench.json"))
+    assert seen == [0, 2]
+    assert _busy_children() == 0
+    results = record["results"]
+    assert [(r["beside"], r["contestant"]) for r in results] == [
+        (0, "plain"), (0, "fp32/eager"), (2, "plain"), (2, "fp32/eager")
+    ]  # fmt: skip
+    for quiet, busy in zip(results[:2], results[2:], strict=True):
+        assert quiet["slowdown"] == 1
+        assert busy["slowdown"] == pytest.approx(busy["ms"] / quiet["ms"])
+    printed = capsys.readouterr().out
+    assert f"{results[3]['slowdown']:.2f}x" in printed
+    bench(BenchConfig(**settings, compare=tmp_path / "bench.json"))
+    printed = capsys.readouterr().out
+    assert f"tiny trades,alp 4 plain: {results[0]['ms']:.1f} -> " in printed
+
+
+@pytest.mark.parametrize("beside", ["-1", "1.5", "", "0,,1", "1000"])
+def test_beside_is_a_list_of_numbers(beside: str) -> None:
+    with pytest.raises(InputError, match="beside is"):
+        BenchConfig(beside=beside)
 
 
 def test_methods_race_against_the_loops_of_their_papers(
