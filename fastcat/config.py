@@ -104,7 +104,8 @@ class Threat:
     threats: str = ""
     """Several attackers, in place of --norm, --eps and --step-size, all judged under, as
     linf:eps=0.03:step_size=0.003:steps=40,l2:eps=0.5,l1:eps=12. A peer says which one attacks it,
-    as at:threat=l2, or avg, max, msd of all; without a word the first."""
+    as at:threat=l2, or avg, max, msd of all; without a word the first. l2:eps=0.5:code=trades or
+    rice trains after their code; see `fastcat list threats`."""
     val_steps: int = 10
     """PGD steps of the attack on the validation images after each epoch."""
 

@@ -45,7 +45,9 @@ class Judge:
         self.precision = precision
         self.normalize = normalize
         self.attacks = ("clean", "fgsm", f"pgd{config.val_steps}")
-        self.threats = [replace(model, restarts=1) for model in config.threat_models()]
+        # everybody is judged alike, whosever code the training attack follows
+        models = config.threat_models()
+        self.threats = [replace(model, restarts=1, code=None) for model in models]
         self.judged_by = self.attacks[-1] if len(self.threats) == 1 else "worst"
         self.monitored_on, self.monitor, self.chance = self._make_monitor(val_index)
         self.best: dict[str, dict[str, Any]] = {}

@@ -14,7 +14,7 @@ from fastcat.objectives import METHODS
 from fastcat.optim import SCHEDULES
 from fastcat.recipes import RECIPES, about
 from fastcat.settings import usage
-from fastcat.threat import NORMS, WAYS
+from fastcat.threat import CODES, NORMS, OFFICIAL, WAYS
 
 
 def _about(function: Callable[..., Any]) -> str:
@@ -54,7 +54,9 @@ LISTINGS: dict[str, Callable[[], dict[str, str]]] = {
             norm: f"the threat model of this norm in --threats, as at:threat={norm}"
             for norm in NORMS
         },
+        **{f"l2:code={code}": f"whose code l2 follows: {text}" for code, text in CODES.items()},
         **{way: f"all of them: {text}" for way, text in WAYS.items()},
+        **{f"{way}-official": f"{way} as Maini et al.'s public code runs it" for way in OFFICIAL},
     },
     "collaborations": lambda: _with_settings(COLLABORATIONS, APART),
     "schedules": lambda: _described(SCHEDULES),

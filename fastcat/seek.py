@@ -11,6 +11,7 @@ from fastcat.attack import Inner, Network, attack_all, stack_images
 from fastcat.batch import Batch
 from fastcat.errors import InputError
 from fastcat.objectives.objective import Objective
+from fastcat.official import max_official, msd_official, starts_official
 from fastcat.plan import view_name
 from fastcat.replay import Replay
 from fastcat.squeeze import Squeeze, squeeze
@@ -36,6 +37,8 @@ class Search(NamedTuple):
     def starts(self) -> list[tuple[ThreatModel, Start]]:
         """The starts that it needs, each in the ball of a threat model."""
         models, start = self.threats.models, self.inner.start
+        if self.threats.official:
+            return starts_official(self.threats)
         if self.threats.way == "msd":
             assert isinstance(self.inner, Inner)
             return [(models[0], msd_start(self.inner))]
@@ -64,8 +67,15 @@ def make_searches(
                 norm = own[0].partition(".")[0]
                 under = Threats((of_peer.models[of_peer.norms.index(norm)],))
             one_start = isinstance(inner, Squeeze) or under.way == "msd"
-            if one_start and under.models[0].restarts > 1:
+            if under.official and (not isinstance(inner, Inner) or inner.loss != "ce"):
+                raise InputError(
+                    f"threat={under.name} climbs cross-entropy, as its code does, and peer {k} "
+                    f"does not: type threat={under.way}, or a method like at"
+                )
+            if (one_start or under.official) and under.models[0].restarts > 1:
                 what = "msd starts once" if under.way else "st seeks its two views from one start"
+                if under.official:
+                    what = f"{under.name} has the starts of its code"
                 raise InputError(f"{what}: type --restarts 1")
             if isinstance(inner, Inner):
                 under = replace(under, models=tuple(map(inner.under, under.models)))
@@ -105,6 +115,15 @@ def seek(
                 network, inner, batch.x, batch.y, search.threats.models[0], starts, grad_scale
             )
             found.update(zip(search.views, both, strict=True))
+        elif search.threats.official:
+            starts = noise[0, search.first : search.first + len(search.starts)]
+            models = search.threats.models
+            if way == "msd":
+                view = msd_official(network, inner, batch, models, starts, grad_scale)
+            else:
+                view, which = max_official(network, inner, batch, models, starts, grad_scale)
+                found[f"which{search.peer}"] = which
+            found[search.views[0]] = view
         elif way == "msd":
             start = noise[0, search.first]
             found[search.views[0]] = msd(

@@ -26,20 +26,29 @@ def _linf_ball(x: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def _l2_ball(x: Tensor, generator: torch.Generator | None) -> Tensor:
-    return _on_radius(torch.empty_like(x).normal_(generator=generator), 2, generator)
+    normal = torch.empty_like(x).normal_(generator=generator)
+    return _on_radius(normal, 2, x[0].numel(), generator)
+
+
+def _l2_radius(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    return _on_radius(torch.empty_like(x).normal_(generator=generator), 2, 1, generator)
 
 
 def _l1_ball(x: Tensor, generator: torch.Generator | None) -> Tensor:
     size = torch.empty_like(x).exponential_(generator=generator)
     sign = torch.empty_like(x).uniform_(-1, 1, generator=generator).sign()
-    return _on_radius(size * sign, 1, generator)
+    return _on_radius(size * sign, 1, x[0].numel(), generator)
 
 
-def _on_radius(direction: Tensor, p: int, generator: torch.Generator | None) -> Tensor:
-    """Points of the unit l_p ball on these directions, uniform where the directions are."""
+def _on_radius(
+    direction: Tensor, p: int, dimensions: int, generator: torch.Generator | None
+) -> Tensor:
+    """Points of the unit l_p ball on these directions, as far out as in that many dimensions a
+    uniform draw is: in 1 at any distance alike, in 3072 near the sphere.
+    """
     norm = direction.flatten(1).norm(p, dim=1)
     radius = torch.empty_like(norm).uniform_(0, 1, generator=generator)
-    factor = radius ** (1 / direction[0].numel()) / norm
+    factor = radius ** (1 / dimensions) / norm
     return direction * factor[:, None, None, None]
 
 
@@ -57,6 +66,12 @@ NORMS = {
     "l1": Norm(1, _l1_ball),
 }
 
+# whose public code the attack in l2 follows, where that differs from what is usual
+CODES = {
+    "rice": "a uniform start lies at any distance up to eps alike (Rice et al. 2020)",
+    "trades": "a step is clipped to [0, 1] first, then scaled to eps (Zhang et al. 2019)",
+}
+
 # coordinates that one step of l1 ascent moves; Maini et al. 2020 draw 5 to 20
 L1_SPARSITY = 20
 
@@ -67,7 +82,9 @@ class ThreatModel:
 
     norm: "linf", "l2" or "l1"; eps: radius in that norm, of pixels in [0, 1], for linf in (0, 1];
     step_size: of one PGD step, in the same norm, a quarter of eps by default; steps: number of
-    gradients; restarts: independent starts, of which the worst counts.
+    gradients; restarts: independent starts, of which the worst counts; code: a name from CODES, for
+    l2 alone, or None for a start that is uniform in the ball and a step that is scaled to eps
+    first and then clipped to [0, 1].
     Raises InputError for values that mean nothing.
     """
 
@@ -76,6 +93,7 @@ class ThreatModel:
     step_size: float | None = None
     steps: int = 10
     restarts: int = 1
+    code: str | None = None
 
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
@@ -87,6 +105,10 @@ class ThreatModel:
             raise InputError(f"steps is {self.steps}, expected at least 1: type for example 10")
         if self.restarts < 1:
             raise InputError(f"restarts is {self.restarts}, expected at least 1")
+        if self.code is not None and self.code not in CODES:
+            raise InputError(f"unknown code {self.code!r}: {nearest(self.code, CODES)}")
+        if self.code is not None and self.norm != "l2":
+            raise InputError(f"code={self.code} is for l2, not for {self.norm}: leave it out")
 
     def _check_length(self, name: str, value: float, example: str) -> None:
         if self.norm == "linf" and 1 < value <= 255:
@@ -106,6 +128,8 @@ class ThreatModel:
     def draw_noise(self, kind: Start, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """Raw start noise like x: uniform in the norm's unit ball, standard normal, or zero."""
         if kind == "uniform":
+            if self.code == "rice":
+                return _l2_radius(x, generator)
             return NORMS[self.norm].unit_ball(x, generator)
         if kind == "gaussian":
             return torch.empty_like(x).normal_(generator=generator)
@@ -123,7 +147,8 @@ class ThreatModel:
 
         low: receives the new x_adv in another dtype.
         """
-        pgd_update(x_adv, low, x, grad, self.norm, self.eps, self.step, L1_SPARSITY)
+        box_first = self.code == "trades"
+        pgd_update(x_adv, low, x, grad, self.norm, self.eps, self.step, L1_SPARSITY, box_first)
 
     def distance(self, x: Tensor, x_adv: Tensor) -> Tensor:
         """How far each image [B] has moved, in the threat model's norm."""
@@ -138,19 +163,25 @@ WAYS = {
 }
 
 
+# ways that can be had as the public code of Maini et al. 2020 runs them, as max-official
+OFFICIAL = ("max", "msd")
+
+
 @dataclass(frozen=True)
 class Threats:
     """How a peer is attacked: by one threat model, or by several of distinct norms in a way of
-    WAYS; all have as many restarts.
+    WAYS; all have as many restarts. official: as `fastcat.official` has it.
     """
 
     models: tuple[ThreatModel, ...]
     way: str | None = None
+    official: bool = False
 
     @property
     def name(self) -> str:
         """As `threat=NAME` has it."""
-        return self.way or self.models[0].norm
+        suffix = "-official" if self.official else ""
+        return (self.way or self.models[0].norm) + suffix
 
     @property
     def norms(self) -> tuple[str, ...]:

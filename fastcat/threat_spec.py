@@ -5,14 +5,15 @@ from dataclasses import replace
 
 from fastcat.errors import InputError, nearest
 from fastcat.pixels import format_pixels, parse_pixels
-from fastcat.threat import NORMS, WAYS, ThreatModel, Threats
+from fastcat.threat import NORMS, OFFICIAL, WAYS, ThreatModel, Threats
 
 
 def parse_threats(text: str, base: ThreatModel) -> tuple[ThreatModel, ...]:
     """ "linf:eps=8/255,l2:eps=0.5:steps=50" -> a ThreatModel for each entry.
 
-    Grammar: NORM:eps=LENGTH[:step_size=LENGTH][:steps=N], separated by commas, each norm once.
-    Steps and restarts are those of base unless they are said; a step size is eps/4 unless it is.
+    Grammar: NORM:eps=LENGTH[:step_size=LENGTH][:steps=N][:code=NAME], separated by commas, each
+    norm once. Steps and restarts are those of base unless they are said; a step size is eps/4
+    unless it is; code is one of CODES, for l2.
     Raises InputError for what it cannot read.
     """
     models = []
@@ -20,7 +21,7 @@ def parse_threats(text: str, base: ThreatModel) -> tuple[ThreatModel, ...]:
         norm, *parts = entry.strip().split(":")
         if norm not in NORMS:
             raise InputError(f"threats {text!r}: unknown norm {norm!r}: {nearest(norm, NORMS)}")
-        settings: dict[str, float] = {}
+        settings: dict[str, float | str] = {}
         for part in parts:
             key, _, value = part.partition("=")
             name = key.replace("-", "_")
@@ -28,10 +29,12 @@ def parse_threats(text: str, base: ThreatModel) -> tuple[ThreatModel, ...]:
                 settings[name] = parse_pixels(value)
             elif name == "steps" and value.isdecimal():
                 settings[name] = int(value)
+            elif name == "code":
+                settings[name] = value
             else:
                 raise InputError(
-                    f"threats {text!r}: cannot read {part!r}, expected eps, step_size or steps, "
-                    f"as {norm}:eps=0.5:step_size=0.05:steps=50"
+                    f"threats {text!r}: cannot read {part!r}, expected eps, step_size, steps or "
+                    f"code, as {norm}:eps=0.5:step_size=0.05:steps=50"
                 )
         if "eps" not in settings:
             raise InputError(
@@ -44,7 +47,10 @@ def parse_threats(text: str, base: ThreatModel) -> tuple[ThreatModel, ...]:
 
 
 def format_threats(models: Sequence[ThreatModel]) -> str:
-    """The text that `parse_threats` reads back to the same radii, step sizes and steps."""
+    """The text that `parse_threats` reads back to the same radii, step sizes and steps.
+
+    Whose code the training attack followed is not in it: everybody is judged alike.
+    """
     return ",".join(
         f"{model.norm}:eps={format_length(model.norm, model.eps)}"
         f":step_size={format_length(model.norm, model.step)}:steps={model.steps}"
@@ -59,18 +65,21 @@ def format_length(norm: str, value: float) -> str:
 
 def choose_threats(name: str | None, models: Sequence[ThreatModel]) -> Threats:
     """What a peer's `threat=NAME` means among a run's models: one by its norm, all in a way of
-    WAYS, and the first without a name. Raises InputError for another name.
+    WAYS or in one of OFFICIAL as `max-official`, and the first without a name. Raises InputError
+    for another name.
     """
     if name is None:
         return Threats((models[0],))
-    if name in WAYS:
+    ways = {way: Threats(tuple(models), way) for way in WAYS}
+    ways |= {f"{way}-official": Threats(tuple(models), way, official=True) for way in OFFICIAL}
+    if name in ways:
         if len(models) < 2:
             raise InputError(
                 f"threat={name} is for several threat models: type them all, as "
                 "--threats linf:eps=0.03,l2:eps=0.5,l1:eps=12"
             )
-        return Threats(tuple(models), name)
+        return ways[name]
     norms = [model.norm for model in models]
     if name not in norms:
-        raise InputError(f"there is no threat {name!r}: {nearest(name, [*norms, *WAYS])}")
+        raise InputError(f"there is no threat {name!r}: {nearest(name, [*norms, *ways])}")
     return Threats((models[norms.index(name)],))

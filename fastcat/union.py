@@ -9,7 +9,7 @@
 The choice is made for each image, as Maini et al.'s code makes it, and by the loss that is climbed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -45,6 +45,11 @@ def msd_start(inner: Inner) -> Start:
     return inner.start if inner.loss == "kl" else "zero"
 
 
+def ascend(t: int, model: ThreatModel, x_adv: Tensor, x: Tensor, grad: Tensor) -> None:
+    """Move x_adv [1, B, C, H, W] in the t-th step, from 0 on, as its threat model does."""
+    model.ascend(x_adv, x, grad)
+
+
 def msd(
     network: Network,
     inner: Inner,
@@ -53,10 +58,12 @@ def msd(
     noise: Tensor,
     grad_scale: float = 1.0,
     target: Tensor | None = None,
+    step: Callable[[int, ThreatModel, Tensor, Tensor, Tensor], None] = ascend,
 ) -> Tensor:
     """Adversarial views [B, C, H, W] by multi steepest descent, in the largest number of steps.
 
-    noise: [B, C, H, W], of `msd_start`. grad_scale, target: as in `Goal`.
+    noise: [B, C, H, W], of `msd_start`. grad_scale, target: as in `Goal`. step: in
+    place of `ascend`.
     """
     x = batch.x.detach()
     views = Views([network], x)
@@ -66,11 +73,11 @@ def msd(
         )
         views.begin([models[0].start(x, msd_start(inner), noise)])
         best, best_loss = x, torch.full((len(x),), -torch.inf, device=x.device)
-        for _ in range(max(model.steps for model in models)):
+        for t in range(max(model.steps for model in models)):
             grad = views.gradients(goal.logit_grad)
             candidates = room_for(len(models), x).copy_(views.x_adv)
             for model, candidate in zip(models, candidates, strict=True):
-                model.ascend(candidate[None], x, grad)
+                step(t, model, candidate[None], x, grad)
             chosen, _, loss = worst_of(network, goal, candidates)
             views.begin([chosen])
             larger = worse(loss, best_loss)

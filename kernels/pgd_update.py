@@ -7,11 +7,16 @@
     l2     s g / ||g||_2                     d min(1, eps / ||d||_2)
     l1     s sign(g) / n on n coordinates    sign(d) max(|d| - theta, 0) of l1 norm eps
 
+or, for l2 and with box_first, the box before the ball, which keeps more of the length:
+
+    x_adv <- x + project(clip(x_adv + step, 0, 1) - x)
+
 The n coordinates of l1 are those of the `sparsity` largest |g| that have room for s / sparsity
 before they meet the box, all ties with the last included, fewer where fewer can move.
 theta: the zero of a decreasing, piecewise linear function; where d is in the ball, it is 0.
 
-Sources: Madry et al. 2018 (arXiv 1706.06083) for linf and l2; Maini et al. 2020 (arXiv 1909.04068),
+Sources: Madry et al. 2018 (arXiv 1706.06083) for linf and l2; the public code of TRADES, Zhang et
+al. 2019 (arXiv 1901.08573), for box_first; Maini et al. 2020 (arXiv 1909.04068),
 section 4 and its appendix, for l1; Duchi et al. 2008 for theta. A zero or NaN gradient moves
 nothing, and an infinite one counts as the largest number.
 """
@@ -36,16 +41,17 @@ def pgd_update(
     eps: float,
     step_size: float,
     sparsity: int = 20,
+    box_first: bool = False,
 ) -> None:
     """Moves x_adv [K, B, C, H, W] one step up grad, inside the ball around x [B, C, H, W].
 
     x_adv, x: float32 in [0, 1]; low: x_adv's new value in a lower precision, or None; grad: any
     float type. Any strides in which H and W count as one axis. norm: one of NORMS; eps, step_size:
-    lengths in that norm, pixels of [0, 1]; sparsity: for l1 alone.
+    lengths in that norm, pixels of [0, 1]; sparsity: for l1 alone; box_first: for l2 alone.
     """
     if norm not in NORMS:
         raise ValueError(f"unknown norm {norm!r}: expected one of {', '.join(NORMS)}")
-    OP(x_adv, low, x, grad, norm, eps, step_size, sparsity)
+    OP(x_adv, low, x, grad, norm, eps, step_size, sparsity, box_first)
 
 
 def pgd_update_reference(
@@ -57,13 +63,15 @@ def pgd_update_reference(
     eps: float,
     step_size: float,
     sparsity: int,
+    box_first: bool,
 ) -> None:
     """The specification of `pgd_update`, in the precision of x_adv."""
     grad = grad.to(x_adv.dtype).nan_to_num()
     if norm == "linf":
         moved = (x_adv + step_size * grad.sign()).clamp(x - eps, x + eps)
     elif norm == "l2":
-        moved = x + project_l2(x_adv + step_size * direction_l2(grad) - x, eps)
+        moved = x_adv + step_size * direction_l2(grad)
+        moved = x + project_l2((moved.clamp(0, 1) if box_first else moved) - x, eps)
     else:
         direction = direction_l1(x_adv, grad, step_size / sparsity, sparsity)
         moved = x + project_l1(x_adv + step_size * direction - x, eps)
@@ -155,6 +163,7 @@ def _pgd_update_kernel(
     step_size,
     sparsity,
     NORM: tl.constexpr,
+    BOX_FIRST: tl.constexpr,
     CHANNELS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -188,8 +197,10 @@ def _pgd_update_kernel(
         for first in range(0, size, BLOCK):
             e = first + o_block
             grad = _load_grad(grad_ptr, grad_strides, e, size, CHANNELS) / largest
-            x_adv = _load(x_adv_ptr, x_adv_strides, e, size, CHANNELS)
-            delta = x_adv + step * grad - _load(x_ptr, x_strides, e, size, CHANNELS)
+            moved = _load(x_adv_ptr, x_adv_strides, e, size, CHANNELS) + step * grad
+            if BOX_FIRST:
+                moved = tl.minimum(tl.maximum(moved, 0.0), 1.0)
+            delta = moved - _load(x_ptr, x_strides, e, size, CHANNELS)
             b_squares += delta * delta
         shrink = tl.minimum(eps / tl.sqrt(tl.sum(b_squares)), 1.0)
 
@@ -243,7 +254,10 @@ def _pgd_update_kernel(
             moved = x_adv + step_size * _sign(grad)
             moved = tl.minimum(tl.maximum(moved, x - eps), x + eps)
         elif NORM == "l2":
-            moved = x + (x_adv + step * (grad / largest) - x) * shrink
+            moved = x_adv + step * (grad / largest)
+            if BOX_FIRST:
+                moved = tl.minimum(tl.maximum(moved, 0.0), 1.0)
+            moved = x + (moved - x) * shrink
         else:
             chosen = _bits_with_room(x_adv, grad, room) >= last
             delta = x_adv + tl.where(chosen, step * _sign(grad), 0.0) - x
@@ -264,6 +278,7 @@ def pgd_update_fused(
     eps: float,
     step_size: float,
     sparsity: int,
+    box_first: bool,
 ) -> None:
     """Launches the Triton kernel: one program for each view of an image, for linf one a block."""
     views, images = x_adv.shape[:2]
@@ -283,6 +298,7 @@ def pgd_update_fused(
         step_size,
         sparsity,
         NORM=norm,
+        BOX_FIRST=box_first,
         CHANNELS=channels,
         BLOCK=block,
         num_warps=4 if norm == "linf" else 8,

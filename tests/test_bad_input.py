@@ -99,6 +99,23 @@ SETTINGS = {
     "two views under max": (f"--peers st:threat=max {TWO_THREATS}", "one adversarial view"),
     "two views under msd": (f"--peers st:threat=msd {TWO_THREATS}", "one adversarial view"),
     "restarts of msd": (f"--peers at:threat=msd --restarts 2 {TWO_THREATS}", "msd starts once"),
+    "restarts of max-official": (
+        f"--peers at:threat=max-official --restarts 2 {TWO_THREATS}",
+        "max-official has the starts of its code: type --restarts 1",
+    ),
+    "official in another loss": (
+        f"--peers trades:threat=msd-official {TWO_THREATS}",
+        "climbs cross-entropy, .* peer 0 does not: type threat=msd, or a method like at",
+    ),
+    "official with two views": (f"--peers st:threat=max-official {TWO_THREATS}", "one adversarial"),
+    "official average": (f"--peers at:threat=avg-official {TWO_THREATS}", "did you mean"),
+    "official of one threat": ("--peers at:threat=max-official", "several threat models: .*"),
+    "code of another norm": ("--threats linf:eps=0.1:code=rice", "is for l2, not for linf: leave"),
+    "code of nobody": (
+        "--threats l2:eps=0.5:code=rise",
+        "unknown code 'rise': did you mean 'rice'",
+    ),
+    "code without a name": ("--threats l2:eps=0.5:code", "unknown code '': known are rice, trades"),
     "no specialist": (
         f"--peers at:threat=avg,at:threat=linf --collab mat-mp {TWO_THREATS}",
         "nobody who teaches peer 0 specialises in l2: add a peer like boosted:threat=l2",

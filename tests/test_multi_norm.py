@@ -20,7 +20,7 @@ from fastcat.batch import Batch
 from fastcat.objectives import make_objective
 from fastcat.precision import Precision, make_precision
 from fastcat.step import attack_views, collaborative_step
-from fastcat.threat import WAYS, ThreatModel
+from fastcat.threat import OFFICIAL, WAYS, ThreatModel
 from fastcat.threat_spec import choose_threats
 from tests.comparison import assert_close
 from tests.networks import images, mixing, tiny_net
@@ -50,19 +50,24 @@ KL_TOLERANCE = 1e-9
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A training run; alpha: of the objective in "cat", of the guidance in "mat" and "mat-mp"."""
+    """A training run; alpha: of the objective in "cat", of the guidance in "mat" and "mat-mp".
+
+    code: whose l2 follows.
+    """
 
     learners: Sequence[Learner]
     collab: str = "none"
     alpha: float = 0.3
     restarts: int = 1
+    code: str | None = None
     mixed: bool = False
     awp: Sequence[float] | None = None
 
     @property
     def subjects(self) -> set[str]:
         """What the case is a case of, by the names in docs/methods.md."""
-        return {one.threat for one in self.learners} & set(WAYS) | {self.collab} & {"mat-mp"}
+        threats = {*WAYS, *(f"{way}-official" for way in OFFICIAL)}
+        return {one.threat for one in self.learners} & threats | {self.collab} & {"mat-mp"}
 
     @property
     def guidance_weight(self) -> float:
@@ -74,6 +79,10 @@ class Case:
         return KL_TOLERANCE if climbs_kl else FLOAT64_TOLERANCE
 
     @property
+    def balls(self) -> tuple[Ball, ...]:
+        return tuple(replace(ball, code=self.code if ball.norm == "l2" else None) for ball in BALLS)
+
+    @property
     def models(self) -> tuple[ThreatModel, ...]:
         return tuple(
             ThreatModel(
@@ -82,8 +91,9 @@ class Case:
                 step_size=ball.step_size,
                 steps=ball.steps,
                 restarts=self.restarts,
+                code=ball.code,
             )
-            for ball in BALLS
+            for ball in self.balls
         )
 
     def mixing(self, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -136,6 +146,15 @@ CASES |= {
     "awp": Case(learners=[peer("at", "max"), peer("trades", "max")], awp=[0.02, 0.01]),
     "restarts": Case(learners=[peer("at", "max"), peer("trades", "avg")], restarts=2),
     "st": Case(learners=[peer("st", "l2"), peer("st", "l1")], collab="cat"),
+    "official": Case(learners=[peer("at", "max-official"), peer("mart", "msd-official")]),
+    "official-bn_train": Case(
+        learners=[peer("at", f"{way}-official", "train") for way in ("max", "msd")]
+    ),
+    "official-mixed": Case(
+        learners=[peer("at", "max-official"), peer("at", "msd-official")], mixed=True
+    ),
+    "mat_mp-official-max": mat_mp("at", "max-official"),
+    "l2_of_trades": Case(learners=[peer("trades", "l2"), peer("at", "msd")], code="trades"),
 }
 every_case = pytest.mark.parametrize(
     "case", [pytest.param(c, id=name) for name, c in CASES.items()]
@@ -160,9 +179,11 @@ def draw(case: Case, step: int) -> tuple[Tensor, Tensor, list[Tensor]]:
             "avg": [ball.norm for ball in BALLS],
             "max": [ball.norm for ball in BALLS],
             "msd": ["linf"],
+            "max-official": ["linf"] * 2,
+            "msd-official": ["linf"],
         }.get(learner.threat, [learner.threat] * (2 if learner.method == "st" else 1))
         shape = (len(norms), case.restarts, *x.shape)
-        if START[learner.method] == "gaussian":
+        if START[learner.method] == "gaussian" and "official" not in learner.threat:
             noise.append(torch.randn(shape, generator=generator).double())
         else:
             uniform = 2 * torch.rand(shape, generator=generator).double() - 1
@@ -225,7 +246,7 @@ def oracle_step(
     """The oracle's step and its views by our names, with what `max` chose."""
     task = Task(
         learners=case.learners,
-        balls=BALLS,
+        balls=case.balls,
         x=x,
         y=y,
         collab=case.collab,

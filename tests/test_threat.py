@@ -9,7 +9,7 @@ import torch
 from fastcat.attack import attack
 from fastcat.errors import InputError
 from fastcat.step import start_noise
-from fastcat.threat import Start, ThreatModel
+from fastcat.threat import CODES, Start, ThreatModel
 from tests.networks import images, seeded, tiny_net
 from tests.teams import team_of
 from tests.test_attack import climbed
@@ -85,6 +85,10 @@ def test_step_is_a_quarter_of_eps_unless_given() -> None:
         pytest.param({"norm": "zzz"}, "unknown norm 'zzz': known are l1, l2, linf", id="norm-zzz"),
         pytest.param({"norm": "l2", "eps": 0}, "eps is 0, expected more than 0", id="l2-eps-0"),
         pytest.param({"norm": "l1", "eps": math.inf}, "eps is inf, expected", id="l1-eps-inf"),
+        pytest.param(
+            {"code": "rice"}, "code=rice is for l2, not for linf: leave it out", id="code-linf"
+        ),
+        pytest.param({"norm": "l2", "code": "trade"}, "did you mean 'trades'?", id="code-typo"),
     ],
 )
 def test_threat_models_that_mean_nothing_are_refused(settings: dict[str, Any], text: str) -> None:
@@ -141,6 +145,10 @@ BALLS = [
     pytest.param(ThreatModel(norm="l2", eps=0.5, step_size=0.15, steps=8), id="l2"),
     pytest.param(ThreatModel(norm="l1", eps=4.0, step_size=1.0, steps=8), id="l1"),
 ]
+CODED = [
+    pytest.param(ThreatModel(norm="l2", eps=0.5, step_size=0.15, steps=8, code=code), id=code)
+    for code in CODES
+]
 
 
 @pytest.mark.parametrize("threat", BALLS)
@@ -162,9 +170,21 @@ def test_uniform_starts_fill_the_ball(threat: ThreatModel) -> None:
     assert noise.mean((0, 1)).abs().max() < 0.03, "no direction is preferred"
 
 
+def test_starts_of_rice_lie_at_any_distance_alike() -> None:
+    """Catches a draw that is uniform in the ball, which in 12 dimensions is near the sphere."""
+    threat = ThreatModel(norm="l2", eps=0.5, code="rice")
+    radius = (
+        threat.draw_noise("uniform", torch.zeros(4000, 3, 2, 2), seeded()).flatten(1).norm(dim=1)
+    )
+    levels = torch.tensor([0.1, 0.25, 0.5, 0.75, 0.9])
+    # five standard deviations of a quantile
+    torch.testing.assert_close(torch.quantile(radius, levels), levels, rtol=0, atol=0.04)
+    assert radius.max() <= 1 + 1e-6
+
+
 @pytest.mark.parametrize("loss", ["ce", "kl", "margin"])
 @pytest.mark.parametrize("start", ["uniform", "gaussian"])
-@pytest.mark.parametrize("threat", BALLS)
+@pytest.mark.parametrize("threat", [*BALLS, *CODED])
 def test_other_norms_attack_inside_ball_and_box(
     threat: ThreatModel, start: Start, loss: str
 ) -> None:

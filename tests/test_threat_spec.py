@@ -25,7 +25,7 @@ from tests import tiny
 from tests.run_helpers import SMALL, assert_same_end
 
 BASE = ThreatModel(steps=7, restarts=2)
-TEXT = "linf:eps=0.1:step_size=0.04:steps=2,l2:eps=0.6,l1:eps=4:steps=1"
+TEXT = "linf:eps=0.1:step_size=0.04:steps=2,l2:eps=0.6:code=rice,l1:eps=4:steps=1"
 
 
 @pytest.fixture
@@ -41,6 +41,8 @@ def test_what_is_not_said_is_as_in_the_base() -> None:
         ThreatModel(norm="l2", eps=0.5, step_size=0.1, steps=7, restarts=2),
         ThreatModel(norm="l1", eps=12, steps=50, restarts=2),
     )
+    of_rice = parse_threats("linf:eps=0.1,l2:eps=0.5:code=rice", ThreatModel())
+    assert of_rice[1] == ThreatModel(norm="l2", eps=0.5, code="rice")
     # a step of the base's norm says nothing of another one
     other = parse_threats("l2:eps=0.5", ThreatModel(step_size=2 / 255))
     assert other[0].step == 0.125
@@ -71,11 +73,15 @@ def test_what_is_written_is_read_back(
         pytest.param("avg", ("linf", "l2", "l1"), "avg", id="avg"),
         pytest.param("max", ("linf", "l2", "l1"), "max", id="max"),
         pytest.param("msd", ("linf", "l2", "l1"), "msd", id="msd"),
+        pytest.param("max-official", ("linf", "l2", "l1"), "max", id="max-official"),
+        pytest.param("msd-official", ("linf", "l2", "l1"), "msd", id="msd-official"),
     ],
 )
 def test_a_peer_chooses_by_name(name: str | None, norms: tuple[str, ...], way: str | None) -> None:
     chosen = choose_threats(name, parse_threats(TEXT, BASE))
     assert (chosen.norms, chosen.way) == (norms, way)
+    assert chosen.name == (name or "linf")
+    assert chosen.official == (name or "").endswith("-official")
 
 
 @pytest.mark.parametrize(
@@ -92,7 +98,7 @@ def test_a_peer_chooses_by_name(name: str | None, norms: tuple[str, ...], way: s
         ("l2:eps=-1", "no length in pixels"),
         ("linf:eps=8", "type 8/255"),
         ("l2:eps=0.5:steps=0", "steps is 0, expected at least 1"),
-        ("l2:eps=0.5:steps=2.5", "cannot read 'steps=2.5', expected eps, step_size or steps"),
+        ("l2:eps=0.5:steps=2.5", "cannot read 'steps=2.5', expected eps, step_size, steps or code"),
         ("l2:eps=0.5:restarts=2", "cannot read 'restarts=2'"),
         ("l2:eps=0.5,l2:eps=1", "a norm stands there twice"),
     ],
@@ -102,6 +108,12 @@ def test_texts_that_cannot_be_read(text: str, expected: str) -> None:
         parse_threats(text, BASE)
     assert expected in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_whose_code_training_follows_is_not_in_what_it_is_judged_under() -> None:
+    """Catches a weight file whose evaluation is attacked otherwise than those of other runs."""
+    written = format_threats([ThreatModel(norm="l2", eps=0.5, steps=3, code="trades")])
+    assert written == "l2:eps=0.5:step_size=0.125:steps=3"
 
 
 def test_the_settings_file_gives_the_threats_back(tmp_path: Path) -> None:
@@ -118,7 +130,7 @@ def test_the_settings_file_gives_the_threats_back(tmp_path: Path) -> None:
 
 
 PEERS = "boosted:threat=max,boosted:threat=linf,at:threat=l2,st:threat=l1,trades:threat=avg,"
-PEERS += "alp:threat=msd"
+PEERS += "alp:threat=msd,at:threat=max-official,at:threat=msd-official"
 RUN = [*SMALL, "--peers", PEERS, "--collab", "mat-mp", "--threats", TEXT, "--epochs", "2"]
 RUN += ["--awp", "0.01"]
 ATTACKED = [f"{attack}-{norm}" for attack in ("fgsm", "pgd2") for norm in ("linf", "l2", "l1")]
@@ -194,6 +206,8 @@ def test_the_worst_case_chooses_the_best_weights(
     judged = iter([(0.9, 0.5, 0.2), (0.8, 0.4, 0.3), (0.9, 0.9, 0.3), (0.9, 0.6, 0.1)])
 
     def measure(self: Judge, k: int, request: Any) -> dict[str, Any]:
+        # whosever code training follows
+        assert not any(model.code for model in self.threats)
         return {"accuracy": dict(zip(("clean", "pgd2-linf", "worst"), next(judged), strict=True))}
 
     monkeypatch.setattr(Judge, "measure", measure)

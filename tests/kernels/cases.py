@@ -48,8 +48,13 @@ def poisoned(value: Tensor) -> Tensor:
     return torch.full_like(value, float("nan"))
 
 
-# norm, eps, step size, sparsity: steps and radii that some images reach and others do not
-BALLS = [("linf", 8 / 255, 2 / 255, 20), ("l2", 0.5, 0.2, 20), ("l1", 3.0, 1.5, 5)]
+# norm, eps, step size, sparsity, box_first; steps and radii that some images reach, others do not
+BALLS = {
+    "linf": ("linf", 8 / 255, 2 / 255, 20, False),
+    "l2": ("l2", 0.5, 0.2, 20, False),
+    "l2_box_first": ("l2", 0.5, 0.2, 20, True),
+    "l1": ("l1", 3.0, 1.5, 5, False),
+}
 
 
 # what a gradient of an image may be, dealt out to the cases' images in turn
@@ -87,7 +92,7 @@ def pgd_update_cases(dtype: torch.dtype) -> Iterator[Case]:
         (1, 1, 3, 96, 96, "channels_last", "channels_last"),
     ]
     for seed, (*shape, layout, other_layout) in enumerate(shapes):
-        for norm, eps, step_size, sparsity in BALLS:
+        for ball, settings in BALLS.items():
             generator = torch.Generator().manual_seed(seed)
             x = torch.rand(shape[1:], generator=generator)
             # with pixels at the box, where an attack may not move at all, and without
@@ -103,13 +108,10 @@ def pgd_update_cases(dtype: torch.dtype) -> Iterator[Case]:
                 None if dtype == torch.float32 else laid_out(low, other_layout),
                 laid_out(x, layout),
                 laid_out(grad.to(dtype), other_layout),
-                norm,
-                eps,
-                step_size,
-                sparsity,
+                *settings,
             )
-            name = f"{norm}-{'x'.join(map(str, shape))}-{layout}-{other_layout}"
-            yield Case(name, pgd_update.OP, args, exact=norm == "linf", typical=seed == 0)
+            name = f"{ball}-{'x'.join(map(str, shape))}-{layout}-{other_layout}"
+            yield Case(name, pgd_update.OP, args, exact=ball == "linf", typical=seed == 0)
 
 
 def augment_draws(

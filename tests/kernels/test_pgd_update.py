@@ -58,19 +58,41 @@ def test_l2_projection_is_exact(values: list[float], eps: float) -> None:
 
 
 @PROPERTY
-@given(st.sampled_from(NORMS), st.integers(0, 2**31), radii, st.floats(2**-6, 3, width=32))
+@given(
+    st.sampled_from(NORMS),
+    st.booleans(),
+    st.integers(0, 2**31),
+    radii,
+    st.floats(2**-6, 3, width=32),
+)
 def test_a_step_stays_in_the_ball_and_the_box(
-    norm: str, seed: int, eps: float, step_size: float
+    norm: str, box_first: bool, seed: int, eps: float, step_size: float
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     x = torch.rand((2, 3, 4, 3), generator=generator).mul(1.5).sub(0.25).clamp(0, 1)
     x_adv = x.repeat(2, 1, 1, 1, 1)
     for _ in range(3):
         grad = torch.randn(x_adv.shape, generator=generator)
-        pgd_update(x_adv, None, x, grad, norm, eps, step_size, 4)
+        pgd_update(x_adv, None, x, grad, norm, eps, step_size, 4, box_first)
         assert ((x_adv >= 0) & (x_adv <= 1)).all()
         # 36 pixels, each rounded to float32
         assert (length(x_adv - x, norm) <= eps + 36 * 2**-23).all()
+
+
+@pytest.mark.parametrize(
+    ("box_first", "moves"),
+    [
+        # (0.6, 0.8) is halved, then clipped
+        (False, [0.3, 0.1]),
+        # clipped to (0.5, 0.1), then shortened from the root of 0.26
+        (True, [0.25 / 0.26**0.5, 0.05 / 0.26**0.5]),
+    ],
+)
+def test_the_box_first_keeps_more_of_the_length(box_first: bool, moves: list[float]) -> None:
+    """By hand: one step in a ball of 0.5, where the second pixel has room for 0.1."""
+    x_adv = image([0.5, 0.9])
+    pgd_update(x_adv, None, image([0.5, 0.9])[0], image([3, 4]), "l2", 0.5, 1.0, 20, box_first)
+    assert (x_adv - image([0.5, 0.9]) - image(moves)).abs().max() < 1e-15
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -12,7 +12,9 @@ Under several threat models m = 1..M a peer (a generalist) is attacked
   max  by each in turn; each image keeps the end of largest inner loss,
   msd  by one ascent: each step tries the step of every m and each image keeps the candidate of
        largest inner loss; of all steps' iterates each image keeps that of largest inner loss. It
-       starts at x, but for TRADES, whose KL has no gradient there.
+       starts at x, but for TRADES, whose KL has no gradient there,
+  max-official, msd-official  as tests/reference/maini.py has it.
+A ball of l2 may follow the code of TRADES: d clipped to [-x, 1 - x] first, then scaled to eps.
 Of equals the first wins, everywhere.
 
 Guidance of a peer k by the others, T_k all of them, KL(j | v) = KL(sg[p_j(x)] || p_k(v)):
@@ -38,6 +40,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tests.reference import maini
 from tests.reference.attack import GAUSSIAN_SCALE, attack_copy, inner
 from tests.reference.awp import add, perturbation
 from tests.reference.losses import OBJECTIVES, kl, mixed
@@ -49,17 +52,22 @@ SPARSITY = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Ball:
-    """A threat model: eps and step_size in its norm, of pixels in [0, 1]."""
+    """A threat model: eps and step_size in its norm, of pixels in [0, 1].
+
+    code: "trades" for its order of box and ball, in l2.
+    """
 
     norm: str
     eps: float
     step_size: float
     steps: int
+    code: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Learner:
-    """A peer: its method, and the threat model that attacks it, a norm or avg, max or msd.
+    """A peer: its method, and the threat model that attacks it, a norm or avg, max or msd, or
+    max-official, msd-official.
 
     bn: of the attack, "eval" or "train".
     """
@@ -106,7 +114,10 @@ def ascend_image(ball: Ball, x_adv: Tensor, x: Tensor, grad: Tensor) -> Tensor:
     elif ball.norm == "l2":
         length = grad.square().sum().sqrt()
         direction = grad / length if length > 0 else grad
-        d = project_l2(x_adv + ball.step_size * direction - x, ball.eps)
+        moved = x_adv + ball.step_size * direction
+        if ball.code == "trades":
+            return x + project_l2(moved.clamp(0.0, 1.0) - x, ball.eps)
+        d = project_l2(moved - x, ball.eps)
     else:
         direction = direction_l1(x_adv, grad, ball.step_size / SPARSITY)
         d = project_l1(x_adv + ball.step_size * direction - x, ball.eps)
@@ -160,10 +171,19 @@ class Climb:
         (grad,) = torch.autograd.grad(self.loss(x_adv).sum(), x_adv)
         return grad
 
+    def height(self, x_adv: Tensor) -> Tensor:
+        """The loss `[B]` without a graph."""
+        with torch.no_grad():
+            return self.loss(x_adv)
+
+    def misjudged(self, x_adv: Tensor) -> Tensor:
+        """Which images `[B]` get another class."""
+        with torch.no_grad():
+            return self.twin(x_adv).argmax(dim=1) != self.y
+
     def worst(self, points: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Of each image the point of largest loss, its number `[B]`, and its loss."""
-        with torch.no_grad():
-            losses = torch.stack([self.loss(point) for point in points])
+        losses = torch.stack([self.height(point) for point in points])
         return largest(points, losses)
 
 
@@ -217,7 +237,9 @@ class Views:
 
 
 def attack(learner: Learner, climb: Climb, balls: Sequence[Ball], noise: Tensor) -> Views:
-    """noise: `[M, R, B, C, H, W]`, one for each ball under avg and max, else one; st: adv, col."""
+    """noise: `[M, R, B, C, H, W]`, one for each ball under avg and max, else one; st: adv, col;
+    max-official: two.
+    """
     if learner.threat == "avg":
         pairs = zip(balls, noise, strict=True)
         return Views(adv={f"{ball.norm}.adv": pgd(climb, ball, own) for ball, own in pairs})
@@ -226,6 +248,14 @@ def attack(learner: Learner, climb: Climb, balls: Sequence[Ball], noise: Tensor)
         return Views(adv={"adv": view}, winner=winner)
     if learner.threat == "msd":
         return Views(adv={"adv": attack_msd(climb, balls, noise[0, 0])})
+    if learner.threat == "max-official":
+        view, winner = maini.attack_max(
+            climb.x, climb.grad, climb.height, climb.misjudged, balls, noise[:, 0]
+        )
+        return Views(adv={"adv": view}, winner=winner)
+    if learner.threat == "msd-official":
+        view = maini.attack_msd(climb.x, climb.grad, climb.height, balls, noise[:, 0])
+        return Views(adv={"adv": view})
     (ball,) = (ball for ball in balls if ball.norm == learner.threat)
     if learner.method == "st":
         adv, col = squeeze(
@@ -345,7 +375,7 @@ def guidance(task: Task, z: Logits, views: Sequence[Views], k: int) -> Tensor:
             teachers = [others] * size
             if task.collab == "mat-mp" and threat == "avg":
                 teachers = [task.specialists(task.balls[number].norm)] * size
-            elif task.collab == "mat-mp" and threat == "max":
+            elif task.collab == "mat-mp" and threat in ("max", "max-official"):
                 teachers = [task.specialists(task.balls[m].norm) for m in views[k].winner.tolist()]
             lesson = {j: kl(z[j, j, "clean"].detach(), student) for j in others}
             of_image = [

@@ -1,0 +1,140 @@
+"""MAX and MSD as the public code of Maini et al. 2020 (arXiv 1909.04068) runs them.
+
+    max-official   the worst end of each image, as `max` has it
+    msd-official   the worst of all iterates of each image, as `msd` has it
+
+Both climb the cross-entropy from the image itself; linf and l2 step as everywhere. In l1, with
+step s and gradient g, a step
+
+    moves    s / n sign(g) on each coordinate whose |g| is among the n largest, n drawn from 5 to 20
+             for the whole batch; none that is at 0 or 1, or nearer than `gap` to the side that it
+             would move to: s / 20 under max, s / n under msd
+    projects sign(d) max(|d| - theta, 0) to l1 norm eps; as soon as one image of the batch is
+             outside of the ball, those inside are moved out to its surface too, by theta < 0
+
+and max begins a second time in l1, at a random point of l1 norm 1; that end counts for the images
+which it leaves misjudged. Not followed: their attacks move BatchNorm's running statistics, compute
+in float16, and divide by 0 in l2 where a gradient is 0, which here moves nothing.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastcat.attack import Goal, Inner, Network, Views, attacked, logits, room_for
+from fastcat.batch import Batch
+from fastcat.threat import L1_SPARSITY, Start, ThreatModel, Threats
+from fastcat.union import msd, worst_of
+
+FEWEST = 5
+
+
+def starts_official(threats: Threats) -> list[tuple[ThreatModel, Start]]:
+    """What noise it needs, all of it uniform in [-1, 1]: for the draws of n; max: for its start."""
+    return [(ThreatModel(), "uniform")] * (2 if threats.way == "max" else 1)
+
+
+def draw_counts(noise: Tensor, steps: int) -> Tensor:
+    """How many coordinates [steps] of each image steps of l1 move; noise: uniform in [-1, 1].
+
+    Whole numbers in the float type of noise.
+    """
+    uniform = noise.flatten()
+    uniform = uniform[torch.arange(steps, device=noise.device) % len(uniform)]
+    choices = L1_SPARSITY - FEWEST + 1
+    return (FEWEST + (choices * (uniform + 1) / 2).floor()).clamp(max=L1_SPARSITY)
+
+
+def moved_l1(
+    x_adv: Tensor, x: Tensor, grad: Tensor, model: ThreatModel, count: Tensor, gap: Tensor | float
+) -> Tensor:
+    """x_adv [B, C, H, W] after one step of l1 in the ball around x; count: n, on the device."""
+    grad = grad.to(x_adv.dtype).nan_to_num()
+    at_edge = (x_adv <= 0) | (x_adv >= 1)
+    near_edge = ((grad < 0) & (x_adv <= gap)) | ((grad > 0) & (x_adv >= 1 - gap))
+    grad = grad.masked_fill(at_edge | near_edge, 0)
+    size = grad.abs()
+    largest = size.flatten(1).sort(descending=True).values
+    last = largest.index_select(1, (count.long() - 1).clamp(max=largest.shape[1] - 1).view(1))
+    chosen = size >= last[..., None, None]
+    delta = x_adv + model.step / count * grad.sign() * chosen - x
+    return (x + project_l1_official(delta, model.eps)).clamp(0, 1)
+
+
+def project_l1_official(delta: Tensor, eps: float) -> Tensor:
+    """delta [B, C, H, W] of l1 norm eps in every image, once one of them is longer than that."""
+    size = delta.abs()
+    largest = size.flatten(1).sort(descending=True).values
+    counts = torch.arange(1, largest.shape[1] + 1, device=delta.device)
+    theta = ((largest.cumsum(1) - eps) / counts).amax(1)[:, None, None, None]
+    on_surface = delta.sign() * (size - theta).clamp(min=0)
+    return torch.where((size.sum((1, 2, 3)) > eps).any(), on_surface, delta)
+
+
+def msd_official(
+    network: Network,
+    inner: Inner,
+    batch: Batch,
+    models: Sequence[ThreatModel],
+    noise: Tensor,
+    grad_scale: float = 1.0,
+) -> Tensor:
+    """Adversarial views [B, C, H, W]; noise: [1, B, C, H, W], of `starts_official`.
+
+    grad_scale: as in `Goal`.
+    """
+    counts = draw_counts(noise[0], max(model.steps for model in models))
+
+    def step(t: int, model: ThreatModel, x_adv: Tensor, x: Tensor, grad: Tensor) -> None:
+        if model.norm == "l1":
+            gap = model.step / counts[t]
+            x_adv.copy_(moved_l1(x_adv[0], x, grad[0], model, counts[t], gap))
+        else:
+            model.ascend(x_adv, x, grad)
+
+    return msd(network, inner, batch, models, noise[0], grad_scale, step=step)
+
+
+def max_official(
+    network: Network,
+    inner: Inner,
+    batch: Batch,
+    models: Sequence[ThreatModel],
+    noise: Tensor,
+    grad_scale: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Adversarial views [B, C, H, W], and of each image the number of its threat model [B].
+
+    noise: [2, B, C, H, W], of `starts_official`. grad_scale: as in `Goal`.
+    """
+    x = batch.x.detach()
+    views = Views([network], x)
+    with attacked([network], [inner]):
+        goal = Goal([network], [inner], x, batch.y, grad_scale, batch.y_mixed, batch.share)
+        ends = room_for(len(models), x)
+        for model, end in zip(models, ends, strict=True):
+            views.begin([x])
+            if model.norm != "l1":
+                for _ in range(model.steps):
+                    model.ascend(views.x_adv, x, views.gradients(goal.logit_grad), views.low)
+                end.copy_(views.x_adv[0])
+                continue
+            first, second = draw_counts(noise[0], 2 * model.steps).chunk(2)
+            _climb_l1(views, goal, x, model, first)
+            end.copy_(views.x_adv[0])
+            random = model.eps * noise[1]
+            length = random.abs().sum((1, 2, 3), keepdim=True)
+            views.begin([x + random / length.clamp(min=model.eps)])
+            _climb_l1(views, goal, x, model, second)
+            misjudged = logits(network, views.seen_by(0)).argmax(1) != batch.y
+            end.copy_(torch.where(misjudged[:, None, None, None], views.x_adv[0], end))
+        return worst_of(network, goal, ends)[:2]
+
+
+def _climb_l1(views: Views, goal: Goal, x: Tensor, model: ThreatModel, counts: Tensor) -> None:
+    """All steps of `max_official` in l1, of the one view under way."""
+    gap = model.step / L1_SPARSITY
+    for count in counts:
+        (grad,) = views.gradients(goal.logit_grad)
+        views.begin([moved_l1(views.x_adv[0], x, grad, model, count, gap)])
