@@ -56,7 +56,7 @@ LISTINGS: dict[str, Callable[[], dict[str, str]]] = {
         },
         **{f"l2:code={code}": f"whose code l2 follows: {text}" for code, text in CODES.items()},
         **{way: f"all of them: {text}" for way, text in WAYS.items()},
-        **{f"{way}-official": f"{way} as Maini et al.'s public code runs it" for way in OFFICIAL},
+        **{name: f"{way} as Maini et al.'s public code runs it" for name, way in OFFICIAL.items()},
     },
     "collaborations": lambda: _with_settings(COLLABORATIONS, APART),
     "schedules": lambda: _described(SCHEDULES),

@@ -1,20 +1,21 @@
-"""MAX and MSD as the public code of Maini et al. 2020 (arXiv 1909.04068) runs them.
+"""AVG, MAX and MSD as the public code of Maini et al. 2020 (arXiv 1909.04068) runs them.
 
+    avg-official   an update of the weights for each threat model in turn, at the same learning rate
     max-official   the worst end of each image, as `max` has it
     msd-official   the worst of all iterates of each image, as `msd` has it
 
-Both climb the cross-entropy from the image itself; linf and l2 step as everywhere. In l1, with
-step s and gradient g, a step
+All climb the cross-entropy from the image itself; linf and l2 step as everywhere. In l1, with step
+s and gradient g, a step
 
     moves    s / n sign(g) on each coordinate whose |g| is among the n largest, n drawn from 5 to 20
              for the whole batch; none that is at 0 or 1, or nearer than `gap` to the side that it
-             would move to: s / 20 under max, s / n under msd
+             would move to: s / n under msd, else s / 20
     projects sign(d) max(|d| - theta, 0) to l1 norm eps; as soon as one image of the batch is
              outside of the ball, those inside are moved out to its surface too, by theta < 0
 
-and max begins a second time in l1, at a random point of l1 norm 1; that end counts for the images
-which it leaves misjudged. Not followed: their attacks move BatchNorm's running statistics, compute
-in float16, and divide by 0 in l2 where a gradient is 0, which here moves nothing.
+and avg and max begin a second time in l1, at a random point of l1 norm 1; that end counts for the
+images which it leaves misjudged. Not followed: their attacks move BatchNorm's running statistics,
+compute in float16, and divide by 0 in l2 where a gradient is 0, which here moves nothing.
 """
 
 from collections.abc import Sequence
@@ -25,14 +26,14 @@ from torch import Tensor
 from fastcat.attack import Goal, Inner, Network, Views, attacked, logits, room_for
 from fastcat.batch import Batch
 from fastcat.threat import L1_SPARSITY, Start, ThreatModel, Threats
-from fastcat.union import msd, worst_of
+from fastcat.union import msd
 
 FEWEST = 5
 
 
 def starts_official(threats: Threats) -> list[tuple[ThreatModel, Start]]:
-    """What noise it needs, all of it uniform in [-1, 1]: for the draws of n; max: for its start."""
-    return [(ThreatModel(), "uniform")] * (2 if threats.way == "max" else 1)
+    """What noise it needs, in [-1, 1]: for the draws of n and, but for msd, for a start of l1."""
+    return [(ThreatModel(), "uniform")] * (1 if threats.way == "msd" else 2)
 
 
 def draw_counts(noise: Tensor, steps: int) -> Tensor:
@@ -96,15 +97,15 @@ def msd_official(
     return msd(network, inner, batch, models, noise[0], grad_scale, step=step)
 
 
-def max_official(
+def ends_official(
     network: Network,
     inner: Inner,
     batch: Batch,
     models: Sequence[ThreatModel],
     noise: Tensor,
     grad_scale: float = 1.0,
-) -> tuple[Tensor, Tensor]:
-    """Adversarial views [B, C, H, W], and of each image the number of its threat model [B].
+) -> Tensor:
+    """Ends [M, B, C, H, W] of the attacks under M threat models, for avg and max.
 
     noise: [2, B, C, H, W], of `starts_official`. grad_scale: as in `Goal`.
     """
@@ -129,11 +130,11 @@ def max_official(
             _climb_l1(views, goal, x, model, second)
             misjudged = logits(network, views.seen_by(0)).argmax(1) != batch.y
             end.copy_(torch.where(misjudged[:, None, None, None], views.x_adv[0], end))
-        return worst_of(network, goal, ends)[:2]
+    return ends
 
 
 def _climb_l1(views: Views, goal: Goal, x: Tensor, model: ThreatModel, counts: Tensor) -> None:
-    """All steps of `max_official` in l1, of the one view under way."""
+    """All steps of `ends_official` in l1, of the one view under way."""
     gap = model.step / L1_SPARSITY
     for count in counts:
         (grad,) = views.gradients(goal.logit_grad)

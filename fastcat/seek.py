@@ -11,7 +11,7 @@ from fastcat.attack import Inner, Network, attack_all, stack_images
 from fastcat.batch import Batch
 from fastcat.errors import InputError
 from fastcat.objectives.objective import Objective
-from fastcat.official import max_official, msd_official, starts_official
+from fastcat.official import ends_official, msd_official, starts_official
 from fastcat.plan import view_name
 from fastcat.replay import Replay
 from fastcat.squeeze import Squeeze, squeeze
@@ -63,7 +63,7 @@ def make_searches(
                     raise InputError("free has no start to choose: type --restarts 1")
                 continue
             under = of_peer
-            if of_peer.way == "avg":
+            if of_peer.way == "avg" and not of_peer.official:
                 norm = own[0].partition(".")[0]
                 under = Threats((of_peer.models[of_peer.norms.index(norm)],))
             one_start = isinstance(inner, Squeeze) or under.way == "msd"
@@ -93,13 +93,15 @@ def seek(
     noise: Tensor,
     grad_scale: float,
     targets: Mapping[int | None, Tensor],
+    turn: int = 0,
 ) -> dict[str, Tensor]:
     """The views that are sought, by name; for `max` also "which0", ...: of each image of peer 0
     [B], the number of the threat model that made its view.
 
     network_of: what attacks on a peer run on, by their BatchNorm mode; noise: [restarts, S, B, C,
     H, W] for the S starts of all searches; grad_scale: as in `Goal`; targets: clean logits [B,
-    classes] by teacher, for the searches that have it as `target`. Searches under the same threat
+    classes] by teacher, for the searches that have it as `target`; turn: the threat model of
+    avg-official by number. Searches under the same threat
     model advance together.
     """
     found: dict[str, Tensor] = {}
@@ -121,8 +123,11 @@ def seek(
             if way == "msd":
                 view = msd_official(network, inner, batch, models, starts, grad_scale)
             else:
-                view, which = max_official(network, inner, batch, models, starts, grad_scale)
-                found[f"which{search.peer}"] = which
+                models = models[turn : turn + 1] if way == "avg" else models
+                ends = ends_official(network, inner, batch, models, starts, grad_scale)
+                view = ends[0]
+                if way == "max":
+                    view, found[f"which{search.peer}"] = worst(network, inner, batch, ends)
             found[search.views[0]] = view
         elif way == "msd":
             start = noise[0, search.first]
@@ -138,7 +143,7 @@ def seek(
         else:
             for m, model in enumerate(search.threats.models):
                 climbs.setdefault(model, []).append((search, m))
-    ends: dict[Search, dict[int, Tensor]] = {search: {} for search in searches}
+    ends_of: dict[Search, dict[int, Tensor]] = {search: {} for search in searches}
     for model, group in climbs.items():
         x_adv = attack_all(
             [networks[search] for search, _ in group],
@@ -153,8 +158,8 @@ def seek(
             [targets.get(search.target) for search, _ in group],
         )
         for (search, m), end in zip(group, x_adv, strict=True):
-            ends[search][m] = end
-    for search, by_model in ends.items():
+            ends_of[search][m] = end
+    for search, by_model in ends_of.items():
         if len(by_model) == 1:
             found[search.views[0]] = by_model[0]
         elif by_model:

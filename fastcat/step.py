@@ -45,9 +45,9 @@ def clean_logits(team: Team, x: Tensor) -> dict[int | None, Tensor]:
     return logits
 
 
-def attack_views(team: Team, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
+def attack_views(team: Team, batch: Batch, noise: Tensor, turn: int = 0) -> dict[str, Tensor]:
     """All views by name, and what else `seek` finds: the clean images, and what is sought;
-    "target0", ...: the `clean_logits` of member 0.
+    "target0", ...: the `clean_logits` of member 0. turn: as in `seek`.
     """
     views = {"clean": batch.x}
     targets = clean_logits(team, batch.x)
@@ -64,6 +64,7 @@ def attack_views(team: Team, batch: Batch, noise: Tensor) -> dict[str, Tensor]:
                     noise,
                     team.precision.attack_scale,
                     targets,
+                    turn,
                 )
             )
 
@@ -192,9 +193,20 @@ def forward_after(team: Team, views: dict[str, Tensor]) -> None:
 
 
 def collaborative_step(team: Team, batch: Batch, noise: Tensor) -> Tensor:
-    """Attack, forward, loss, backward and update of all peers; the values of team.loss.names."""
+    """Attack, forward, loss, backward and update of all peers; the values of team.loss.names.
+
+    Where a batch has several turns, all of it for each, and the mean of the values.
+    """
+    if team.turns == 1:
+        return update(team, batch, noise)
+    values = [update(team, batch, noise, turn).clone() for turn in range(team.turns)]
+    return torch.stack(values).mean(0)
+
+
+def update(team: Team, batch: Batch, noise: Tensor, turn: int = 0) -> Tensor:
+    """`collaborative_step` in one turn, numbered as in `seek`."""
     with team.still(False):
-        views = attack_views(team, batch, noise)
+        views = attack_views(team, batch, noise, turn)
     # no peer's weights are read after its update
     with perturbed(team, batch, views), team.still(True):
         z = forward(team, views)

@@ -53,6 +53,11 @@ class Team:
         """Those away from whose predictions attacks on others climb."""
         return sorted({s.target for s in self.searches if s.target is not None})
 
+    @cached_property
+    def turns(self) -> int:
+        """Updates of the weights on each batch."""
+        return max((search.threats.turns for search in self.searches), default=1)
+
     def cells_of(self, k: int) -> list[Cell]:
         return [cell for cell in self.plan if cell.peer == k]
 

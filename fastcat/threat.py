@@ -163,8 +163,8 @@ WAYS = {
 }
 
 
-# ways that can be had as the public code of Maini et al. 2020 runs them, as max-official
-OFFICIAL = ("max", "msd")
+# ways as the public code of Maini et al. 2020 runs them
+OFFICIAL = {f"{way}-official": way for way in WAYS}
 
 
 @dataclass(frozen=True)
@@ -180,8 +180,13 @@ class Threats:
     @property
     def name(self) -> str:
         """As `threat=NAME` has it."""
-        suffix = "-official" if self.official else ""
-        return (self.way or self.models[0].norm) + suffix
+        name = self.way or self.models[0].norm
+        return f"{name}-official" if self.official else name
+
+    @property
+    def turns(self) -> int:
+        """Updates of the weights on each batch."""
+        return len(self.models) if self.official and self.way == "avg" else 1
 
     @property
     def norms(self) -> tuple[str, ...]:

@@ -65,13 +65,13 @@ def format_length(norm: str, value: float) -> str:
 
 def choose_threats(name: str | None, models: Sequence[ThreatModel]) -> Threats:
     """What a peer's `threat=NAME` means among a run's models: one by its norm, all in a way of
-    WAYS or in one of OFFICIAL as `max-official`, and the first without a name. Raises InputError
+    WAYS or of OFFICIAL, and the first without a name. Raises InputError
     for another name.
     """
     if name is None:
         return Threats((models[0],))
     ways = {way: Threats(tuple(models), way) for way in WAYS}
-    ways |= {f"{way}-official": Threats(tuple(models), way, official=True) for way in OFFICIAL}
+    ways |= {known: Threats(tuple(models), way, official=True) for known, way in OFFICIAL.items()}
     if name in ways:
         if len(models) < 2:
             raise InputError(

@@ -108,7 +108,14 @@ SETTINGS = {
         "climbs cross-entropy, .* peer 0 does not: type threat=msd, or a method like at",
     ),
     "official with two views": (f"--peers st:threat=max-official {TWO_THREATS}", "one adversarial"),
-    "official average": (f"--peers at:threat=avg-official {TWO_THREATS}", "did you mean"),
+    "official average in company": (
+        f"--peers at:threat=avg-official,boosted:threat=linf --collab mat-mp {TWO_THREATS}",
+        "several times a batch: train it alone, or type threat=avg",
+    ),
+    "official average of another loss": (
+        f"--peers boosted:threat=avg-official {TWO_THREATS}",
+        "peer 0 does not: type threat=avg",
+    ),
     "official of one threat": ("--peers at:threat=max-official", "several threat models: .*"),
     "code of another norm": ("--threats linf:eps=0.1:code=rice", "is for l2, not for linf: leave"),
     "code of nobody": (

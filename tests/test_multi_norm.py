@@ -42,7 +42,7 @@ SGD: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-3, "nester
 BALLS = (
     Ball(norm="linf", eps=0.041, step_size=0.016, steps=3),
     Ball(norm="l2", eps=0.44, step_size=0.22, steps=2),
-    Ball(norm="l1", eps=2.4, step_size=0.8, steps=4),
+    Ball(norm="l1", eps=2.4, step_size=0.9, steps=4),
 )
 SIZE, SIDE = 7, 8
 KL_TOLERANCE = 1e-9
@@ -66,8 +66,9 @@ class Case:
     @property
     def subjects(self) -> set[str]:
         """What the case is a case of, by the names in docs/methods.md."""
-        threats = {*WAYS, *(f"{way}-official" for way in OFFICIAL)}
-        return {one.threat for one in self.learners} & threats | {self.collab} & {"mat-mp"}
+        return {one.threat for one in self.learners} & {*WAYS, *OFFICIAL} | {self.collab} & {
+            "mat-mp"
+        }
 
     @property
     def guidance_weight(self) -> float:
@@ -150,6 +151,8 @@ CASES |= {
     "official-bn_train": Case(
         learners=[peer("at", f"{way}-official", "train") for way in ("max", "msd")]
     ),
+    "official-avg": Case(learners=[peer("at", "avg-official")]),
+    "official-avg-mixed": Case(learners=[peer("mart", "avg-official")], mixed=True),
     "official-mixed": Case(
         learners=[peer("at", "max-official"), peer("at", "msd-official")], mixed=True
     ),
@@ -179,6 +182,7 @@ def draw(case: Case, step: int) -> tuple[Tensor, Tensor, list[Tensor]]:
             "avg": [ball.norm for ball in BALLS],
             "max": [ball.norm for ball in BALLS],
             "msd": ["linf"],
+            "avg-official": ["linf"] * 2,
             "max-official": ["linf"] * 2,
             "msd-official": ["linf"],
         }.get(learner.threat, [learner.threat] * (2 if learner.method == "st" else 1))
@@ -253,8 +257,28 @@ def oracle_step(
         alpha=case.alpha,
         **case.mixing(torch.float64),
     )
+    if case.learners[0].threat == "avg-official":
+        return in_turns(task, nets, noise, buffers)
     result, of_peers = multi_norm_step(task, nets, noise, SGD, buffers, case.awp)
     return result, {**result.views, **winners(of_peers)}
+
+
+def in_turns(
+    task: Task, nets: Sequence[nn.Module], noise: Sequence[Tensor], buffers: Any
+) -> tuple[StepResult, dict[str, Tensor]]:
+    """A step for each ball alone: what the last leaves, the means of terms, and all logits."""
+    learners = [replace(one, threat="max-official") for one in task.learners]
+    logits, terms, totals = {}, [], []
+    for ball in task.balls:
+        of_one = replace(task, learners=learners, balls=(ball,))
+        result, _ = multi_norm_step(of_one, nets, noise, SGD, buffers)
+        buffers = result.buffers
+        logits |= {(k, f"{ball.norm}.{view}"): z for (k, view), z in result.logits.items()}
+        terms.append(result.terms[0])
+        totals.append(result.totals[0])
+    means = {name: torch.stack([one[name] for one in terms]).mean() for name in terms[0]}
+    result = replace(result, logits=logits, terms=[means], totals=[torch.stack(totals).mean()])
+    return result, result.views
 
 
 def winners(of_peers: Sequence[Views]) -> dict[str, Tensor]:

@@ -73,6 +73,7 @@ def test_what_is_written_is_read_back(
         pytest.param("avg", ("linf", "l2", "l1"), "avg", id="avg"),
         pytest.param("max", ("linf", "l2", "l1"), "max", id="max"),
         pytest.param("msd", ("linf", "l2", "l1"), "msd", id="msd"),
+        pytest.param("avg-official", ("linf", "l2", "l1"), "avg", id="avg-official"),
         pytest.param("max-official", ("linf", "l2", "l1"), "max", id="max-official"),
         pytest.param("msd-official", ("linf", "l2", "l1"), "msd", id="msd-official"),
     ],

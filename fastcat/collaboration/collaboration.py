@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from fastcat.errors import InputError
 from fastcat.objectives.objective import Objective
 from fastcat.plan import Place, own_views
 from fastcat.terms import Side, Sum, kl
@@ -26,7 +27,15 @@ class Student(NamedTuple):
 
 
 def make_students(objectives: Sequence[Objective], threats: Sequence[Threats]) -> list[Student]:
-    """The peers with these objectives, as those threats attack them."""
+    """The peers with these objectives, as those threats attack them.
+
+    Raises InputError for avg-official in company.
+    """
+    if len(threats) > 1 and any(of_one.turns > 1 for of_one in threats):
+        raise InputError(
+            "avg-official updates its peer several times a batch: train it alone, or type "
+            "threat=avg"
+        )
     return [
         Student(own_views(k, objective), of_one.norms, of_one.way, objective.has_teacher)
         for k, (objective, of_one) in enumerate(zip(objectives, threats, strict=True))

@@ -100,7 +100,8 @@ def under(objective: Objective, threats: Threats) -> Objective:
         raise InputError(
             f"{threats.way} is for methods with one adversarial view, as at:threat={threats.way}"
         )
-    return spread(objective, threats.norms) if threats.way == "avg" else objective
+    together = threats.way == "avg" and not threats.official
+    return spread(objective, threats.norms) if together else objective
 
 
 def spread(objective: Objective, norms: Sequence[str]) -> Objective:
