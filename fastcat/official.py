@@ -14,8 +14,11 @@ s and gradient g, a step
              outside of the ball, those inside are moved out to its surface too, by theta < 0
 
 and avg and max begin a second time in l1, at a random point of l1 norm 1; that end counts for the
-images which it leaves misjudged. Not followed: their attacks move BatchNorm's running statistics,
-compute in float16, and divide by 0 in l2 where a gradient is 0, which here moves nothing.
+images which it leaves misjudged.
+
+Not followed: their attacks move BatchNorm's running statistics, compute in float16, and divide by 0
+in l2 where a gradient is 0, which here moves nothing; msd's view of an image whose loss never rises
+above 0 is the image; P1, of l1 alone, is trained with n = 1.
 """
 
 from collections.abc import Sequence
