@@ -19,6 +19,7 @@ import pytest
 
 import fastcat.awp
 import fastcat.models.ghost
+import fastcat.official
 import fastcat.swa
 import fastcat.union
 from fastcat.collaboration import COLLABORATIONS
@@ -27,6 +28,7 @@ from fastcat.objectives import METHODS
 from fastcat.objectives.objective import spread
 from fastcat.optim import FlatSGD
 from fastcat.recipes import RECIPES, about
+from fastcat.threat import OFFICIAL
 from tests.comparison import LARGEST
 from tests.test_multi_norm import KL_TOLERANCE
 from tests.test_parity import FLOAT32_TOLERANCE, FLOAT64_TOLERANCE
@@ -91,6 +93,15 @@ def subjects() -> list[Subject]:
                 name=way, typed=f"`METHOD:threat={way}`", source=source, tolerances=SEVERAL_NORMS
             )
             for way, source in (("avg", spread), ("max", fastcat.union), ("msd", fastcat.union))
+        ),
+        *(
+            Subject(
+                name=name,
+                typed=f"`METHOD:threat={name}`",
+                source=fastcat.official,
+                tolerances=SEVERAL_NORMS,
+            )
+            for name in OFFICIAL
         ),
         Subject(name="awp", typed="`--awp`", source=fastcat.awp),
         Subject(name="bn-groups", typed="`--bn-groups`", source=fastcat.models.ghost),

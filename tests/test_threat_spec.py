@@ -137,6 +137,22 @@ RUN += ["--awp", "0.01"]
 ATTACKED = [f"{attack}-{norm}" for attack in ("fgsm", "pgd2") for norm in ("linf", "l2", "l1")]
 
 
+def assert_resumes(run: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped in the middle of the first epoch and resumed, it ends as "whole" did."""
+    step = Trainer.train_step
+
+    def stop_after_two(self: Trainer, inputs: Any) -> Any:
+        if self.steps_done == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, inputs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "train_step", stop_after_two)
+        assert main(["train", *run, "--out", "stopped"]) == 128 + signal.SIGTERM
+    assert main(["resume", "stopped"]) == 0
+    assert_same_end(Path("stopped"), Path("whole"))
+
+
 def test_a_run_under_several_threats_from_its_steps_to_its_report(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -160,19 +176,7 @@ def test_a_run_under_several_threats_from_its_steps_to_its_report(
     settings = yaml.safe_load(Path("whole/config.yaml").read_text())
     assert (settings["threats"], settings["peers"]) == (TEXT, PEERS)
 
-    # stopped in the middle of the first epoch, and resumed
-    step = Trainer.train_step
-
-    def stop_after_two(self: Trainer, inputs: Any) -> Any:
-        if self.steps_done == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, inputs)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "train_step", stop_after_two)
-        assert main(["train", *RUN, "--out", "stopped"]) == 128 + signal.SIGTERM
-    assert main(["resume", "stopped"]) == 0
-    assert_same_end(workplace / "stopped", workplace / "whole")
+    assert_resumes(RUN, monkeypatch)
 
     # judged under all, or under one
     evaluate = ["eval", "whole", "--attacks", "clean,fgsm,pgd2", "--n", "30"]
@@ -199,6 +203,14 @@ def test_a_run_under_several_threats_from_its_steps_to_its_report(
     assert "--step-size is for one attacker: type --norm too" in capsys.readouterr().err
     assert main([*evaluate, "--peer", "0"]) == 0
     assert "pgd2-linf" in Path("whole/report.html").read_text()
+
+
+def test_several_updates_a_batch_resume_in_their_midst(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = [*SMALL, "--peers", "at:threat=avg-official", "--threats", TEXT, "--epochs", "1"]
+    assert main(["train", *run, "--out", "whole"]) == 0
+    assert_resumes(run, monkeypatch)
 
 
 def test_the_worst_case_chooses_the_best_weights(

@@ -24,7 +24,8 @@ from fastcat.objectives import make_objective
 from fastcat.replay import Carried
 from fastcat.step import collaborative_step, start_noise
 from fastcat.team import Team
-from fastcat.threat import ThreatModel, Threats
+from fastcat.threat import ThreatModel
+from fastcat.threat_spec import choose_threats
 from tests.networks import CLASSES, images, seeded
 from tests.teams import team_of
 
@@ -129,6 +130,10 @@ SEVERAL = tuple(ThreatModel(norm=norm, eps=0.1, steps=4) for norm in ("linf", "l
         pytest.param("at", {}, "max", 3 * 8 + 3 + 3, 1, id="max"),
         # and a look at three candidates in each step
         pytest.param("at", {}, "msd", 4 * (2 + 3) + 3, 1, id="msd"),
+        # l1 climbs twice, with a look at the end
+        pytest.param("at", {}, "avg-official", 2 * 8 + 2 * 8 + 1 + 9, 3, id="avg-official"),
+        pytest.param("at", {}, "max-official", 2 * 8 + 2 * 8 + 1 + 3 + 3, 1, id="max-official"),
+        pytest.param("at", {}, "msd-official", 4 * (2 + 3) + 3, 1, id="msd-official"),
         # the images' gradient is a by-product, but the first layer's
         pytest.param("free", {}, None, 3, 0, id="free"),
     ],
@@ -138,7 +143,7 @@ def test_work_of_one_network(
 ) -> None:
     torch.manual_seed(0)
     net = WideResNet(10, 1, CLASSES, 3)
-    threats = Threats(SEVERAL if way else SEVERAL[:1], way)
+    threats = choose_threats(way, SEVERAL)
     team = team_of([make_objective(method, settings)], [net], [method], threats=[threats], side=16)
     (peer,) = team.peers
     if method == "free":

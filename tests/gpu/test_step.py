@@ -27,7 +27,7 @@ from fastcat.optim import FlatSGD
 from fastcat.peer import Peer
 from fastcat.precision import make_precision
 from fastcat.team import make_team
-from fastcat.threat import ThreatModel, Threats
+from fastcat.threat import OFFICIAL, ThreatModel, Threats
 from tests.kernels.cases import augment_draws
 from tests.networks import CLASSES, images, mixing, tiny_net
 from tests.reference.step import StepResult, cat_step
@@ -43,6 +43,11 @@ TWO = (THREAT, ThreatModel(norm="l2", eps=0.4, step_size=0.15, steps=2))
 MAT_MP = {
     way: {"collab": "mat-mp", "threats": [Threats(TWO, way), *(Threats((one,)) for one in TWO)]}
     for way in ("avg", "max", "msd")
+}
+WITH_L1 = (*TWO, ThreatModel(norm="l1", eps=2.4, step_size=0.9, steps=2))
+AFTER_MAINI = {
+    name: {"collab": "none", "threats": [Threats(WITH_L1, way, official=True)]}
+    for name, way in OFFICIAL.items()
 }
 SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-3, "nesterov": False}
 TEAMS = [
@@ -258,6 +263,7 @@ def test_a_step_in_half_precision_on_the_views_of_the_oracle(engine: str, precis
             pytest.param(("boosted", "trades", "at"), settings, 1, id=f"mat_mp-{way}")
             for way, settings in MAT_MP.items()
         ),
+        *(pytest.param(("at",), settings, 1, id=name) for name, settings in AFTER_MAINI.items()),
     ],
 )
 def test_graph_equals_eager_from_the_first_step(
@@ -319,6 +325,7 @@ def test_rehearsal_leaves_nothing_behind(engine: str) -> None:
             pytest.param(("boosted", "trades", "at"), settings, True, id=f"mat_mp-{way}")
             for way, settings in MAT_MP.items()
         ),
+        *(pytest.param(("at",), settings, True, id=name) for name, settings in AFTER_MAINI.items()),
     ],
 )
 def test_a_step_asks_the_host_nothing(
