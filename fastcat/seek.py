@@ -66,17 +66,20 @@ def make_searches(
             if of_peer.way == "avg" and not of_peer.official:
                 norm = own[0].partition(".")[0]
                 under = Threats((of_peer.models[of_peer.norms.index(norm)],))
-            one_start = isinstance(inner, Squeeze) or under.way == "msd"
             if under.official and (not isinstance(inner, Inner) or inner.loss != "ce"):
                 raise InputError(
                     f"threat={under.name} climbs cross-entropy, as its code does, and peer {k} "
                     f"does not: type threat={under.way}, or a method like at"
                 )
-            if (one_start or under.official) and under.models[0].restarts > 1:
-                what = "msd starts once" if under.way else "st seeks its two views from one start"
-                if under.official:
-                    what = f"{under.name} has the starts of its code"
-                raise InputError(f"{what}: type --restarts 1")
+            fixed = ""
+            if under.official:
+                fixed = f"{under.name} has the starts of its code"
+            elif under.way == "msd":
+                fixed = "msd starts once"
+            elif isinstance(inner, Squeeze):
+                fixed = "st seeks its two views from one start"
+            if fixed and under.models[0].restarts > 1:
+                raise InputError(f"{fixed}: type --restarts 1")
             if isinstance(inner, Inner):
                 under = replace(under, models=tuple(map(inner.under, under.models)))
             views = tuple(view_name(k, view) for view in own)
@@ -101,8 +104,7 @@ def seek(
     network_of: what attacks on a peer run on, by their BatchNorm mode; noise: [restarts, S, B, C,
     H, W] for the S starts of all searches; grad_scale: as in `Goal`; targets: clean logits [B,
     classes] by teacher, for the searches that have it as `target`; turn: the threat model of
-    avg-official by number. Searches under the same threat
-    model advance together.
+    avg-official by number. Searches under the same threat model advance together.
     """
     found: dict[str, Tensor] = {}
     climbs: dict[ThreatModel, list[tuple[Search, int]]] = {}

@@ -198,12 +198,12 @@ def collaborative_step(team: Team, batch: Batch, noise: Tensor) -> Tensor:
     Where a batch has several turns, all of it for each, and the mean of the values.
     """
     if team.turns == 1:
-        return update(team, batch, noise)
-    values = [update(team, batch, noise, turn).clone() for turn in range(team.turns)]
+        return step_in_turn(team, batch, noise)
+    values = [step_in_turn(team, batch, noise, turn).clone() for turn in range(team.turns)]
     return torch.stack(values).mean(0)
 
 
-def update(team: Team, batch: Batch, noise: Tensor, turn: int = 0) -> Tensor:
+def step_in_turn(team: Team, batch: Batch, noise: Tensor, turn: int = 0) -> Tensor:
     """`collaborative_step` in one turn, numbered as in `seek`."""
     with team.still(False):
         views = attack_views(team, batch, noise, turn)

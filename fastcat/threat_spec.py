@@ -65,8 +65,7 @@ def format_length(norm: str, value: float) -> str:
 
 def choose_threats(name: str | None, models: Sequence[ThreatModel]) -> Threats:
     """What a peer's `threat=NAME` means among a run's models: one by its norm, all in a way of
-    WAYS or of OFFICIAL, and the first without a name. Raises InputError
-    for another name.
+    WAYS or of OFFICIAL, and the first without a name. Raises InputError for another name.
     """
     if name is None:
         return Threats((models[0],))

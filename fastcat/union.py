@@ -62,8 +62,8 @@ def msd(
 ) -> Tensor:
     """Adversarial views [B, C, H, W] by multi steepest descent, in the largest number of steps.
 
-    noise: [B, C, H, W], of `msd_start`. grad_scale, target: as in `Goal`. step: in
-    place of `ascend`.
+    noise: [B, C, H, W], of `msd_start`. grad_scale, target: as in `Goal`. step: in place
+    of `ascend`.
     """
     x = batch.x.detach()
     views = Views([network], x)

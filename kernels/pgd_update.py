@@ -16,9 +16,9 @@ before they meet the box, all ties with the last included, fewer where fewer can
 theta: the zero of a decreasing, piecewise linear function; where d is in the ball, it is 0.
 
 Sources: Madry et al. 2018 (arXiv 1706.06083) for linf and l2; the public code of TRADES, Zhang et
-al. 2019 (arXiv 1901.08573), for box_first; Maini et al. 2020 (arXiv 1909.04068),
-section 4 and its appendix, for l1; Duchi et al. 2008 for theta. A zero or NaN gradient moves
-nothing, and an infinite one counts as the largest number.
+al. 2019 (arXiv 1901.08573), for box_first; Maini et al. 2020 (arXiv 1909.04068), section 4 and its
+appendix, for l1; Duchi et al. 2008 for theta. A zero or NaN gradient moves nothing, and an infinite
+one counts as the largest number.
 """
 
 # mypy: allow-untyped-defs
