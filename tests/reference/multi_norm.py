@@ -158,8 +158,9 @@ class Climb:
         return attack_copy(self.net, self.bn)
 
     @cached_property
-    def z_clean(self) -> Tensor:
-        return self.twin(self.x).detach()
+    def z_clean(self) -> Tensor | None:
+        """None where it is not read."""
+        return self.twin(self.x).detach() if self.method == "trades" else None
 
     def loss(self, x_adv: Tensor) -> Tensor:
         """Per image `[B]`."""
