@@ -64,7 +64,7 @@ class WeightPerturbation:
         """
         flat, grad = self.optimizer.flat, self.optimizer.flat.grad
         assert grad is not None
-        grad += scale(self.optimizer.settings[0] * (flat - self.kept))
+        grad += scale(self.optimizer.weight_decay * (flat - self.kept))
         self.undo()
 
     @torch.no_grad()

@@ -4,7 +4,7 @@ The fields stand in groups as `fastcat train --help` shows them; TrainConfig hol
 """
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,7 +15,14 @@ from fastcat.collaboration.collaboration import make_students
 from fastcat.errors import InputError
 from fastcat.loaders.augmentation import Augmentation
 from fastcat.objectives.objective import under
-from fastcat.optim import make_schedule, parse_milestones
+from fastcat.optim import (
+    LR_AT,
+    Schedule,
+    make_momentum,
+    make_schedule,
+    parse_milestones,
+    parse_points,
+)
 from fastcat.over_seeds import parse_seeds
 from fastcat.peer_spec import PeerSpec, parse_peers
 from fastcat.pixels import Pixels
@@ -74,7 +81,9 @@ class Augment:
     """What happens to training images before they are attacked, drawn by --seed."""
 
     crop_pad: int | None = None
-    """Pixels of zero padding for the random crop. None: what suits the data (32x32: 4)."""
+    """Pixels of padding for the random crop. None: what suits the data (32x32: 4)."""
+    crop_reflect: bool = False
+    """Pad with the image mirrored at its edges, as Rice et al. 2020 do, in place of zeros."""
     flip: bool | None = None
     """Mirror images at random. None: what suits the data (not for digits)."""
     crop_shift: int = 0
@@ -108,6 +117,8 @@ class Threat:
     rice trains after their code; see `fastcat list threats`."""
     val_steps: int = 10
     """PGD steps of the attack on the validation images after each epoch."""
+    val_step_size: Pixels | None = None
+    """Length of one of them, in place of --step-size; not with --threats. None: the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,18 +131,27 @@ class Optimization:
     """Steps on each batch before the next one (Free-AT: 8)."""
     lr: Annotated[float, arg(aliases=["--lr-max"])] = 0.1
     """Peak learning rate per step."""
-    schedule: Literal["multistep", "cosine", "cyclic", "triangular", "onecycle", "constant"] = (
-        "multistep"
-    )
+    schedule: Literal[
+        "multistep", "cosine", "cyclic", "triangular", "onecycle", "linear", "constant"
+    ] = "multistep"
     """Course of the learning rate, set before every step."""
     milestones: str = ""
     """multistep: epochs after which the rate falls, as 100,150. Empty: 50 % and 75 %."""
     lr_decay: float = 0.1
     """multistep: what is left of the rate after each of them, a share in (0, 1)."""
+    lr_points: str = ""
+    """linear: epochs and shares of --lr between which the rate moves in straight lines, as
+    0:0.05,19:1,49:0. Empty: from the peak to 0."""
+    lr_at: Literal["start", "middle", "end", "epoch"] = "middle"
+    """Where a step's rate is read off the course: at the start, middle or end of the step, or at
+    the start of its epoch. Published code does each of them."""
     warmup_epochs: float = 0.0
     """Epochs of linear rise from 0 to the schedule."""
     momentum: float = 0.9
     """Momentum of SGD in [0, 1)."""
+    peak_momentum: float | None = None
+    """cyclic, triangular, onecycle: momentum at the peak of the rate, against which it moves from
+    --momentum and back, as torch's CyclicLR (0.8) and OneCycleLR (0.85) do. None: constant."""
     nesterov: bool = False
     """Nesterov momentum."""
     weight_decay: Annotated[float, arg(aliases=["--wd"])] = 5e-4
@@ -140,8 +160,11 @@ class Optimization:
     """Equal parts of a batch, each normalised by its own statistics (ghost BatchNorm)."""
     ema: float | None = None
     """Decay per step of an average of the weights, as 0.995, which is what is judged and kept."""
+    ema_warmup: float | None = None
+    """Share of all steps, as 0.025, in which that average is a copy of the weights; d steps later
+    its decay is at most (1 + d) / (10 + d). None: --ema from the first step on."""
     swa: int | None = None
-    """Finished epochs from which on the weights after each epoch are averaged, as 55; the average,
+    """Finished epochs from which on the weights after each epoch are averaged, as 56; the average,
     with BatchNorm statistics of its own, is what is judged and kept."""
     awp: Annotated[float, arg(aliases=["--awp-gamma"])] = 0.0
     """Size of adversarial weight perturbation relative to the weights, as 0.005. 0: none."""
@@ -191,13 +214,9 @@ class TrainConfig(Run, Optimization, Threat, Augment, Data, Peers):
                 f"--eps {_RADII[self.norm]}"
             )
         self.augmentation(0, False)
-        make_schedule(
-            self.schedule,
-            max(self.epochs, 1),
-            parse_milestones(self.milestones),
-            self.warmup_epochs,
-            self.lr_decay,
-        )
+        self.lr_schedule()
+        self.momentum_schedule()
+        self.val_threats()
         specs = self.peer_specs()
         learns = [spec.weights is None for spec in specs]
         threats = [
@@ -221,6 +240,8 @@ class TrainConfig(Run, Optimization, Threat, Augment, Data, Peers):
             )
         if self.select_on not in ("val", "test", "last"):
             raise InputError(f"select-on is {self.select_on!r}, expected val, test or last")
+        if self.lr_at not in LR_AT:
+            raise InputError(f"lr-at is {self.lr_at!r}, expected {', '.join(LR_AT)}")
         if self.on_collapse not in ("warn", "stop", "rollback"):
             raise InputError(
                 f"on-collapse is {self.on_collapse!r}, expected warn, stop or rollback"
@@ -243,6 +264,15 @@ class TrainConfig(Run, Optimization, Threat, Augment, Data, Peers):
             )
         if self.ema is not None and not 0 <= self.ema < 1:
             raise InputError(f"ema is {self.ema:g}, expected a decay in [0, 1), for example 0.995")
+        if self.peak_momentum is not None and not 0 <= self.peak_momentum < 1:
+            raise InputError(
+                f"peak-momentum is {self.peak_momentum:g}, expected a number in [0, 1)"
+            )
+        if self.ema_warmup is not None and not (self.ema is not None and 0 <= self.ema_warmup < 1):
+            raise InputError(
+                f"ema-warmup is {self.ema_warmup:g}, expected a share of the steps in [0, 1), as "
+                "0.025, and --ema with it"
+            )
         if self.swa is not None and self.swa > self.epochs:
             raise InputError(f"swa is {self.swa}, expected at most the {self.epochs} --epochs")
         if self.swa is not None and self.ema is not None:
@@ -266,12 +296,52 @@ class TrainConfig(Run, Optimization, Threat, Augment, Data, Peers):
         )
         return parse_threats(self.threats, base) if self.threats else (base,)
 
+    def val_threats(self) -> tuple[ThreatModel, ...]:
+        """The attackers of the validation images: they start once, with steps of their own size.
+
+        Everybody is judged alike, whosever code the training attack follows.
+        """
+        models = [replace(model, restarts=1, code=None) for model in self.threat_models()]
+        if self.val_step_size is not None:
+            if self.threats:
+                raise InputError(
+                    "--val-step-size is for one attacker: leave it out, or --threats and type "
+                    "--norm, --eps and --step-size"
+                )
+            models = [replace(model, step_size=self.val_step_size) for model in models]
+        return tuple(models)
+
+    def lr_schedule(self) -> Schedule:
+        """Factor of `lr` by epochs elapsed, which `fastcat.optim.elapsed` counts by `lr_at`."""
+        return make_schedule(
+            self.schedule,
+            max(self.epochs, 1),
+            parse_milestones(self.milestones),
+            self.warmup_epochs,
+            self.lr_decay,
+            parse_points(self.lr_points),
+            per_epoch=self.lr_at == "epoch",
+        )
+
+    def momentum_schedule(self) -> Schedule | None:
+        """Momentum by epochs elapsed, None where it is constant."""
+        if self.peak_momentum is None:
+            return None
+        return make_momentum(
+            self.schedule,
+            max(self.epochs, 1),
+            self.momentum,
+            self.peak_momentum,
+            per_epoch=self.lr_at == "epoch",
+        )
+
     def augmentation(self, crop_pad: int, flip: bool) -> Augmentation:
         """With the data's own crop and flip where nothing else is asked for."""
         if self.crop_pad is not None or self.crop_shift:
             crop_pad = self.crop_pad or 0
         return Augmentation(
             crop_pad=crop_pad,
+            crop_reflect=self.crop_reflect,
             flip=flip if self.flip is None else self.flip,
             crop_shift=self.crop_shift,
             cutout=self.cutout,

@@ -1,6 +1,5 @@
 """What becomes of the peers after an epoch: they are judged, and their weights are kept."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +44,7 @@ class Judge:
         self.precision = precision
         self.normalize = normalize
         self.attacks = ("clean", "fgsm", f"pgd{config.val_steps}")
-        # everybody is judged alike, whosever code the training attack follows
-        models = config.threat_models()
-        self.threats = [replace(model, restarts=1, code=None) for model in models]
+        self.threats = config.val_threats()
         self.judged_by = self.attacks[-1] if len(self.threats) == 1 else "worst"
         self.monitored_on, self.monitor, self.chance = self._make_monitor(val_index)
         self.best: dict[str, dict[str, Any]] = {}
@@ -147,7 +144,7 @@ class Judge:
             channels=self.dataset.image_shape[2],
             mean=mean,
             std=std,
-            threats=format_threats(self.threats),
+            threats=format_threats(self.config.threat_models()),
             epoch=epoch,
             selected=selected,
         )

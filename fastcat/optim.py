@@ -2,7 +2,8 @@
 
 A schedule maps t, epochs elapsed (fractional, set before every iteration), to a factor of the
 peak learning rate. Papers that count epochs from 1 and "decay at 75" train 74 epochs at full
-rate: that is milestone 74 here.
+rate: that is milestone 74 here. Which t belongs to a step is another thing in which their code
+differs: see `elapsed`.
 """
 
 import math
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from itertools import accumulate, groupby, pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -53,22 +55,80 @@ def _rise_and_fall(peak: float, epochs: int) -> Schedule:
     return lambda t: t / peak if t < peak else max(0.0, (epochs - t) / (epochs - peak))
 
 
-def onecycle(epochs: int) -> Schedule:
-    """Cosine rise from 1/25 to the peak at 2.5 %, cosine fall to 0 (Rebuffi et al. 2021)."""
-    rise = 0.025 * epochs
+def onecycle(epochs: int, per_epoch: bool = False) -> Schedule:
+    """Cosine rise from 1/25 to the peak at 2.5 %, cosine fall to 0 (Rebuffi et al. 2021).
+
+    per_epoch: as torch's OneCycleLR, stepped once an epoch, has it. The peak is then an epoch
+    earlier, and the last epoch has 1/250000.
+    """
+    height, rise = _onecycle_height(epochs, per_epoch), _onecycle_rise(epochs, per_epoch)
 
     def factor(t: float) -> float:
-        if t < rise:
-            return 1 / 25 + (1 - 1 / 25) * 0.5 * (1 - math.cos(math.pi * t / rise))
-        return 0.5 * (1 + math.cos(math.pi * min((t - rise) / (epochs - rise), 1.0)))
+        low = 1 / 25 if t < rise else 1 / 250_000 if per_epoch else 0.0
+        return low + (1 - low) * height(t)
 
     return factor
 
 
+def _onecycle_rise(epochs: int, per_epoch: bool) -> float:
+    return 0.025 * epochs - per_epoch
+
+
+def _onecycle_height(epochs: int, per_epoch: bool) -> Schedule:
+    """From 0 to 1 and back, in half cosines."""
+    rise, end = _onecycle_rise(epochs, per_epoch), epochs - per_epoch
+
+    def height(t: float) -> float:
+        if t < rise:
+            return 0.5 * (1 - math.cos(math.pi * t / rise))
+        return 0.5 * (1 + math.cos(math.pi * min((t - rise) / (end - rise), 1.0)))
+
+    return height
+
+
+def linear(epochs: int, points: Sequence[tuple[float, float]] = ()) -> Schedule:
+    """Straight lines between points (epochs, factor), by default from the peak to 0."""
+    at, factors = zip(*(points or ((0, 1), (epochs, 0))), strict=True)
+    return lambda t: float(np.interp(t, at, factors))
+
+
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
     schedule.__name__: schedule
-    for schedule in (multistep, cosine, cyclic, triangular, onecycle, constant)
+    for schedule in (multistep, cosine, cyclic, triangular, onecycle, linear, constant)
 }
+
+# t of a step, by the number of those before it and by the steps of an epoch
+LR_AT: dict[str, Callable[[int, int], float]] = {
+    "start": lambda step, steps: step / steps,
+    "middle": lambda step, steps: (step + 0.5) / steps,
+    "end": lambda step, steps: (step + 1) / steps,
+    "epoch": lambda step, steps: step // steps,
+}
+
+
+def elapsed(step: int, epoch_steps: int, lr_at: str) -> float:
+    """Epochs elapsed at the step that follows `step` others, as a schedule is asked for them.
+
+    lr_at: the start, middle or end of the step, or "epoch" for the start of its epoch.
+    """
+    return LR_AT[lr_at](step, epoch_steps)
+
+
+def parse_points(text: str) -> tuple[tuple[float, float], ...]:
+    """ "0:0.05,19:1,49:0" -> ((0, 0.05), (19, 1), (49, 0)), epochs and factors of the peak rate.
+
+    Raises InputError unless epochs ascend from 0 or more and factors are in [0, 1].
+    """
+    expected = "expected epochs that ascend and factors in [0, 1], like 0:0.05,19:1,49:0"
+    try:
+        points = [tuple(map(float, part.split(":"))) for part in text.split(",") if part.strip()]
+        at, factors = zip(*points, strict=True) if points else ((), ())
+    except ValueError as error:
+        raise InputError(f"lr-points {text!r}: {expected}") from error
+    ascend = list(at) == sorted(set(at)) and all(0 <= t < math.inf for t in at)
+    if not ascend or not all(0 <= factor <= 1 for factor in factors):
+        raise InputError(f"lr-points {text!r}: {expected}")
+    return tuple(zip(at, factors, strict=True))
 
 
 def parse_milestones(text: str) -> tuple[float, ...]:
@@ -88,32 +148,68 @@ def make_schedule(
     milestones: Sequence[float] = (),
     warmup_epochs: float = 0.0,
     decay: float = 0.1,
+    points: Sequence[tuple[float, float]] = (),
+    per_epoch: bool = False,
 ) -> Schedule:
     """The schedule called `name`, with a linear rise from 0 over the first `warmup_epochs`.
 
-    Raises InputError for an unknown name, for milestones or a decay that the schedule has no use
-    for, and for a decay that is none.
+    milestones, decay: of `multistep`. points: of `linear`. per_epoch: it is asked once an epoch.
+    Raises InputError for an unknown name, for settings that the schedule has no use for, and for
+    a decay that is none.
     """
     if name not in SCHEDULES:
         raise InputError(f"unknown schedule {name!r}: {nearest(name, SCHEDULES)}")
     if milestones and name != "multistep":
         raise InputError(f"milestones belong to --schedule multistep, not to {name}")
+    if points and name != "linear":
+        raise InputError(f"lr-points belong to --schedule linear, not to {name}")
     if not 0 < decay < 1:
         raise InputError(f"lr-decay is {decay:g}, expected a factor in (0, 1), for example 0.1")
     if decay != 0.1 and name != "multistep":
         raise InputError(f"lr-decay belongs to --schedule multistep, not to {name}")
-    steps = {"milestones": milestones, "decay": decay} if name == "multistep" else {}
-    main = SCHEDULES[name](epochs, **steps)
+    settings: dict[str, dict[str, Any]] = {
+        "multistep": {"milestones": milestones, "decay": decay},
+        "linear": {"points": points},
+        "onecycle": {"per_epoch": per_epoch},
+    }
+    main = SCHEDULES[name](epochs, **settings.get(name, {}))
     return lambda t: main(t) * (min(1.0, t / warmup_epochs) if warmup_epochs else 1.0)
+
+
+def make_momentum(
+    name: str, epochs: int, momentum: float, peak_momentum: float, per_epoch: bool = False
+) -> Schedule:
+    """Momentum that moves against the rate of the schedule called `name`, as torch's schedulers do.
+
+    It falls from `momentum` to `peak_momentum` while the rate rises to its peak, and returns
+    (Smith 2018, arXiv 1803.09820). Raises InputError for a schedule that does not rise and fall.
+    """
+    heights = {"cyclic": cyclic, "triangular": triangular}
+    if name not in (*heights, "onecycle"):
+        raise InputError(
+            f"peak-momentum belongs to --schedule cyclic, triangular or onecycle, not to {name}"
+        )
+    height = heights[name](epochs) if name in heights else _onecycle_height(epochs, per_epoch)
+    return lambda t: momentum - (momentum - peak_momentum) * height(t)
+
+
+def ramped_decay(decay: float, updates: int, copied: float) -> float:
+    """Decay of the average of weights at update number `updates`, counted from 1.
+
+    0, which copies the weights, before update number `copied`, then min(decay, (1 + d) / (10 + d))
+    with d updates since: the port of Gowal et al. 2020 by Rade (2021) and Wang et al. 2023.
+    """
+    since = updates - copied
+    return min(decay, (1 + since) / (10 + since)) if since >= 0 else 0.0
 
 
 class FlatSGD(torch.optim.Optimizer):
     """SGD over all parameters of a model, BatchNorm's and biases included, as the papers train.
 
     The parameters become views of one flat buffer, which a single kernel updates; the learning
-    rate and float16's loss scale are read on the device. Equals torch.optim.SGD to rounding, also
-    in leaving parameters alone that had no gradient. ema: decay per step of a moving average of
-    the weights, None for none.
+    rate, momentum, the average's decay and float16's loss scale are read on the device. Equals
+    torch.optim.SGD to rounding, also in leaving parameters alone that had no gradient. ema: decay
+    per step of a moving average of the weights, None for none.
     """
 
     def __init__(
@@ -138,9 +234,12 @@ class FlatSGD(torch.optim.Optimizer):
         self.grad_views = self.views(self.flat.grad)
         self.momentum_buffer = torch.zeros_like(self.flat)
         self.ema = None if ema is None else self.flat.clone()
-        self.settings = (weight_decay, momentum, nesterov)
-        self.ema_decay = ema or 0.0
-        self.lr = torch.tensor(lr, dtype=first.dtype, device=first.device)
+        self.weight_decay, self.nesterov = weight_decay, nesterov
+        self.lr, self.momentum, self.ema_shares = (
+            torch.tensor(numbers, dtype=first.dtype, device=first.device)
+            for numbers in (lr, momentum, (0.0, 1.0))
+        )
+        self.set_ema_decay(ema or 0.0)
         super().__init__([self.flat], {"lr": self.lr})
         # torch's GradScaler then leaves unscaling and skipping to `step`, without asking the host
         self._step_supports_amp_scaling = True
@@ -180,11 +279,13 @@ class FlatSGD(torch.optim.Optimizer):
                 self.flat.grad[run],  # type: ignore[index]
                 self.momentum_buffer[run],
                 self.lr,
-                *self.settings,
+                self.weight_decay,
+                self.momentum,
+                self.nesterov,
                 scale,
                 found_inf,
                 None if self.ema is None else self.ema[run],
-                self.ema_decay,
+                self.ema_shares,
                 None,
             )
 
@@ -206,7 +307,8 @@ class FlatSGD(torch.optim.Optimizer):
 
             a <- ema a + (1 - ema) w,
 
-        as in Gowal et al. 2020 (arXiv 2010.03593). Training does not read it.
+        as in Gowal et al. 2020 (arXiv 2010.03593). Training does not read it, and BatchNorm's
+        running statistics stay those of the weights.
         """
         if self.ema is None:
             yield
@@ -220,6 +322,13 @@ class FlatSGD(torch.optim.Optimizer):
 
     def set_lr(self, lr: float) -> None:
         self.lr.fill_(lr)
+
+    def set_momentum(self, momentum: float) -> None:
+        self.momentum.fill_(momentum)
+
+    def set_ema_decay(self, decay: float) -> None:
+        for share, value in zip(self.ema_shares, (decay, 1 - decay), strict=True):
+            share.fill_(value)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a step changes beside the weights, by name."""

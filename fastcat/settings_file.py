@@ -14,7 +14,7 @@ from fastcat.pixels import format_pixels
 def to_yaml(config: TrainConfig) -> str:
     """The configuration as YAML that `yaml_arguments` reads back to the same values."""
     values = config.to_dict()
-    for name in ("eps", "step_size"):
+    for name in ("eps", "step_size", "val_step_size"):
         if values[name] is not None:
             values[name] = format_pixels(values[name])
     return yaml.safe_dump(values, sort_keys=False, default_flow_style=False)

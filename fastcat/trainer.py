@@ -32,7 +32,7 @@ from fastcat.loaders.registry import load_dataset
 from fastcat.loaders.resident import ResidentLoader
 from fastcat.loaders.split import split_indices
 from fastcat.members import make_members
-from fastcat.optim import make_schedule, parse_milestones
+from fastcat.optim import elapsed, ramped_decay
 from fastcat.peer import Peer, Teacher
 from fastcat.precision import make_precision
 from fastcat.progress import make_console, task
@@ -69,13 +69,7 @@ class Trainer:
         self.digest = dataset.digest if extra is None else f"{dataset.digest}+{extra.digest}"
         self.normalize = channel_statistics(dataset.train.images) if config.normalize else None
         members = make_members(config, dataset, self.normalize, self.device)
-        self.schedule = make_schedule(
-            config.schedule,
-            config.epochs,
-            parse_milestones(config.milestones),
-            config.warmup_epochs,
-            config.lr_decay,
-        )
+        self.schedule, self.momentum = config.lr_schedule(), config.momentum_schedule()
         train_index, val_index = self._split()
         augmentation = config.augmentation(dataset.crop_pad, dataset.flip)
         epochs = Epochs(
@@ -266,22 +260,32 @@ class Trainer:
 
     def train_step(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """One collaborative step on what the loader gave, with its learning rate and noise."""
-        seed = derive_seed(self.config.seed, "attack", self.steps_done)
+        config = self.config
+        seed = derive_seed(config.seed, "attack", self.steps_done)
         like = self.loader.like(inputs)
         self.team.loss.set_epoch(self.epoch)
         for peer in self.peers:
             if peer.awp is not None:
-                peer.awp.set_active(self.epoch >= self.config.awp_warmup)
+                peer.awp.set_active(self.epoch >= config.awp_warmup)
+            if self.momentum is not None:
+                peer.optimizer.set_momentum(self.momentum(self._elapsed(self.steps_done)))
+            if config.ema is not None and config.ema_warmup is not None:
+                copied = config.ema_warmup * config.epochs * self.epoch_steps
+                decay = ramped_decay(config.ema, self.steps_done + 1, copied)
+                peer.optimizer.set_ema_decay(decay)
         values = self.engine.step(inputs, like, seed, self.current_lr())
         self.step += 1
         return values
 
     def current_lr(self) -> float:
-        """The rate of the step to come, taken in the middle of its share of the epoch."""
-        return self._lr_at((self.steps_done + 0.5) / self.epoch_steps)
+        """The rate of the step to come."""
+        return self._lr_of(self.steps_done)
 
-    def _lr_at(self, epochs: float) -> float:
-        return self.config.lr * self.lr_scale * self.schedule(epochs)
+    def _lr_of(self, step: int) -> float:
+        return self.config.lr * self.lr_scale * self.schedule(self._elapsed(step))
+
+    def _elapsed(self, step: int) -> float:
+        return elapsed(step, self.epoch_steps, self.config.lr_at)
 
     @property
     def lr_scale(self) -> float:
@@ -313,7 +317,7 @@ class Trainer:
         return {
             "epoch": self.epoch + 1,
             "epochs": self.config.epochs,
-            "lr": self._lr_at(self.epoch + 1 - 0.5 / self.epoch_steps),
+            "lr": self._lr_of((self.epoch + 1) * self.epoch_steps - 1),
             "seconds": self.seconds,
             "images_per_second": self.loader.size / self.seconds,
             "judging_seconds": time.perf_counter() - begin,

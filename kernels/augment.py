@@ -3,8 +3,9 @@
     x[b, c, i, j] = images[index[b], r, s, c] / white        white = 255 for uint8, 1 for floats
     r = i + dy[b],   s = j' + dx[b],   j' = W - 1 - j where flip[b], else j
 
-0 where (r, s) is outside the window [top[b], bottom[b]) x [left[b], right[b]), or (i, j) inside the
-square of side `hole` that begins at (hole_y[b], hole_x[b]).
+where `reflect`, r and s are mirrored at the first and the last row and column. 0 where (r, s) is
+outside the window [top[b], bottom[b]) x [left[b], right[b]), or (i, j) inside the square of side
+`hole` that begins at (hole_y[b], hole_x[b]).
 
 Source: crop and flip as in He et al. 2016 (arXiv 1512.03385), section 4.2, the crop first; the
 window is CropShift of Li & Spratling 2023 (arXiv 2301.09879); the hole is Cutout, DeVries & Taylor
@@ -22,26 +23,28 @@ from ._op import Op, tl, triton
 ROWS = ("index", "dy", "dx", "flip", "top", "bottom", "left", "right", "hole_y", "hole_x")
 
 
-def augment(images: Tensor, draws: Tensor, hole: int = 0) -> Tensor:
+def augment(images: Tensor, draws: Tensor, hole: int = 0, reflect: bool = False) -> Tensor:
     """A new batch [B, C, H, W], float32 in [0, 1], channels-last.
 
     images: uint8, or float in [0, 1], [N, H, W, C]; draws: int64 [10, B], rows as in ROWS, in
-    pixels, windows within the image; hole: pixels.
+    pixels, windows within the image, with `reflect` shifts of less than its sides; hole: pixels.
     """
     _, height, width, channels = images.shape
     out = torch.empty((draws.shape[1], height, width, channels), device=images.device)
     out = out.permute(0, 3, 1, 2)
-    OP(out, images, draws, hole)
+    OP(out, images, draws, hole, reflect)
     return out
 
 
-def augment_reference(out: Tensor, images: Tensor, draws: Tensor, hole: int) -> None:
+def augment_reference(out: Tensor, images: Tensor, draws: Tensor, hole: int, reflect: bool) -> None:
     """The specification of `augment`, written into out, in its precision."""
     _, height, width, channels = images.shape
     index, dy, dx, flip, top, bottom, left, right, hole_y, hole_x = draws[:, :, None]
     i, j = (torch.arange(side, device=images.device) for side in (height, width))
     row = i + dy
     column = torch.where(flip != 0, width - 1 - j, j) + dx
+    if reflect:
+        row, column = _mirrored(row, height), _mirrored(column, width)
     # behind the last row and column there is a black one, for what is not seen
     framed = images.new_zeros(len(index), height + 1, width + 1, channels)
     framed[:, :height, :width] = images.index_select(0, draws[0])
@@ -60,6 +63,10 @@ def augment_reference(out: Tensor, images: Tensor, draws: Tensor, hole: int) -> 
         rows.masked_fill_((hole_rows[:, :, None] & hole_columns[:, None, :])[..., None], 0)
 
 
+def _mirrored(place: Tensor, side: int) -> Tensor:
+    return side - 1 - (side - 1 - place.abs()).abs()
+
+
 def _white(images: Tensor) -> float:
     return 255.0 if images.dtype == torch.uint8 else 1.0
 
@@ -74,6 +81,7 @@ def _augment_kernel(
     draws_strides,
     hole,
     white,
+    REFLECT: tl.constexpr,
     HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
     CHANNELS: tl.constexpr,
@@ -99,6 +107,9 @@ def _augment_kernel(
     i = e // (CHANNELS * WIDTH)
     row = i + dy
     column = tl.where(flip != 0, WIDTH - 1 - j, j) + dx
+    if REFLECT:
+        row = HEIGHT - 1 - tl.abs(HEIGHT - 1 - tl.abs(row))
+        column = WIDTH - 1 - tl.abs(WIDTH - 1 - tl.abs(column))
     in_batch = e < HEIGHT * WIDTH * CHANNELS
     in_hole = (i >= hole_y) & (i < hole_y + hole) & (j >= hole_x) & (j < hole_x + hole)
     in_window = (row >= top) & (row < bottom) & (column >= left) & (column < right)
@@ -110,7 +121,7 @@ def _augment_kernel(
     tl.store(out_ptr + i_image * out_stride + e, value, mask=in_batch)
 
 
-def augment_fused(out: Tensor, images: Tensor, draws: Tensor, hole: int) -> None:
+def augment_fused(out: Tensor, images: Tensor, draws: Tensor, hole: int, reflect: bool) -> None:
     """Launches the Triton kernel: one program for each block of an image."""
     batch, channels, height, width = out.shape
     assert images.shape[1:] == (height, width, channels)
@@ -128,6 +139,7 @@ def augment_fused(out: Tensor, images: Tensor, draws: Tensor, hole: int) -> None
         draws.stride(),
         hole,
         _white(images),
+        REFLECT=reflect,
         HEIGHT=height,
         WIDTH=width,
         CHANNELS=channels,

@@ -24,18 +24,19 @@ def fused_sgd(
     momentum_buffer: Tensor,
     lr: Tensor,
     weight_decay: float,
-    momentum: float,
+    momentum: Tensor,
     nesterov: bool = False,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
     ema: Tensor | None = None,
-    ema_decay: float = 0.0,
+    ema_shares: Tensor | None = None,
     low: Tensor | None = None,
 ) -> None:
     """One step on param [N] float32; changes param, momentum_buffer, ema and low.
 
     momentum_buffer, ema: float32 [N]; grad, low: [N] of any float type; lr, grad_scale, found_inf:
-    float32 scalars on the device, so that a captured step follows the schedule.
+    float32 scalars on the device, so that a captured step follows the schedule, as momentum;
+    ema_shares: float32 [2], ema_decay and 1 - ema_decay, where there is ema.
     """
     OP(
         param,
@@ -48,7 +49,7 @@ def fused_sgd(
         grad_scale,
         found_inf,
         ema,
-        ema_decay,
+        ema_shares,
         low,
     )
 
@@ -59,12 +60,12 @@ def fused_sgd_reference(
     momentum_buffer: Tensor,
     lr: Tensor,
     weight_decay: float,
-    momentum: float,
+    momentum: Tensor,
     nesterov: bool,
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
     ema: Tensor | None,
-    ema_decay: float,
+    ema_shares: Tensor | None,
     low: Tensor | None,
 ) -> None:
     """The specification of `fused_sgd`, in the precision of param."""
@@ -75,11 +76,12 @@ def fused_sgd_reference(
         grad = grad / grad_scale
     # as few passes over memory as torch allows: on a CPU this is what runs
     grad = torch.add(grad, param, alpha=weight_decay)
-    torch.add(grad, momentum_buffer, alpha=momentum, out=momentum_buffer)
-    direction = grad.add_(momentum_buffer, alpha=momentum) if nesterov else momentum_buffer
+    m = float(momentum)
+    torch.add(grad, momentum_buffer, alpha=m, out=momentum_buffer)
+    direction = grad.add_(momentum_buffer, alpha=m) if nesterov else momentum_buffer
     param.addcmul_(direction, lr, value=-1)
-    if ema is not None:
-        ema.mul_(ema_decay).add_((1 - ema_decay) * param)
+    if ema is not None and ema_shares is not None:
+        ema.mul_(ema_shares[0]).add_(ema_shares[1] * param)
     if low is not None:
         low.copy_(param)
 
@@ -90,15 +92,14 @@ def _fused_sgd_kernel(
     grad_ptr,
     momentum_buffer_ptr,
     lr_ptr,
+    momentum_ptr,
     grad_scale_ptr,  # from here on each pointer may be None
     found_inf_ptr,
     ema_ptr,
+    ema_shares_ptr,  # [2]
     low_ptr,
     size,
     weight_decay,
-    momentum,
-    ema_decay,
-    ema_rest,
     NESTEROV: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -112,6 +113,7 @@ def _fused_sgd_kernel(
     if grad_scale_ptr is not None:
         grad /= tl.load(grad_scale_ptr)
     grad += weight_decay * param
+    momentum = tl.load(momentum_ptr)
     buffer = momentum * buffer + grad
     if NESTEROV:
         grad += momentum * buffer
@@ -122,7 +124,8 @@ def _fused_sgd_kernel(
     tl.store(momentum_buffer_ptr + e, buffer, mask=here)
     if ema_ptr is not None:
         ema = tl.load(ema_ptr + e, mask=here)
-        tl.store(ema_ptr + e, ema_decay * ema + ema_rest * param, mask=here)
+        ema = tl.load(ema_shares_ptr) * ema + tl.load(ema_shares_ptr + 1) * param
+        tl.store(ema_ptr + e, ema, mask=here)
     if low_ptr is not None:
         tl.store(low_ptr + e, param.to(low_ptr.dtype.element_ty), mask=here)
 
@@ -133,12 +136,12 @@ def fused_sgd_fused(
     momentum_buffer: Tensor,
     lr: Tensor,
     weight_decay: float,
-    momentum: float,
+    momentum: Tensor,
     nesterov: bool,
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
     ema: Tensor | None,
-    ema_decay: float,
+    ema_shares: Tensor | None,
     low: Tensor | None,
 ) -> None:
     """Launches the Triton kernel: one program for each block."""
@@ -150,15 +153,14 @@ def fused_sgd_fused(
         grad,
         momentum_buffer,
         lr,
+        momentum,
         grad_scale,
         found_inf,
         ema,
+        ema_shares,
         low,
         param.numel(),
         weight_decay,
-        momentum,
-        ema_decay,
-        1 - ema_decay,
         NESTEROV=nesterov,
         BLOCK=block,
     )

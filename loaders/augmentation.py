@@ -17,14 +17,16 @@ from fastcat.seeds import derive_seed
 class Augmentation:
     """Every length is in pixels; 0 is none.
 
-    crop_pad: zero padding of the random crop; flip: mirror every other image; crop_shift: up to so
-    many rows and columns together are cut off the edges, and what is left is put at a random place
-    on black (Li & Spratling 2023); cutout: side of a black square around a random pixel (DeVries &
-    Taylor 2017); mixup, cutmix: a of the Beta(a, a) that shares an image with another one of its
-    batch, by brightness (Zhang et al. 2018) or by a rectangle (Yun et al. 2019), once a batch.
+    crop_pad: padding of the random crop, by zeros, with crop_reflect by the image mirrored at its
+    edges; flip: mirror every other image; crop_shift: up to so many rows and columns together are
+    cut off the edges, and what is left is put at a random place on black (Li & Spratling 2023);
+    cutout: side of a black square around a random pixel (DeVries & Taylor 2017); mixup, cutmix: a
+    of the Beta(a, a) that shares an image with another one of its batch, by brightness (Zhang et
+    al. 2018) or by a rectangle (Yun et al. 2019), once a batch.
     """
 
     crop_pad: int = 0
+    crop_reflect: bool = False
     flip: bool = False
     crop_shift: int = 0
     cutout: int = 0
@@ -37,6 +39,8 @@ class Augmentation:
             raise InputError(
                 "--crop-pad and --crop-shift both move the image: type --crop-pad 0 with the latter"
             )
+        if self.crop_reflect and self.crop_shift:
+            raise InputError("--crop-reflect belongs to --crop-pad, not to --crop-shift")
         if self.mixup and self.cutmix:
             raise InputError("--mixup and --cutmix both mix two images: choose one of them")
 
@@ -47,6 +51,11 @@ class Augmentation:
     def check(self, height: int, width: int) -> None:
         """Raise InputError where images of this size would vanish."""
         side = min(height, width)
+        if self.crop_reflect and self.crop_pad >= side:
+            raise InputError(
+                f"crop-pad is {self.crop_pad}, but images of {width} x {height} pixels mirror "
+                f"at most {side - 1}: type --crop-pad {side - 1} or leave out --crop-reflect"
+            )
         for name, length in (("crop-shift", self.crop_shift), ("cutout", self.cutout)):
             if length >= side:
                 raise InputError(

@@ -123,7 +123,7 @@ class Loader(ABC):
     ) -> Batch:
         """The batch of rows draws[0] of images, which have labels y [B] and places [B]."""
         augmentation = self.epochs.augmentation
-        x = augment(images, draws, augmentation.cutout)
+        x = augment(images, draws, augmentation.cutout, augmentation.crop_reflect)
         if not mixes:
             return Batch(x, y, places)
         x, share = mix(x, mixes[0])

@@ -14,6 +14,7 @@ from fastcat.checkpoint import load_weights, read_checkpoint
 from fastcat.cli import main
 from fastcat.config import TrainConfig
 from fastcat.evaluation import evaluate
+from fastcat.threat import ThreatModel
 from fastcat.trainer import Trainer
 from tests import tiny
 from tests.run_helpers import SMALL, assert_same_end
@@ -130,6 +131,60 @@ def test_the_learning_rate_follows_the_schedule_step_by_step() -> None:
     assert [step["lr"] for step in steps] == pytest.approx(expected)
 
 
+def test_a_step_takes_rate_momentum_and_decay_where_the_settings_say() -> None:
+    """With two replays of each batch. Catches a setting that is parsed and then forgotten."""
+    config = TrainConfig(
+        arch="tiny", peers="at", data="digits", train_size=30, val_size=10, batch_size=10, steps=1,
+        epochs=4, replays=2, schedule="triangular", lr=0.4, lr_at="start", momentum=0.9,
+        peak_momentum=0.7, ema=0.6, ema_warmup=0.25, threads=1,
+    )  # fmt: skip
+    trainer = Trainer(config)
+    optimizer = trainer.peers[0].optimizer
+    average = optimizer.flat.clone()
+    for step in range(24):
+        epoch = step // 6
+        if step % 6 == 0:
+            trainer.begin_epoch(epoch, {})
+            inputs = trainer.inputs()
+        assert trainer.current_lr() == pytest.approx(0.4 * (1 - abs(step - 12) / 12))
+        trainer.train_step(next(inputs))
+        assert optimizer.momentum.item() == pytest.approx(0.9 - 0.2 * (1 - abs(step - 12) / 12))
+        # the sixth update is the first one that averages
+        since = step + 1 - 6
+        decay = 0 if since < 0 else min(0.6, (1 + since) / (10 + since))
+        average = decay * average + (1 - decay) * optimizer.flat
+        torch.testing.assert_close(optimizer.ema, average, rtol=1e-4, atol=1e-6)
+    assert torch.equal(optimizer.lr, torch.tensor(0.4 / 12))
+
+
+@pytest.mark.parametrize(("lr_at", "full"), [("end", 3), ("epoch", 4)])
+def test_the_rate_of_a_step_is_recorded(lr_at: str, full: int) -> None:
+    """A drop after one epoch of 4 steps: at the end of the last one, or with the next epoch."""
+    rates = [1.0] * full + [0.1] * (8 - full)
+    epochs = small_run("--milestones", "1", "--lr", "1", "--log-every", "1", "--lr-at", lr_at)
+    steps = [json.loads(line) for line in Path("run/steps.jsonl").read_text().splitlines()]
+    assert [step["lr"] for step in steps] == pytest.approx(rates)
+    assert [epoch["lr"] for epoch in epochs] == pytest.approx([rates[3], rates[7]])
+
+
+def test_validation_has_steps_of_its_own_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights remember the attacker that they were trained against, as `eval` needs it."""
+    judged: list[ThreatModel] = []
+
+    def watched(network: Any, loader: Any, attacks: str, threats: Any, **settings: Any) -> Any:
+        judged.extend(threats)
+        return evaluate(network, loader, attacks, threats, **settings)
+
+    monkeypatch.setattr(fastcat.judge, "evaluate", watched)
+    small_run("--peers", "at", "--restarts", "2", "--step-size", "0.1", "--val-step-size", "2/255")
+    assert judged == [ThreatModel(eps=0.1, step_size=2 / 255, steps=2)] * 2
+    _, info = load_weights(Path("run/peers/0-at.last.safetensors"))
+    assert info.threats == "linf:eps=0.1:step_size=0.1:steps=2"
+    config = read_checkpoint(Path("run/checkpoints/last.pt"))["config"]
+    assert TrainConfig.from_dict(config).val_step_size == 2 / 255
+    assert "val_step_size: 2/255" in Path("run/config.yaml").read_text().splitlines()
+
+
 def test_the_same_seed_gives_the_same_bits_and_another_one_does_not() -> None:
     for out, seed in (("a", "1"), ("b", "1"), ("c", "2")):
         small_run("--seed", seed, out=out)
@@ -207,6 +262,14 @@ def test_every_kind_of_augmentation_trains_and_is_recorded(kind: str) -> None:
     assert any(not torch.equal(weights[name], plain[name]) for name in weights)
     name, value = kind.removeprefix("--").replace("-", "_").split()
     assert re.search(rf"^{name}: {value}(\.0)?$", Path("run", "config.yaml").read_text(), re.M)
+
+
+def test_a_mirrored_border_trains_as_another_than_a_black_one() -> None:
+    small_run("--crop-pad", "2", out="black")
+    small_run("--crop-pad", "2", "--crop-reflect")
+    assert "crop_reflect: true" in Path("run/config.yaml").read_text().splitlines()
+    ours, black = (Path(run, "peers/0-trades.last.safetensors") for run in ("run", "black"))
+    assert ours.read_bytes() != black.read_bytes()
 
 
 def test_peers_learn_on_real_digits() -> None:

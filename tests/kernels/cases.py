@@ -143,8 +143,15 @@ def augment_draws(
 
 
 def augment_cases(dtype: torch.dtype) -> Iterator[Case]:
-    for seed, (batch, height, width, channels, hole) in enumerate(
-        [(5, 32, 32, 3, 8), (7, 9, 5, 1, 2), (3, 27, 41, 3, 0), (4, 3, 2, 3, 5), (5, 32, 32, 3, 0)]
+    for seed, (batch, height, width, channels, hole, reflect) in enumerate(
+        [
+            (5, 32, 32, 3, 8, False),
+            (7, 9, 5, 1, 2, True),
+            (3, 27, 41, 3, 0, False),
+            (4, 3, 2, 3, 5, False),
+            (5, 32, 32, 3, 0, False),
+            (5, 32, 32, 3, 0, True),
+        ]
     ):
         generator = torch.Generator().manual_seed(seed)
         images = torch.randint(
@@ -156,9 +163,10 @@ def augment_cases(dtype: torch.dtype) -> Iterator[Case]:
         draws = augment_draws(2 * batch, len(images), height, width, generator)
         out = laid_out(torch.full((batch, channels, height, width), float("nan")), "channels_last")
         # a batch is a slice of an epoch's draws
-        args = (out, pixels, draws[:, 1 : batch + 1], hole)
-        name = f"{batch}x{height}x{width}x{channels}-hole{hole}-{'float' if floats else 'uint8'}"
-        yield Case(name, augment.OP, args, exact=True, typical=seed == 0)
+        args = (out, pixels, draws[:, 1 : batch + 1], hole, reflect)
+        kind = "reflect" if reflect else "float" if floats else "uint8"
+        name = f"{batch}x{height}x{width}x{channels}-hole{hole}-{kind}"
+        yield Case(name, augment.OP, args, exact=True, typical=seed in (0, 5))
 
 
 def fused_sgd_cases(dtype: torch.dtype) -> Iterator[Case]:
@@ -185,12 +193,12 @@ def fused_sgd_cases(dtype: torch.dtype) -> Iterator[Case]:
             buffer.clone(),
             scalar(0.1),
             5e-4,
-            0.9,
+            scalar(0.9),
             nesterov,
             None if scale is None else scalar(scale),
             None if found_inf is None else scalar(found_inf),
             average.clone() if ema else None,
-            0.99,
+            torch.tensor([0.99, 0.01]) if ema else None,
             copy if low else None,
         )
         named = {"nesterov": nesterov, "scaled": scale, "found_inf": found_inf, "ema": ema}

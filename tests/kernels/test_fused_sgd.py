@@ -1,4 +1,4 @@
-"""The fused update against torch.optim.SGD."""
+"""The fused update against torch.optim.SGD, rate and momentum changing from step to step."""
 
 import pytest
 import torch
@@ -20,9 +20,9 @@ def test_steps_as_torchs_sgd_under_a_schedule(nesterov: bool, weight_decay: floa
     sgd = torch.optim.SGD(
         [theirs], lr=1.0, momentum=0.9, nesterov=nesterov, weight_decay=weight_decay
     )
-    for lr in (0.1, 0.2, 0.05):
+    for lr, momentum in ((0.1, 0.9), (0.2, 0.8), (0.05, 0.95)):
         grad = draw()
-        sgd.param_groups[0]["lr"] = lr
+        sgd.param_groups[0].update(lr=lr, momentum=momentum)
         theirs.grad = grad.clone()
         sgd.step()
         their_ema.lerp_(theirs.detach(), 1 - 0.99)
@@ -32,12 +32,12 @@ def test_steps_as_torchs_sgd_under_a_schedule(nesterov: bool, weight_decay: floa
             buffer,
             torch.tensor(lr, dtype=torch.float64),
             weight_decay,
-            0.9,
+            torch.tensor(momentum, dtype=torch.float64),
             nesterov,
             grad_scale=torch.tensor(8.0),
             found_inf=torch.tensor(0.0),
             ema=ema,
-            ema_decay=0.99,
+            ema_shares=torch.tensor([0.99, 0.01], dtype=torch.float64),
             low=low,
         )
         torch.testing.assert_close(param, theirs.detach(), rtol=1e-13, atol=1e-13)
@@ -54,10 +54,10 @@ def test_an_infinite_gradient_changes_nothing() -> None:
         buffer,
         torch.tensor(0.1),
         0.01,
-        0.9,
+        torch.tensor(0.9),
         found_inf=torch.tensor(1.0),
         ema=ema,
-        ema_decay=0.5,
+        ema_shares=torch.tensor([0.5, 0.5]),
         low=low,
     )
     assert all(map(torch.equal, (param, buffer, ema, low), buffers))

@@ -25,13 +25,15 @@ def images(n: int) -> torch.Tensor:
     return torch.randint(1, 256, (n, H, W, 3), dtype=torch.uint8, generator=generator)
 
 
-def test_crop_and_flip_are_torchvisions() -> None:
-    pixels, pad = images(40), 2
-    draws = Augmentation(crop_pad=pad, flip=True).draw(torch.arange(40), H, W, 0, 0)
-    batch = augment(pixels, draws)
+@pytest.mark.parametrize("mode", ["constant", "reflect"])
+def test_crop_and_flip_are_torchvisions(mode: str) -> None:
+    pixels, pad, reflect = images(40), 5, mode == "reflect"
+    augmentation = Augmentation(crop_pad=pad, crop_reflect=reflect, flip=True)
+    draws = augmentation.draw(torch.arange(40), H, W, 0, 0)
+    batch = augment(pixels, draws, reflect=reflect)
     for b, (_, dy, dx, flip, *_) in enumerate(draws.T.tolist()):
         x = pixels[b].permute(2, 0, 1).float() / 255
-        x = transforms.pad(x, [pad, pad])
+        x = transforms.pad(x, [pad, pad], padding_mode=mode)
         x = transforms.crop(x, dy + pad, dx + pad, H, W)
         x = transforms.hflip(x) if flip else x
         assert torch.equal(batch[b], x)
@@ -126,12 +128,20 @@ def test_cutmix_shows_the_other_image_in_a_rectangle_and_says_how_much() -> None
     ("settings", "text"),
     [
         ({"crop_pad": 2, "crop_shift": 3}, "both move the image"),
+        ({"crop_reflect": True, "crop_shift": 3}, "belongs to --crop-pad"),
         ({"mixup": 1.0, "cutmix": 1.0}, "choose one"),
     ],
 )
 def test_two_ways_at_once_are_refused(settings: dict, text: str) -> None:
     with pytest.raises(InputError, match=text):
         Augmentation(**settings)
+
+
+def test_an_image_is_mirrored_by_less_than_its_side() -> None:
+    Augmentation(crop_pad=5, crop_reflect=True).check(H, W)
+    Augmentation(crop_pad=6).check(H, W)
+    with pytest.raises(InputError, match=r"9 x 6 pixels mirror at most 5: type"):
+        Augmentation(crop_pad=6, crop_reflect=True).check(H, W)
 
 
 @pytest.mark.parametrize("settings", [{"crop_shift": 6}, {"cutout": 6}])

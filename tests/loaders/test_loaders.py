@@ -58,6 +58,7 @@ def same(batch: Batch, other: Batch) -> bool:
 AUGMENTATIONS = {
     "none": Augmentation(),
     "crop and flip": MOVED,
+    "reflected": Augmentation(crop_pad=3, crop_reflect=True, flip=True),
     "all but mixing": Augmentation(crop_shift=4, flip=True, cutout=3),
     "mixup": Augmentation(crop_pad=1, mixup=0.8),
     "cutmix": Augmentation(flip=True, cutmix=1.0),
