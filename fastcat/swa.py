@@ -4,7 +4,9 @@ After n epochs that count, the average of the weights at their ends is
 
     a_n = a_{n-1} + (w_n - a_{n-1}) / n,
 
-and BatchNorm's statistics under a_n are means over batches of clean training images.
+and BatchNorm's statistics under a_n are means over batches of clean training images, of which each
+weighs as many as it has images, as in the code of both. Chen et al. count epochs from 0: what they
+begin at epoch 55 is begun after 56 finished ones.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,8 +21,9 @@ from fastcat.modes import attack_mode
 
 
 def recompute_statistics(model: nn.Module, images: Iterable[Tensor]) -> None:
-    """Set BatchNorm's running statistics to their mean over batches [B, C, H, W], each weighing
-    alike. All else is in eval mode, so that nothing is drawn; modes are restored.
+    """Set BatchNorm's running statistics to their mean over batches [B, C, H, W], by their images.
+
+    All else is in eval mode, so that nothing is drawn; modes are restored.
     """
     norms = _norms(model)
     momenta = [norm.momentum for norm in norms]
@@ -28,9 +31,12 @@ def recompute_statistics(model: nn.Module, images: Iterable[Tensor]) -> None:
         try:
             for norm in norms:
                 norm.reset_running_stats()
-                norm.momentum = None  # torch then takes the mean
                 norm.train()
+            seen = 0
             for x in images:
+                seen += len(x)
+                for norm in norms:
+                    norm.momentum = len(x) / seen
                 model(x)
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):

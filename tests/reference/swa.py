@@ -1,4 +1,4 @@
-"""BatchNorm statistics of tests.tiny.Tiny, layer by layer, as a mean over batches."""
+"""BatchNorm statistics of tests.tiny.Tiny, layer by layer, as a mean over images."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from tests.tiny import Tiny
 
 
 def statistics(net: Tiny, batches: list[Tensor]) -> dict[str, Tensor]:
-    """Running means and variances of both BatchNorms, by name, each batch weighing alike."""
+    """Running means and variances of both BatchNorms, by name, each batch by its images."""
     found: dict[str, list[Tensor]] = {}
 
     def normalize(name: str, x: Tensor) -> Tensor:
@@ -24,4 +24,6 @@ def statistics(net: Tiny, batches: list[Tensor]) -> dict[str, Tensor]:
         for x in batches:
             out = normalize("bn1", net.conv1(x)).relu()
             normalize("bn2", net.conv2(out))
-    return {name: torch.stack(values).mean(0) for name, values in found.items()}
+    sizes = torch.tensor([len(x) for x in batches], dtype=batches[0].dtype)
+    share = (sizes / sizes.sum())[:, None]
+    return {name: (share * torch.stack(values)).sum(0) for name, values in found.items()}
