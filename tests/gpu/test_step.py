@@ -381,6 +381,21 @@ def test_the_learning_rate_is_read_from_the_device() -> None:
     assert not torch.equal(run.team.peers[0].optimizer.flat, before)
 
 
+def test_momentum_and_the_decay_of_the_average_are_read_from_the_device() -> None:
+    """A graph captured with 0.9 for both goes on with what is set later."""
+    run = Run(nets_of(1), ("at",), "graph", ema=0.9)
+    x, y = images(0, BATCH, SIDE)
+    run.step(x, y)
+    optimizer = run.team.peers[0].optimizer
+    assert not torch.equal(optimizer.ema, optimizer.flat)
+    optimizer.momentum_buffer.fill_(1e6)
+    optimizer.set_momentum(0.0)
+    optimizer.set_ema_decay(0.0)
+    run.step(x, y)
+    assert optimizer.momentum_buffer.abs().max() < 1e3
+    assert torch.equal(optimizer.ema, optimizer.flat)
+
+
 def test_a_ragged_batch_runs_eagerly_and_counts() -> None:
     run = Run(nets_of(2), ("trades", "alp"), "graph")
     for step, size in enumerate((BATCH, 5, BATCH)):
