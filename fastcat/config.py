@@ -156,6 +156,8 @@ class Optimization:
     """Nesterov momentum."""
     weight_decay: Annotated[float, arg(aliases=["--wd"])] = 5e-4
     """L2 penalty on all parameters, per step."""
+    norm_decay: bool = True
+    """That penalty on BatchNorm's parameters too."""
     bn_groups: int = 1
     """Equal parts of a batch, each normalised by its own statistics (ghost BatchNorm)."""
     ema: float | None = None

@@ -47,6 +47,7 @@ def make_members(
             momentum=config.momentum,
             weight_decay=config.weight_decay,
             nesterov=config.nesterov,
+            norm_decay=config.norm_decay,
             ema=config.ema,
         )
         threats = choose_threats(spec.threat, config.threat_models())

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastcat.errors import InputError, nearest
 from fastcat.kernels.fused_sgd import fused_sgd
@@ -203,13 +204,20 @@ def ramped_decay(decay: float, updates: int, copied: float) -> float:
     return min(decay, (1 + since) / (10 + since)) if since >= 0 else 0.0
 
 
+def _norm_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            yield from module.parameters()
+
+
 class FlatSGD(torch.optim.Optimizer):
-    """SGD over all parameters of a model, BatchNorm's and biases included, as the papers train.
+    """SGD over all parameters of a model.
 
     The parameters become views of one flat buffer, which a single kernel updates; the learning
     rate, momentum, the average's decay and float16's loss scale are read on the device. Equals
-    torch.optim.SGD to rounding, also in leaving parameters alone that had no gradient. ema: decay
-    per step of a moving average of the weights, None for none.
+    torch.optim.SGD to rounding, also in leaving parameters alone that had no gradient.
+    weight_decay: of BatchNorm's parameters too, as most papers train, unless norm_decay is False;
+    ema: decay per step of a moving average of the weights, None for none.
     """
 
     def __init__(
@@ -220,12 +228,19 @@ class FlatSGD(torch.optim.Optimizer):
         momentum: float,
         weight_decay: float,
         nesterov: bool,
+        norm_decay: bool = True,
         ema: float | None = None,
     ) -> None:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
+        spared = set() if norm_decay else {id(p) for p in _norm_parameters(model)}
+        self.decays = [0.0 if id(p) in spared else weight_decay for p in self.parameters]
+        # as they lie in the buffer: what decays alike side by side, for the fewest kernels
+        self.order = sorted(range(len(self.decays)), key=lambda i: id(self.parameters[i]) in spared)
         # convolutions want their weights aligned
-        ends = [0, *accumulate(-(-p.numel() // _ALIGNMENT) * _ALIGNMENT for p in self.parameters)]
-        self.places = list(pairwise(ends))
+        sizes = (-(-self.parameters[i].numel() // _ALIGNMENT) * _ALIGNMENT for i in self.order)
+        ends = [0, *accumulate(sizes)]
+        place_of = dict(zip(self.order, pairwise(ends), strict=True))
+        self.places = [place_of[i] for i in range(len(self.order))]
         first = self.parameters[0]
         self.flat = torch.zeros(ends[-1], dtype=first.dtype, device=first.device)
         for parameter, view in zip(self.parameters, self.views(self.flat), strict=True):
@@ -273,13 +288,13 @@ class FlatSGD(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update the weights from the gathered gradients."""
         scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        for run in self._runs():
+        for run, weight_decay in self._runs():
             fused_sgd(
                 self.flat[run],
                 self.flat.grad[run],  # type: ignore[index]
                 self.momentum_buffer[run],
                 self.lr,
-                self.weight_decay,
+                weight_decay,
                 self.momentum,
                 self.nesterov,
                 scale,
@@ -289,14 +304,14 @@ class FlatSGD(torch.optim.Optimizer):
                 None,
             )
 
-    def _runs(self) -> list[slice]:
-        """Stretches of parameters with a gradient: weight decay is for those alone."""
-        used = [parameter.grad is not None for parameter in self.parameters]
+    def _runs(self) -> list[tuple[slice, float]]:
+        """Stretches of parameters with a gradient, with their weight decay: the rest stays."""
+        kinds = [(self.parameters[i].grad is not None, self.decays[i]) for i in self.order]
         runs = []
-        for is_used, members in groupby(range(len(used)), key=used.__getitem__):
+        for (is_used, decay), members in groupby(range(len(kinds)), key=kinds.__getitem__):
             if is_used:
-                stretch = list(members)
-                runs.append(slice(self.places[stretch[0]][0], self.places[stretch[-1]][1]))
+                stretch = [self.places[self.order[member]] for member in members]
+                runs.append((slice(stretch[0][0], stretch[-1][1]), decay))
         return runs
 
     @contextmanager

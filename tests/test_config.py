@@ -97,7 +97,8 @@ def test_the_command_line_is_frozen() -> None:
         "crop_pad crop_reflect flip crop_shift cutout mixup cutmix "
         "norm eps step_size steps restarts threats val_steps val_step_size "
         "epochs replays lr schedule milestones lr_decay lr_points lr_at warmup_epochs momentum "
-        "peak_momentum nesterov weight_decay bn_groups ema ema_warmup swa awp awp_warmup "
+        "peak_momentum nesterov weight_decay norm_decay bn_groups ema ema_warmup swa awp "
+        "awp_warmup "
         "out seed seeds select_on precision device engine threads log_every save_every "
         "on_collapse"
     )

@@ -93,6 +93,24 @@ def test_five_steps_equal_torch(settings: dict[str, Any], layout: torch.memory_f
             )
 
 
+@pytest.mark.parametrize("nesterov", [False, True], ids=["heavy-ball", "nesterov"])
+def test_batch_norm_may_be_spared_weight_decay(nesterov: bool) -> None:
+    """As torch does it in two groups. Catches a linear layer's bias that is spared with it."""
+    settings = {**SETTINGS, "nesterov": nesterov}
+    ours, theirs = (tiny_net(0).double() for _ in range(2))
+    optimizer = FlatSGD(ours, lr=0.1, ema=0.5, norm_decay=False, **settings)
+    norms = [p for m in theirs.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()]
+    others = [p for p in theirs.parameters() if all(p is not norm for norm in norms)]
+    assert len(norms) >= 4
+    assert any(p.dim() == 1 for p in others)
+    groups = [{"params": others}, {"params": norms, "weight_decay": 0.0}]
+    expected = torch.optim.SGD(groups, lr=0.1, **settings)
+    for step in range(4):
+        descend(ours, optimizer, step)
+        descend(theirs, expected, step)
+    assert_equal_weights(ours, theirs, 1e-12)
+
+
 class HalfUsed(nn.Module):
     """The second of three layers takes part in every other forward; one weight is constant."""
 
