@@ -4,9 +4,8 @@ After n epochs that count, the average of the weights at their ends is
 
     a_n = a_{n-1} + (w_n - a_{n-1}) / n,
 
-and BatchNorm's statistics under a_n are means over batches of clean training images, of which each
-weighs as many as it has images, as in the code of both. Chen et al. count epochs from 0: what they
-begin at epoch 55 is begun after 56 finished ones.
+and BatchNorm's statistics under a_n are means over batches of clean training images, by the images
+of each batch, as in the code of both. Chen et al. count epochs from 0: their epoch 55 is the 56th.
 """
 
 from collections.abc import Iterable, Iterator
