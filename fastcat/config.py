@@ -272,8 +272,8 @@ class TrainConfig(Run, Optimization, Threat, Augment, Data, Peers):
             )
         if self.ema_warmup is not None and not (self.ema is not None and 0 <= self.ema_warmup < 1):
             raise InputError(
-                f"ema-warmup is {self.ema_warmup:g}, expected a share of the steps in [0, 1), as "
-                "0.025, and --ema with it"
+                f"ema-warmup is {self.ema_warmup:g}, expected a share of the steps in [0, 1) and "
+                "--ema with it: type --ema 0.995 --ema-warmup 0.025, or --ema-warmup None"
             )
         if self.swa is not None and self.swa > self.epochs:
             raise InputError(f"swa is {self.swa}, expected at most the {self.epochs} --epochs")
@@ -307,8 +307,8 @@ class TrainConfig(Run, Optimization, Threat, Augment, Data, Peers):
         if self.val_step_size is not None:
             if self.threats:
                 raise InputError(
-                    "--val-step-size is for one attacker: leave it out, or --threats and type "
-                    "--norm, --eps and --step-size"
+                    "--val-step-size is for one attacker, --threats are several: type "
+                    "--val-step-size None"
                 )
             models = [replace(model, step_size=self.val_step_size) for model in models]
         return tuple(models)

@@ -188,7 +188,8 @@ def make_momentum(
     heights = {"cyclic": cyclic, "triangular": triangular}
     if name not in (*heights, "onecycle"):
         raise InputError(
-            f"peak-momentum belongs to --schedule cyclic, triangular or onecycle, not to {name}"
+            f"peak-momentum belongs to --schedule cyclic, triangular or onecycle, not to {name}: "
+            "type --peak-momentum None"
         )
     height = heights[name](epochs) if name in heights else _onecycle_height(epochs, per_epoch)
     return lambda t: momentum - (momentum - peak_momentum) * height(t)
