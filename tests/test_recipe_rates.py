@@ -10,7 +10,6 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from fastcat.config import TrainConfig
 from fastcat.optim import elapsed
 from fastcat.recipes import RECIPES
 from tests.test_recipes import settings
@@ -96,6 +95,12 @@ def cosine_by_epochs(e: int, i: int, n: int) -> float:
     return 0.1 * 0.5 * (1 + np.cos((e + 1 - 1) / 200 * np.pi))
 
 
+def interpolated(t: float) -> float:
+    """Maini et al., 50 epochs counted from 1: the last one is beyond the end, at rate 0."""
+    return float(np.interp([t], [0, 50 * 2 // 5, 50 * 4 // 5, 50], [0, 0.1, 0.005, 0])[0])
+
+
+MAINI = within_epochs(interpolated, first_epoch=1)
 MART = from_1(0.01, (75, 0.1), (90, 0.01), (100, 0.001))
 CAT = from_1(0.1, (100, 0.1), (150, 0.01))
 
@@ -114,6 +119,9 @@ PUBLISHED: dict[str, Rate] = {
     "fast-n-fgsm": cyclic_lr(0.2, 30),
     "free-at": cyclic_lr(0.04, 10, 8),
     "iad": multiplied_from_the_peak,
+    "maini-avg": MAINI,
+    "maini-max": MAINI,
+    "maini-msd": MAINI,
     "mart-paper": MART,
     "mart-paper-wrn": from_1(0.1, (75, 0.1), (90, 0.01), (100, 0.001)),
     # no code; the numbers are MART's, counted as there
@@ -168,20 +176,3 @@ def test_momentum_moves_where_the_published_scheduler_moves_it() -> None:
         first, peak = ends[name]
         at_peak = 9 if name == "dm-cifar10" else config.epochs / 2
         assert [momentum(0), momentum(at_peak)] == pytest.approx([first, peak])
-
-
-def test_a_run_of_maini_et_al_can_be_typed() -> None:
-    """Their epochs are counted from 1 to 50, interpolated until 50: the last one has rate 0."""
-    config = TrainConfig(
-        epochs=50, schedule="linear", lr_points="0:0.05,19:1,39:0.05,49:0", lr_at="end"
-    )
-
-    def interpolated(t: float) -> float:
-        return float(np.interp([t], [0, 50 * 2 // 5, 50 * 4 // 5, 50], [0, 0.1, 0.005, 0])[0])
-
-    published, schedule, n = within_epochs(interpolated, first_epoch=1), config.lr_schedule(), 391
-    ours = [0.1 * schedule(elapsed(step, n, "end")) for step in range(50 * n)]
-    theirs = [published(step // n, step % n, n) for step in range(50 * n)]
-    assert ours == pytest.approx(theirs, abs=1e-12)
-    assert ours[-n:] == [0.0] * n
-    assert ours[-n - 2] > 0
