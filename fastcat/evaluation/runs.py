@@ -39,6 +39,7 @@ from fastcat.report import renew_report, threats_in_words
 from fastcat.seeds import derive_seed
 from fastcat.threat import ThreatModel
 from fastcat.threat_spec import format_length, format_threats, parse_threats
+from fastcat.trial import check_network
 
 # of whom nothing is known: the radius of nearly every CIFAR paper
 EPS = 8 / 255
@@ -77,8 +78,12 @@ def evaluate_run(config: EvalConfig) -> dict[str, Any]:
             "environment": environment(),
             "peers": {},
         }
+        fp32 = make_precision("fp32", device)
         for file, (model, info) in zip(files, peers, strict=True):
             check_fit(file, info, dataset)
+            classes = len(dataset.classes)
+            check_network(model, f"{file} ({info.arch})", dataset.image_shape, classes, fp32)
+        for file, (model, info) in zip(files, peers, strict=True):
             if info.data == dataset.name and info.data_digest not in (None, dataset.digest):
                 console.print(f"note: {info.peer} was trained on other images of {info.data}")
             entry = judge(model, info, loader, config, device, console)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcat.errors import InputError, nearest
-from fastcat.models.elsewhere import find_elsewhere
+from fastcat.models.elsewhere import build_elsewhere, find_elsewhere
 from fastcat.models.mobilenet import mobilenet
 from fastcat.models.mobilenet_v2 import mobilenetv2
 from fastcat.models.preact_resnet import (
@@ -95,11 +95,12 @@ def make_model(
     """A freshly initialised network, drawn from torch's global generator.
 
     `normalize` = (mean, std) per channel puts a Normalize in front. Raises InputError for an
-    architecture that is unknown, or cannot take these channels.
+    architecture that is unknown, or cannot be built for these classes and channels.
     """
     arch = canonical_arch(arch)
-    make = find_elsewhere(arch) if ":" in arch else ARCHS[arch]
-    net = make(classes, channels)
+    net = (
+        build_elsewhere(arch, classes, channels) if ":" in arch else ARCHS[arch](classes, channels)
+    )
     return net if normalize is None else normalized(net, *normalize)
 
 
