@@ -323,6 +323,8 @@ def test_eval_of_a_checkpoint(checkpoint: Path, capsys: pytest.CaptureFixture[st
         ("theirs.pt --arch mobilenet --data digits", "it fits --arch tiny with 10 classes"),
         ("bare.pt --arch tiny --data digits --mean 0.5", "type both"),
         ("bare.pt --data digits --mean 0.5 --std 0.5", "type --arch too"),
+        ("bare.pt --data digits --state adv_model", "--state is for a checkpoint of others"),
+        ("bare.pt --arch tiny --data digits --state ema", "no network under 'ema', expected one"),
         ("bare.pt --arch tiny --data digits --mean a --std 1", "mean is 'a', expected numbers"),
         ("bare.pt --arch tiny --data digits --mean 0 --std 0", "expected 1 numbers above 0"),
         ("bare.pt --arch tiny --data digits --mean 0,0 --std 1,1", "2 numbers for 1 channels"),
