@@ -33,10 +33,10 @@ def check_network(
             f"{who} has weights without values, on the meta device or of lazy layers, expected an "
             "initialised network: run it once on an image [1, C, H, W] before you return it"
         )
-    other = next((t.dtype for t in tensors if _is_number(t) and t.dtype != torch.float32), None)
-    if other is not None:
+    others = [p.dtype for p in model.parameters() if p.dtype != torch.float32]
+    if others:
         raise InputError(
-            f"{who} has weights of {str(other).removeprefix('torch.')}, expected float32: "
+            f"{who} has weights of {str(others[0]).removeprefix('torch.')}, expected float32: "
             "return it as net.float()"
         )
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -65,10 +65,17 @@ def check_network(
                 "be trained: leave no_grad and detach out of its forward"
             )
         if last_batch == 1:
-            _forward(model, x[:1], f"{who}, in a last batch of one image,", classes)
+            instead = "choose a --batch-size that leaves no single image for an epoch's last batch"
+            _forward(model, x[:1], who, classes, instead)
 
 
-def _forward(model: nn.Module, x: Tensor, who: str, classes: int) -> Tensor:
+def _forward(
+    model: nn.Module,
+    x: Tensor,
+    who: str,
+    classes: int,
+    instead: str = "choose an architecture for such images, or convert them with --resize",
+) -> Tensor:
     """Logits [B, classes]. Raises InputError for what the network raises, and for anything else."""
     try:
         z = model(x.clone())
@@ -77,28 +84,29 @@ def _forward(model: nn.Module, x: Tensor, who: str, classes: int) -> Tensor:
     except Exception as error:  # whatever a foreign forward comes up with
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise InputError(
-            f"{who} cannot take images [{', '.join(map(str, x.shape))}], {reason}: choose an "
-            "architecture for such images, or convert them with --resize"
+            f"{who} cannot take images [{', '.join(map(str, x.shape))}], {reason}: {instead}"
         ) from error
     check_logits(z, len(x), who, classes)
     return z
-
-
-def _is_number(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
 
 
 @contextmanager
 def _untouched(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Buffers, modes and random states are afterwards as they were."""
     modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    buffers = [
+        (module, name, buffer, None if buffer is None else buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+    ]
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             yield
     finally:
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
+        for module, name, buffer, before in buffers:
+            # a forward may also have put another tensor in its place
+            module._buffers[name] = buffer
+            if buffer is not None and before is not None:
+                buffer.detach().copy_(before)
         for module, training in modes:
             module.training = training

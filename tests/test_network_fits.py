@@ -70,6 +70,20 @@ def diverged() -> nn.Module:
     return net
 
 
+class Counting(nn.Module):
+    """Puts another buffer in the place of its own at every forward."""
+
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count = self.count + 1
+        return x
+
+
 def without_grad(x: Tensor) -> Tensor:
     return x.detach()
 
@@ -110,7 +124,7 @@ ODD: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "no gradient": (
         lambda: then(lambda _, z: without_grad(z)), "depend on none of its parameters",
     ),
-    "a point normalised alone": (normed_points, "in a last batch of one image, cannot take"),
+    "a point normalised alone": (normed_points, "choose a --batch-size that leaves no single"),
 }  # fmt: skip
 
 
@@ -134,7 +148,9 @@ def test_what_is_judged_alone_need_not_train() -> None:
 def test_the_trial_moves_nothing() -> None:
     """Catches BatchNorm statistics, modes, random numbers and gradients that a run would notice."""
     torch.manual_seed(3)
-    net = nn.Sequential(small(10, 1), nn.BatchNorm1d(10, momentum=None), nn.Dropout(0.5))
+    net = nn.Sequential(
+        small(10, 1), nn.BatchNorm1d(10, momentum=None), nn.Dropout(0.5), Counting()
+    )
     split_norms(net, 2)
     net[0].eval()
     modes = [module.training for module in net.modules()]
