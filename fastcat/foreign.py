@@ -27,6 +27,9 @@ PREFERRED = ("adv_model", "state_dict", "model_state_dict", "rmodel", "model", "
 MEANS, STDS = ("mean", "mu", "new_mean"), ("std", "sigma", "new_std")
 COUNTS = ("n_classes", "n_averaged")
 
+# keys above a network at most; what refers to itself has an end so
+DEEPEST = 4
+
 # what the readers raise at files that are none
 _UNREADABLE = (
     *(pickle.UnpicklingError, safetensors.SafetensorError, OSError, EOFError, RuntimeError),
@@ -138,7 +141,8 @@ def _entries(found: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
     elif tensors := {str(name): t for name, t in found.items() if isinstance(t, Tensor)}:
         yield keys, tensors
     for key, value in found.items():
-        yield from _entries(value, (*keys, str(key)))
+        if len(keys) < DEEPEST:
+            yield from _entries(value, (*keys, str(key)))
 
 
 def _copies(keys: tuple[str, ...], tensors: State, wanted: Shapes) -> list[_Copy]:

@@ -172,6 +172,16 @@ def test_the_network_that_is_asked_for(which: str, seed: int, tmp_path: Path) ->
         load_foreign(tmp_path / "it.pt", model, "ema")
 
 
+def test_a_file_that_refers_to_itself(tmp_path: Path) -> None:
+    """Catches a search without end."""
+    content: dict[str, Any] = {"state_dict": net(1).state_dict()}
+    content["itself"] = content
+    torch.save(content, tmp_path / "it.pt")
+    model = net(0)
+    load_foreign(tmp_path / "it.pt", model)
+    assert all(torch.equal(t, net(1).state_dict()[n]) for n, t in model.state_dict().items())
+
+
 def test_a_layer_that_the_network_lacks_is_not_a_copy(tmp_path: Path) -> None:
     """Catches a last BatchNorm of untrained values, which others have too, being left out."""
     torch.save(make_model("preactresnet18", 10, 3).state_dict(), tmp_path / "it.pt")
