@@ -21,12 +21,14 @@ import torch
 
 from fastcat.benchmarks.contestants import (
     CHANNELS,
+    CLASSES,
     PHOTOGRAPHS,
     SIDE,
     Ours,
     arithmetic_of,
     contestants_for,
     make_contestant,
+    make_network,
     opponents_for,
     set_arithmetic,
 )
@@ -48,6 +50,8 @@ from fastcat.errors import InputError
 from fastcat.files import write_text
 from fastcat.models import canonical_arch
 from fastcat.peer_spec import parse_peers
+from fastcat.precision import make_precision
+from fastcat.trial import check_network
 
 WHATS = ("train", "eval", "methods", "layers", "loaders")
 
@@ -290,6 +294,20 @@ def compared(results: list[dict[str, Any]], path: Path) -> str:
     return "\n".join(lines)
 
 
+def check_architectures(config: BenchConfig) -> None:
+    """Raise InputError for a network that does not fit the images, before hours are spent."""
+    specs = [
+        spec
+        for arch, peers in itertools.product(config.arch.split(","), config.peers.split(";"))
+        for spec in parse_peers(peers, arch)
+    ]
+    fp32 = make_precision("fp32", torch.device("cpu"))
+    for arch in sorted({spec.arch for spec in specs}):
+        check_network(
+            make_network(0, arch), arch, (SIDE, SIDE, CHANNELS), CLASSES, fp32, last_batch=2
+        )
+
+
 def bench(config: BenchConfig) -> dict[str, Any]:
     """Run all races, print their tables and write the JSON file; what it holds."""
     set_threads(config.threads)
@@ -301,6 +319,8 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         compared([], config.compare)  # read before hours are spent
     whats = config.what.split(",")
     racing = {*names, *opponents} if "methods" in whats else set(names)
+    if whats != ["loaders"]:
+        check_architectures(config)
     precisions = sorted({arithmetic_of(name, device) for name in racing})
     matmul = {precision: matmul_tflops(precision, device) for precision in precisions}
     rates = ", ".join(f"{precision} {rate:.3g} TFLOP/s" for precision, rate in matmul.items())

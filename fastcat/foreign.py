@@ -1,11 +1,14 @@
 """Checkpoints of others: a state_dict, bare or wrapped, as the field's training code leaves it.
 
 Read are .pt and .pth files, by torch's reader for tensors and plain values alone, and .safetensors.
+A network is found by its names, wherever it lies and whatever stands before each of them. A file
+may hold several: two peers, a network and its average, one network twice.
 """
 
 import pickle
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +21,14 @@ from torch import Tensor, nn
 from fastcat.errors import InputError
 from fastcat.models import ARCHS, make_model
 
-# under which a state_dict lies, the first that is there
-WRAPPINGS = ("state_dict", "model_state_dict", "rmodel", "model", "net")
-# what wrappers put before each name, also one after the other: module.0., module._orig_mod.
-PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "0.", "1.")
-# what wrappers keep beside the network: a normalisation of its input, MAIR's number of classes
-MEANS, STDS, COUNTS = ("mean", "mu"), ("std", "sigma"), ("n_classes",)
+# of several networks that fit, the one that its authors judge
+PREFERRED = ("adv_model", "state_dict", "model_state_dict", "rmodel", "model", "net")
+# what wrappers keep beside the network: a normalisation of its input, numbers of classes, averages
+MEANS, STDS = ("mean", "mu", "new_mean"), ("std", "sigma", "new_std")
+COUNTS = ("n_classes", "n_averaged")
+
+# keys above a network at most; what refers to itself has an end so
+DEEPEST = 4
 
 # what the readers raise at files that are none
 _UNREADABLE = (
@@ -43,19 +48,70 @@ class Loaded:
     normalize: tuple[list[float], list[float]] | None
 
 
-def load_foreign(path: Path, model: nn.Module) -> Loaded:
+@dataclass(frozen=True, kw_only=True)
+class _Copy:
+    """A network in a file, as far as one was found.
+
+    keys: under which its tensors lie; prefix: what stands before its names; state: its tensors by
+    the network's names; normalize, remarks: as in Loaded; misfit: what is wrong, "" for nothing.
+    """
+
+    keys: tuple[str, ...]
+    prefix: str
+    state: State
+    normalize: tuple[list[float], list[float]] | None
+    remarks: tuple[str, ...]
+    misfit: str
+
+    @property
+    def label(self) -> str:
+        """How it is called: by its keys and its prefix."""
+        return ".".join((*self.keys, *filter(None, self.prefix.split(".")))) or "top"
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Which is taken before others."""
+        known = [PREFERRED.index(key) for key in self.keys if key in PREFERRED]
+        return min(known, default=len(PREFERRED)), len(self.prefix)
+
+
+def load_foreign(path: Path, model: nn.Module, which: str | None = None) -> Loaded:
     """Put the tensors of a checkpoint into `model`.
 
-    Raises InputError for a file that cannot be read, holds no weights, or those of another network;
-    then `model` is as it was.
+    which: key or prefix of one network in a file of several, None for the one that its authors
+    judge. Raises InputError for a file that cannot be read, holds no weights, or those of another
+    network; then `model` is as it was.
     """
-    tensors, remarks = _unwrapped(path, _read(path))
     wanted = _shapes(model.state_dict())
-    renamed, normalize, more = _renamed(tensors, wanted)
-    _check_fit(path, _shapes(renamed), wanted, tensors)
+    found = _read(path)
+    entries = list(_entries(found))
+    if not entries:
+        has = f"a {type(found).__name__}"
+        if isinstance(found, Mapping):
+            has = f"{_some(list(map(str, found)))}" if found else "nothing"
+        raise InputError(
+            f"checkpoint {path} holds {has}: expected tensors by name, bare or under "
+            f"{', '.join(PREFERRED)} or another key"
+        )
+    copies = [copy for keys, tensors in entries for copy in _copies(keys, tensors, wanted)]
+    fitting = sorted((copy for copy in copies if not copy.misfit), key=lambda copy: copy.rank)
+    if which is not None:
+        fitting = _called(which, path, fitting or copies)
+    if not fitting or fitting[0].misfit:
+        nearest = max(fitting or copies, key=lambda copy: len(copy.state.keys() & wanted.keys()))
+        tensors = dict(entries)[nearest.keys]
+        fits = _fitting(tensors)
+        hint = f"it fits --arch {fits}" if fits else "no architecture known here fits"
+        raise InputError(f"{path} does not fit this network: {nearest.misfit}; {hint}")
+    chosen = fitting[0]
     # BatchNorm's counter, which older checkpoints lack, keeps its value
-    model.load_state_dict({**model.state_dict(), **renamed})
-    return Loaded(remarks=(*remarks, *more), normalize=normalize)
+    model.load_state_dict({**model.state_dict(), **chosen.state})
+    remarks = list(chosen.remarks)
+    others = [copy for copy in fitting[1:] if not _equal(copy.state, chosen.state)]
+    if others:
+        names = ", ".join(copy.label for copy in (chosen, *others))
+        remarks.append(f"took the first of {names}: --state {others[0].label} takes another")
+    return Loaded(remarks=tuple(remarks), normalize=chosen.normalize)
 
 
 def _read(path: Path) -> Any:
@@ -78,83 +134,105 @@ def _read(path: Path) -> Any:
         ) from error
 
 
-def _unwrapped(path: Path, found: Any) -> tuple[State, list[str]]:
-    """The state_dict in what was read, and under which keys it lay."""
-    remarks: list[str] = []
-    while isinstance(found, Mapping):
-        if found and all(isinstance(value, Tensor) for value in found.values()):
-            return {str(name): tensor for name, tensor in found.items()}, remarks
-        key = next((key for key in WRAPPINGS if isinstance(found.get(key), Mapping)), None)
-        if key is None:
-            break
-        remarks.append(f"read under {key!r}")
-        found = found[key]
-    has = f"a {type(found).__name__}"
-    if isinstance(found, Mapping):
-        has = f"{_some(list(map(str, found)))}" if found else "nothing"
-    raise InputError(
-        f"checkpoint {path} holds {has}: expected tensors by name, bare or under "
-        f"{', '.join(WRAPPINGS)}"
-    )
+def _entries(found: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], State]]:
+    """Every group of tensors by name in what was read, and the keys under which it lies."""
+    if not isinstance(found, Mapping):
+        found = dict(enumerate(found)) if isinstance(found, list | tuple) else {}
+    elif tensors := {str(name): t for name, t in found.items() if isinstance(t, Tensor)}:
+        yield keys, tensors
+    for key, value in found.items():
+        if len(keys) < DEEPEST:
+            yield from _entries(value, (*keys, str(key)))
 
 
-def _renamed(
-    tensors: State, wanted: Shapes
-) -> tuple[State, tuple[list[float], list[float]] | None, list[str]]:
-    """The tensors by the network's names, the normalisation beside them, and what was done.
+def _copies(keys: tuple[str, ...], tensors: State, wanted: Shapes) -> list[_Copy]:
+    """The networks with the wanted names among these tensors; without any what comes nearest."""
+    votes: Counter[str] = Counter()
+    for name in tensors:
+        parts = name.split(".")
+        for i in range(len(parts)):
+            own = ".".join(parts[i:])
+            if own in wanted and not _is_counter(own):
+                votes[name.removesuffix(own)] += 1
+    whole = sum(not _is_counter(name) for name in wanted)
+    prefixes = [prefix for prefix, count in votes.items() if count == whole]
+    if not prefixes:
+        prefixes = [max(votes, key=lambda prefix: (votes[prefix], -len(prefix)), default="")]
+    return [_copy(keys, prefix, prefixes, tensors, wanted) for prefix in prefixes]
 
-    TRADES' sub_block1, which nothing reads, goes where the network has none.
-    """
-    remarks: list[str] = []
-    tensors, beside = _without(tensors, wanted, (*MEANS, *STDS, *COUNTS))
+
+def _copy(
+    keys: tuple[str, ...], prefix: str, prefixes: list[str], tensors: State, wanted: Shapes
+) -> _Copy:
+    """The network behind one of the prefixes; what else is there must be explained."""
+    remarks = [f"read under {', '.join(map(repr, keys))}"] if keys else []
+    own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    state = {name: t for name, t in own.items() if name in wanted}
+    taken = {prefix + name for name in state}
+    taken |= {p + name for p in prefixes for name in wanted}
+    rest = {name: t for name, t in tensors.items() if name not in taken}
+    beside = {
+        name: t
+        for name, t in rest.items()
+        if name.rpartition(".")[2] in (*MEANS, *STDS, *COUNTS) and t.numel() <= 16
+    }
     normalize = _normalisation(beside)
     if beside:
         what = "set aside" if normalize is None else "took mean and std from"
         remarks.append(f"{what} {_some(list(beside))}")
-    prefix = _prefix(list(tensors), wanted)
     if prefix:
-        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
         remarks.append(f"stripped {prefix!r} off the names")
-    kept = {n: t for n, t in tensors.items() if n in wanted or not n.startswith("sub_block1.")}
-    if len(kept) < len(tensors):
-        dropped = len(tensors) - len(kept)
-        remarks.append(f"dropped {dropped} tensors of sub_block1, which no forward reads")
-    return kept, normalize, remarks
+    unread = [name for name in rest if "sub_block1" in name.split(".")]
+    if unread:
+        remarks.append(f"dropped {len(unread)} tensors of sub_block1, which no forward reads")
+    rest = {name: t for name, t in rest.items() if name not in beside and name not in unread}
+    if _are_copies(rest, state):
+        remarks.append(f"dropped {_some(list(rest))}, which stand there twice")
+        rest = {}
+    found = _shapes(state) | {name.removeprefix(prefix): t.shape for name, t in rest.items()}
+    return _Copy(
+        keys=keys,
+        prefix=prefix,
+        state=state,
+        normalize=normalize,
+        remarks=tuple(remarks),
+        misfit=_misfit(found, wanted),
+    )
 
 
-def _without(tensors: State, wanted: Shapes, ends: tuple[str, ...]) -> tuple[State, State]:
-    """The tensors of the network, and the small ones beside it whose names end so."""
-    beside = {
-        name: tensor
-        for name, tensor in tensors.items()
-        if name not in wanted and name.rpartition(".")[2] in ends and tensor.numel() <= 16
-    }
-    return {name: t for name, t in tensors.items() if name not in beside}, beside
+def _called(which: str, path: Path, copies: list[_Copy]) -> list[_Copy]:
+    """Those of the copies that are meant. Raises InputError where there are none."""
+    meant = [c for c in copies if c.label == which or c.label.endswith(f".{which}")]
+    if not meant:
+        names = ", ".join(copy.label for copy in copies)
+        raise InputError(f"{path} has no network under {which!r}, expected one of {names}")
+    return meant
 
 
 def _normalisation(beside: State) -> tuple[list[float], list[float]] | None:
-    """Mean and std a channel, if there is one of each."""
+    """Mean and std a channel, if there is one of each, however often."""
     mean, std = (
         [t.flatten().tolist() for name, t in beside.items() if name.rpartition(".")[2] in ends]
         for ends in (MEANS, STDS)
     )
-    return (mean[0], std[0]) if len(mean) == len(std) == 1 else None
+    if not mean or not std or any(m != mean[0] for m in mean) or any(s != std[0] for s in std):
+        return None
+    return mean[0], std[0]
 
 
-def _prefix(names: list[str], wanted: Shapes) -> str:
-    """What wrappers put before every name of the network."""
-    stripped = ""
-    while names and not any(name.removeprefix(stripped) in wanted for name in names):
-        own = [name.removeprefix(stripped) for name in names]
-        more = next((p for p in PREFIXES if all(name.startswith(p) for name in own)), "")
-        if not more:
-            break
-        stripped += more
-    return stripped
+def _are_copies(rest: State, state: State) -> bool:
+    """Whether the rest are tensors of the network once more, weights among them."""
+    return any(t.ndim > 1 for t in rest.values()) and all(
+        any(torch.equal(t, own) for own in state.values()) for t in rest.values()
+    )
 
 
-def _check_fit(path: Path, found: Shapes, wanted: Shapes, tensors: State) -> None:
-    """Raise InputError that names the first differences, and the network that it is."""
+def _equal(a: State, b: State) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a.keys() & b.keys())
+
+
+def _misfit(found: Shapes, wanted: Shapes) -> str:
+    """The first differences in words."""
     missing = [name for name in wanted if name not in found and not _is_counter(name)]
     unexpected = [name for name in found if name not in wanted]
     differing = [
@@ -162,7 +240,7 @@ def _check_fit(path: Path, found: Shapes, wanted: Shapes, tensors: State) -> Non
         for name in wanted
         if name in found and found[name] != wanted[name]
     ]
-    wrong = [
+    return ", ".join(
         f"{what} {_some(names)}"
         for what, names in (
             ("it lacks", missing),
@@ -170,28 +248,33 @@ def _check_fit(path: Path, found: Shapes, wanted: Shapes, tensors: State) -> Non
             ("it has other shapes:", differing),
         )
         if names
-    ]
-    if wrong:
-        fitting = _fitting(tensors)
-        hint = f"it fits --arch {fitting}" if fitting else "no architecture known here fits"
-        raise InputError(f"{path} does not fit this network: {', '.join(wrong)}; {hint}")
+    )
 
 
 def _fitting(tensors: State) -> str | None:
-    """The architecture that has these names and shapes, if there is one, with its classes."""
+    """The first architecture that has these names and shapes, if there is one, with its classes."""
     images = next((t.shape[1] for t in tensors.values() if t.ndim == 4), None)
     classes = next((len(t) for t in reversed(tensors.values()) if t.ndim == 2), None)
     if images is None or classes is None:
         return None
     for arch in ARCHS:
-        with torch.device("meta"):
-            wanted = _shapes(make_model(arch, classes, images).state_dict())
-        found = _shapes(_renamed(tensors, wanted)[0])
-        if {n for n in wanted if not _is_counter(n)} <= found.keys() and all(
-            wanted.get(name) == shape for name, shape in found.items()
-        ):
+        wanted = _skeleton(arch, classes, images)
+        if any(not copy.misfit for copy in _copies((), tensors, wanted)):
             return f"{arch} with {classes} classes in {images} channels"
     return None
+
+
+def lookalikes(arch: str, classes: int, channels: int) -> list[str]:
+    """Architectures of the same names and shapes as `arch`, itself among them, the usual first."""
+    if arch not in ARCHS:
+        return [arch]
+    own = _skeleton(arch, classes, channels)
+    return [name for name in ARCHS if name == arch or _skeleton(name, classes, channels) == own]
+
+
+def _skeleton(arch: str, classes: int, channels: int) -> Shapes:
+    with torch.device("meta"):
+        return _shapes(make_model(arch, classes, channels).state_dict())
 
 
 def _shapes(state: Mapping[str, Tensor]) -> Shapes:

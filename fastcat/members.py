@@ -9,11 +9,13 @@ from fastcat.models import make_model
 from fastcat.models.ghost import split_norms
 from fastcat.optim import FlatSGD
 from fastcat.peer import Member, Peer
+from fastcat.precision import make_precision
 from fastcat.replay import Carried, Replay
 from fastcat.seeds import derive_seed
 from fastcat.swa import WeightAverage
 from fastcat.teacher import load_teacher
 from fastcat.threat_spec import choose_threats
+from fastcat.trial import check_network
 
 
 def make_members(
@@ -21,12 +23,17 @@ def make_members(
     dataset: Dataset,
     normalize: tuple[tuple[float, ...], tuple[float, ...]] | None,
     device: torch.device,
+    last_batch: int,
 ) -> list[Member]:
     """One for each peer specification, in order, on the device; sets torch's random state.
 
-    normalize: mean and standard deviation that go into each peer's network, None without.
+    normalize: mean and standard deviation that go into each peer's network, None without;
+    last_batch: training images in the last batch of an epoch. Raises InputError for a network that
+    does not fit the data.
     """
-    channels = dataset.image_shape[2]
+    precision = make_precision(config.precision, device)
+    shape, classes = dataset.image_shape, len(dataset.classes)
+    channels = shape[2]
     members: list[Member] = []
     for k, spec in enumerate(config.peer_specs()):
         name = f"{k}-{spec.method}"
@@ -34,13 +41,15 @@ def make_members(
             arch = spec.arch if spec.named_arch else None
             teacher = load_teacher(name, spec.weights, arch, dataset)
             teacher.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            check_network(teacher.model, f"{name} ({teacher.arch})", shape, classes, precision)
             members.append(teacher)
             continue
         torch.manual_seed(derive_seed(config.seed, "weights", k))
-        model = make_model(spec.arch, len(dataset.classes), channels, normalize)
+        model = make_model(spec.arch, classes, channels, normalize)
         if config.bn_groups > 1:
             split_norms(model, config.batch_size // config.bn_groups)
         model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        check_network(model, f"{name} ({spec.arch})", shape, classes, precision, last_batch)
         optimizer = FlatSGD(
             model,
             lr=config.lr,
@@ -58,7 +67,7 @@ def make_members(
         if config.swa is not None:
             peer.swa = WeightAverage(model, optimizer.flat)
         if isinstance(spec.objective.inner, Replay):
-            full = torch.zeros(config.batch_size, channels, *dataset.image_shape[:2], device=device)
+            full = torch.zeros(config.batch_size, channels, *shape[:2], device=device)
             full = full.to(memory_format=torch.channels_last)
             peer.carried = Carried(threats.models[0], full)
         members.append(peer)

@@ -68,9 +68,10 @@ class Trainer:
         self.dataset = dataset
         self.digest = dataset.digest if extra is None else f"{dataset.digest}+{extra.digest}"
         self.normalize = channel_statistics(dataset.train.images) if config.normalize else None
-        members = make_members(config, dataset, self.normalize, self.device)
-        self.schedule, self.momentum = config.lr_schedule(), config.momentum_schedule()
         train_index, val_index = self._split()
+        last_batch = len(train_index) % config.batch_size or config.batch_size
+        members = make_members(config, dataset, self.normalize, self.device, last_batch)
+        self.schedule, self.momentum = config.lr_schedule(), config.momentum_schedule()
         augmentation = config.augmentation(dataset.crop_pad, dataset.flip)
         epochs = Epochs(
             index=train_index,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fastcat.cli import main
 from fastcat.errors import InputError
-from fastcat.foreign import load_foreign
+from fastcat.foreign import load_foreign, lookalikes
 from fastcat.models import make_model, normalized
 from fastcat.models.wide_resnet import WideBlock, WideResNet
 from tests import tiny
@@ -40,6 +40,10 @@ def without_counters(state: State) -> State:
     return {n: t for n, t in state.items() if not n.endswith("num_batches_tracked")}
 
 
+def other() -> State:
+    return net(2).state_dict()
+
+
 MEAN, STD = torch.tensor([0.5, 0.4, 0.3]).view(1, 3, 1, 1), torch.full((1, 3, 1, 1), 0.25)
 
 # how the tensors lie in the file, what is said of it, and whether it brings a normalisation
@@ -57,7 +61,11 @@ WRAPPED: dict[str, tuple[Callable[[State], Any], list[str], bool]] = {
     "state_dict": (lambda s: {"state_dict": s, "best": 0.5}, ["read under 'state_dict'"], False),
     "net": (lambda s: {"net": prefixed("module.", s), "acc": 94.0}, ["'net'", "'module.'"], False),
     "model": (lambda s: {"model": s, "optimizer": {"state": {}}}, ["read under 'model'"], False),
-    "nested": (lambda s: {"model": {"state_dict": s}}, ["'model'", "'state_dict'"], False),
+    "nested": (
+        lambda s: {"model": {"state_dict": s}}, ["read under 'model', 'state_dict'"], False,
+    ),
+    "in a list": (lambda s: [s, {"lr": 0.1}], ["read under '0'"], False),
+    "beside values": (lambda s: {**s, "epoch": 7, "optimizer": {"state": {}}}, [], False),
     "compiled": (lambda s: prefixed("_orig_mod.", s), ["stripped '_orig_mod.'"], False),
     "compiled parallel": (
         lambda s: prefixed("module._orig_mod.", s), ["stripped 'module._orig_mod.'"], False,
@@ -84,6 +92,47 @@ WRAPPED: dict[str, tuple[Callable[[State], Any], list[str], bool]] = {
         ["took mean", "stripped 'net.'"], True,
     ),
     "before counters": (without_counters, [], False),
+    "averaged": (
+        lambda s: {"n_averaged": torch.tensor(7), **prefixed("module.", s)},
+        ["set aside n_averaged", "stripped 'module.'"], False,
+    ),
+    "act": (
+        lambda s: {"nat_model": other(), "adv_model": s, "nat_optimizer": {"state": {}}},
+        ["'adv_model'", "took the first of adv_model, nat_model: --state nat_model takes another"],
+        False,
+    ),
+    "average beside": (
+        lambda s: {"swa_state_dict": other(), "state_dict": s, "best": 0.5},
+        ["'state_dict'", "took the first of state_dict, swa_state_dict: --state swa_state_dict"],
+        False,
+    ),
+    "deepmind with the unaveraged": (
+        lambda s: {
+            "unaveraged_model_state_dict": prefixed("module.0.", other()),
+            "model_state_dict": prefixed("module.0.", s),
+        },
+        ["'model_state_dict'", "'module.0.'", "--state unaveraged_model_state_dict.module.0"],
+        False,
+    ),
+    "the same twice": (lambda s: {"last": s, "best": s}, ["read under 'last'"], False),
+    "robustness": (
+        lambda s: {"model": {
+            "module.normalizer.new_mean": MEAN[0], "module.normalizer.new_std": STD[0],
+            "module.attacker.normalize.new_mean": MEAN[0],
+            "module.attacker.normalize.new_std": STD[0],
+            **prefixed("module.model.", with_phantom(s)),
+            **prefixed("module.attacker.model.", with_phantom(s)),
+        }},
+        ["'model'", "took mean and std", "stripped 'module.model.'", "dropped 24 tensors"], True,
+    ),
+    "an average within": (
+        lambda s: {"state_dict": {**prefixed("ema_net.", other()), **prefixed("net.", s)}},
+        ["'state_dict'", "'net.'", "state_dict.net, state_dict.ema_net: --state"], False,
+    ),
+    "shared layers": (
+        lambda s: {**s, "first.1.weight": s["conv1.weight"], "first.2.bias": s["bn1.bias"]},
+        ["dropped first.1.weight, first.2.bias, which stand there twice"], False,
+    ),
 }  # fmt: skip
 
 
@@ -104,6 +153,55 @@ def test_wrappings(name: str, tmp_path: Path) -> None:
         )
     else:
         assert loaded.normalize is None
+
+
+@pytest.mark.parametrize(
+    ("which", "seed"), [("nat_model", 2), ("adv_model", 1), ("student", 3), ("both.teacher", 4)]
+)
+def test_the_network_that_is_asked_for(which: str, seed: int, tmp_path: Path) -> None:
+    """By its key, or by its prefix."""
+    both = {
+        **prefixed("teacher.", net(4).state_dict()), **prefixed("student.", net(3).state_dict()),
+    }  # fmt: skip
+    content = {"nat_model": other(), "adv_model": net(1).state_dict(), "both": both}
+    torch.save(content, tmp_path / "it.pt")
+    model = net(0)
+    load_foreign(tmp_path / "it.pt", model, which)
+    assert all(torch.equal(t, net(seed).state_dict()[n]) for n, t in model.state_dict().items())
+    with pytest.raises(InputError, match="no network under 'ema', expected one of adv_model, nat"):
+        load_foreign(tmp_path / "it.pt", model, "ema")
+
+
+def test_a_file_that_refers_to_itself(tmp_path: Path) -> None:
+    """Catches a search without end."""
+    content: dict[str, Any] = {"state_dict": net(1).state_dict()}
+    content["itself"] = content
+    torch.save(content, tmp_path / "it.pt")
+    model = net(0)
+    load_foreign(tmp_path / "it.pt", model)
+    assert all(torch.equal(t, net(1).state_dict()[n]) for n, t in model.state_dict().items())
+
+
+def test_a_layer_that_the_network_lacks_is_not_a_copy(tmp_path: Path) -> None:
+    """Catches a last BatchNorm of untrained values, which others have too, being left out."""
+    torch.save(make_model("preactresnet18", 10, 3).state_dict(), tmp_path / "it.pt")
+    model = make_model("preactresnet18-nobn", 10, 3)
+    with pytest.raises(InputError, match="it has besides bn"):
+        load_foreign(tmp_path / "it.pt", model)
+
+
+@pytest.mark.parametrize(
+    ("arch", "alike"),
+    [
+        ("preactresnet18-fast-at", ["preactresnet18", "preactresnet18-fast-at"]),
+        ("preactresnet18-nobn", ["preactresnet18-nobn", "preactresnet18-fast-at-nobn"]),
+        ("resnet34", ["resnet34", "resnet34-lbgat"]),
+        ("wrn-28-10", ["wrn-28-10"]),
+        ("timm:resnet18", ["timm:resnet18"]),
+    ],
+)
+def test_architectures_of_the_same_names(arch: str, alike: list[str]) -> None:
+    assert lookalikes(arch, 10, 3) == alike
 
 
 def test_safetensors_and_torchs_old_format(tmp_path: Path) -> None:
@@ -235,6 +333,8 @@ def test_eval_of_a_checkpoint(checkpoint: Path, capsys: pytest.CaptureFixture[st
         ("theirs.pt --arch mobilenet --data digits", "it fits --arch tiny with 10 classes"),
         ("bare.pt --arch tiny --data digits --mean 0.5", "type both"),
         ("bare.pt --data digits --mean 0.5 --std 0.5", "type --arch too"),
+        ("bare.pt --data digits --state adv_model", "--state is for a checkpoint of others"),
+        ("bare.pt --arch tiny --data digits --state ema", "no network under 'ema', expected one"),
         ("bare.pt --arch tiny --data digits --mean a --std 1", "mean is 'a', expected numbers"),
         ("bare.pt --arch tiny --data digits --mean 0 --std 0", "expected 1 numbers above 0"),
         ("bare.pt --arch tiny --data digits --mean 0,0 --std 1,1", "2 numbers for 1 channels"),

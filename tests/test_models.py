@@ -5,11 +5,13 @@ from functools import partial
 
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from fastcat.errors import InputError
 from fastcat.frozen import Frozen
 from fastcat.models import ARCHS, Normalize, canonical_arch, make_model, normalized
+from fastcat.models.preact_resnet import PreActResNet, RawShortcutBlock
 from fastcat.models.wide_resnet import WideResNet
 from fastcat.models.wide_resnet_swish import SwishWideResNet
 from tests.networks import images, lived, randomised
@@ -101,6 +103,13 @@ def skeleton(arch: str, classes: int = 10, channels: int = 3) -> nn.Module:
         ("resnet34", 21_282_122),
         ("resnet50", 23_520_842),
         ("preactresnet18", 11_172_170),
+        ("preactresnet18-fast-at", 11_172_170),
+        ("preactresnet18-nobn", 11_171_146),
+        ("preactresnet18-fast-at-nobn", 11_171_146),
+        ("resnet18-lbgat", 11_173_962),
+        ("resnet34-lbgat", 21_282_122),
+        ("resnet50-lbgat", 23_520_842),
+        ("resnet101-lbgat", 42_512_970),
         ("resnet101", 42_512_970),
         ("wrn-28-10", 36_479_194),
         ("wrn-34-10", 46_160_474),
@@ -205,11 +214,63 @@ def test_vgg_and_mobilenets_have_the_names_of_checkpoints() -> None:
     assert names == [*expected, "linear.weight", "linear.bias"]
 
 
+# several functions under the same names
+
+
+@pytest.mark.parametrize("last_norm", [True, False])
+@pytest.mark.parametrize("raw", [True, False])
+def test_variants_of_preactresnet18(raw: bool, last_norm: bool) -> None:
+    """Written out from the weights; catches a shortcut from the wrong place, a last ReLU alone."""
+    name = "preactresnet18" + "-fast-at" * raw + "-nobn" * (not last_norm)
+    net = lived(name)
+    w = net.state_dict()
+
+    def bn(x: Tensor, at: str) -> Tensor:
+        keys = ("running_mean", "running_var", "weight", "bias")
+        return F.batch_norm(x, *(w[f"{at}.{key}"] for key in keys))
+
+    x = images(0, 2, side=16)[0]
+    out = F.conv2d(x, w["conv1.weight"], padding=1)
+    for stage in (1, 2, 3, 4):
+        for block in (0, 1):
+            at = f"layer{stage}.{block}."
+            stride = 2 if stage > 1 and block == 0 else 1
+            active = F.relu(bn(out, f"{at}bn1"))
+            residual = out
+            if stride == 2:
+                begin = out if raw else active
+                residual = F.conv2d(begin, w[f"{at}shortcut.0.weight"], stride=2)
+            active = F.conv2d(active, w[f"{at}conv1.weight"], stride=stride, padding=1)
+            active = F.relu(bn(active, f"{at}bn2"))
+            out = F.conv2d(active, w[f"{at}conv2.weight"], padding=1) + residual
+    if last_norm:
+        out = F.relu(bn(out, "bn"))
+    expected = F.linear(out.mean((2, 3)), w["linear.weight"], w["linear.bias"])
+    torch.testing.assert_close(net(x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101"])
+def test_lbgat_has_its_strides_one_stage_later(name: str) -> None:
+    usual, lbgat = skeleton(name), skeleton(f"{name}-lbgat")
+    shapes = [{n: t.shape for n, t in net.state_dict().items()} for net in (usual, lbgat)]
+    assert shapes[0] == shapes[1]
+    sides = {id(usual): [32, 16, 8, 4], id(lbgat): [32, 32, 16, 8]}
+    for net in (usual, lbgat):
+        x = torch.empty(2, 3, 32, 32, device="meta")
+        x = net.get_submodule("bn1")(net.get_submodule("conv1")(x))
+        for stage, side in zip((1, 2, 3, 4), sides[id(net)], strict=True):
+            x = net.get_submodule(f"layer{stage}")(x)
+            assert x.shape[2:] == (side, side)
+
+
 # sizes, channels and twins
 
 
 SMALL: dict[str, Callable[[int, int], nn.Module]] = {
     **{name: ARCHS[name] for name in ("vgg11", "mobilenet", "mobilenetv2")},
+    "raw": lambda classes, channels: PreActResNet(
+        (1, 1, 1, 1), classes, channels, RawShortcutBlock, last_norm=False
+    ),
     "wide": partial(WideResNet, 10, 1),
     "swish": partial(SwishWideResNet, 10, 1),
 }
@@ -312,6 +373,8 @@ def test_normalize_by_hand() -> None:
         ("PreAct-ResNet-18", "preactresnet18"),
         ("preact_resnet18", "preactresnet18"),
         ("PRN18", "preactresnet18"),
+        ("prn18-fast-at", "preactresnet18-fast-at"),
+        ("PreActResNet18_NoBN", "preactresnet18-nobn"),
         ("prn-18", "preactresnet18"),
         ("wrn-34-10", "wrn-34-10"),
         ("WRN-34-10", "wrn-34-10"),
@@ -334,7 +397,7 @@ def test_spellings(name: str, expected: str) -> None:
         pytest.param("resnet81", "architecture 'resnet81': did you mean 'resnet18'?", id="typo"),
         pytest.param("PreActResNet19", "did you mean 'preactresnet18'?", id="near-preact"),
         pytest.param(
-            "vit", "known are mobilenet, mobilenetv2, preactresnet18, resnet101", id="nothing-near"
+            "vit", "known are mobilenet, mobilenetv2, preactresnet18, pre", id="nothing-near"
         ),
     ],
 )  # fmt: skip

@@ -25,6 +25,9 @@ class EvalConfig:
     """With --arch: mean that the network subtracts, as 0.4914,0.4822,0.4465. None: its file's."""
     std: str | None = None
     """With --arch: deviation that the network divides by, as 0.2471,0.2435,0.2616."""
+    state: str | None = None
+    """With --arch: key of one network in a file of several, as adv_model. None: the one that its
+    authors judge."""
     attacks: str = "clean,fgsm,pgd20,cw20"
     """Attacks by name; see `fastcat list attacks`."""
     peer: str = "all"
@@ -67,6 +70,8 @@ class EvalConfig:
             canonical_arch(self.arch)
         elif (self.mean, self.std) != (None, None):
             raise InputError("--mean and --std are for a checkpoint of others: type --arch too")
+        elif self.state is not None:
+            raise InputError("--state is for a checkpoint of others: type --arch too")
         self.normalize()
 
     def normalize(self) -> tuple[list[float], list[float]] | None:

@@ -23,10 +23,11 @@ from fastcat.environment import environment
 from fastcat.errors import InputError, nearest
 from fastcat.evaluation.config import EvalConfig
 from fastcat.evaluation.evaluate import evaluate, parse_attacks
+from fastcat.evaluation.recognise import recognise
 from fastcat.files import explained, write_text
 from fastcat.foreign import load_foreign
 from fastcat.loaders.choose import unchanged_loader
-from fastcat.loaders.dataset import Dataset
+from fastcat.loaders.dataset import Dataset, channel_statistics
 from fastcat.loaders.loader import Epochs, Loader
 from fastcat.loaders.registry import DATASETS, load_dataset
 from fastcat.models import canonical_arch, make_model, normalized
@@ -39,9 +40,12 @@ from fastcat.report import renew_report, threats_in_words
 from fastcat.seeds import derive_seed
 from fastcat.threat import ThreatModel
 from fastcat.threat_spec import format_length, format_threats, parse_threats
+from fastcat.trial import check_network
 
 # of whom nothing is known: the radius of nearly every CIFAR paper
 EPS = 8 / 255
+# training images whose mean and deviation a network may normalise by
+STATISTICS_OF = 50_000
 
 
 def evaluate_run(config: EvalConfig) -> dict[str, Any]:
@@ -77,8 +81,15 @@ def evaluate_run(config: EvalConfig) -> dict[str, Any]:
             "environment": environment(),
             "peers": {},
         }
+        fp32 = make_precision("fp32", device)
         for file, (model, info) in zip(files, peers, strict=True):
             check_fit(file, info, dataset)
+            classes = len(dataset.classes)
+            check_network(model, f"{file} ({info.arch})", dataset.image_shape, classes, fp32)
+        if config.arch is not None:
+            statistics = channel_statistics(dataset.train.images[:STATISTICS_OF])
+            peers = [recognise(*peers[0], loader, device, statistics, partial(_note, console))]
+        for file, (model, info) in zip(files, peers, strict=True):
             if info.data == dataset.name and info.data_digest not in (None, dataset.digest):
                 console.print(f"note: {info.peer} was trained on other images of {info.data}")
             entry = judge(model, info, loader, config, device, console)
@@ -227,16 +238,14 @@ def foreign_weights(
     channels = dataset.image_shape[2]
     arch = canonical_arch(config.arch)
     net = make_model(arch, len(dataset.classes), channels)
-    loaded = load_foreign(config.target, net)
+    loaded = load_foreign(config.target, net, config.state)
     for remark in loaded.remarks:
-        console.print(f"note: {remark}", markup=False)
+        _note(console, remark)
     normalize = config.normalize() or loaded.normalize
     if normalize is not None:
         if len(normalize[0]) not in (1, channels):
             raise InputError(f"mean has {len(normalize[0])} numbers for {channels} channels")
         net = normalized(net, *normalize)
-    elif arch.endswith("-swish"):
-        console.print("note: the published networks of this kind normalise: see --mean and --std")
     # a radius of linf says nothing of another norm
     norm = "linf" if config.eps is None else config.norm or "linf"
     eps = EPS if config.eps is None else config.eps
@@ -255,6 +264,10 @@ def foreign_weights(
         selected="of others",
     )
     return net.eval(), info
+
+
+def _note(console: Console, line: str) -> None:
+    console.print(f"note: {line}", markup=False)
 
 
 def find_data(config: EvalConfig, info: WeightsInfo | None) -> tuple[str, Path]:

@@ -7,19 +7,37 @@ import torch
 from torch import Tensor, nn
 
 from fastcat.errors import InputError, nearest
-from fastcat.models.elsewhere import find_elsewhere
+from fastcat.models.elsewhere import build_elsewhere, find_elsewhere
 from fastcat.models.mobilenet import mobilenet
 from fastcat.models.mobilenet_v2 import mobilenetv2
-from fastcat.models.preact_resnet import preactresnet18
-from fastcat.models.resnet import resnet18, resnet34, resnet50, resnet101
+from fastcat.models.preact_resnet import (
+    preactresnet18,
+    preactresnet18_fast_at,
+    preactresnet18_fast_at_nobn,
+    preactresnet18_nobn,
+)
+from fastcat.models.resnet import (
+    resnet18,
+    resnet18_lbgat,
+    resnet34,
+    resnet34_lbgat,
+    resnet50,
+    resnet50_lbgat,
+    resnet101,
+    resnet101_lbgat,
+)
 from fastcat.models.vgg import vgg11, vgg13, vgg16, vgg19
 from fastcat.models.wide_resnet import wrn_28_10, wrn_34_10, wrn_34_20, wrn_70_16
 from fastcat.models.wide_resnet_swish import wrn_28_10_swish, wrn_34_20_swish, wrn_70_16_swish
 
+# of names and shapes that are equal, the usual one stands first
 ARCHS: dict[str, Callable[[int, int], nn.Module]] = {
     make.__name__.replace("_", "-"): make
     for make in (
-        *(resnet18, resnet34, resnet50, resnet101, preactresnet18),
+        *(resnet18, resnet34, resnet50, resnet101),
+        *(resnet18_lbgat, resnet34_lbgat, resnet50_lbgat, resnet101_lbgat),
+        *(preactresnet18, preactresnet18_fast_at),
+        *(preactresnet18_nobn, preactresnet18_fast_at_nobn),
         *(wrn_28_10, wrn_34_10, wrn_34_20, wrn_70_16),
         *(wrn_28_10_swish, wrn_34_20_swish, wrn_70_16_swish),
         *(vgg11, vgg13, vgg16, vgg19, mobilenet, mobilenetv2),
@@ -77,11 +95,12 @@ def make_model(
     """A freshly initialised network, drawn from torch's global generator.
 
     `normalize` = (mean, std) per channel puts a Normalize in front. Raises InputError for an
-    architecture that is unknown, or cannot take these channels.
+    architecture that is unknown, or cannot be built for these classes and channels.
     """
     arch = canonical_arch(arch)
-    make = find_elsewhere(arch) if ":" in arch else ARCHS[arch]
-    net = make(classes, channels)
+    net = (
+        build_elsewhere(arch, classes, channels) if ":" in arch else ARCHS[arch](classes, channels)
+    )
     return net if normalize is None else normalized(net, *normalize)
 
 

@@ -30,6 +30,29 @@ def find_elsewhere(name: str) -> Callable[[int, int], nn.Module]:
     return libraries.get(library, lambda _: _find_own(name))(rest)
 
 
+def build_elsewhere(name: str, classes: int, channels: int) -> nn.Module:
+    """A network for a name with a colon.
+
+    Raises InputError for a name that leads nowhere, and for whatever the building of it raises.
+    """
+    make = find_elsewhere(name)
+    try:
+        net = make(classes, channels)
+    except InputError:
+        raise
+    except Exception as error:  # whatever a foreign function comes up with
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise InputError(
+            f"architecture {name!r} cannot be built for {classes} classes in {channels} channels: "
+            f"{reason}"
+        ) from error
+    if not isinstance(net, nn.Module):
+        raise InputError(
+            f"architecture {name!r} gives a {type(net).__name__}, expected an nn.Module"
+        )
+    return net
+
+
 def _find_torchvision(name: str) -> Callable[[int, int], nn.Module]:
     # here alone, so that a step needs no package but torch
     from torchvision import models
