@@ -18,7 +18,7 @@ from fastcat.frozen import Frozen
 from fastcat.guard import check_images
 from fastcat.kernels import losses
 from fastcat.kernels.attack_logit_grad import KINDS, attack_logit_grad
-from fastcat.modes import attack_mode
+from fastcat.modes import NormMode, attack_mode
 from fastcat.threat import Start, ThreatModel
 
 Network = Callable[[Tensor], Tensor]
@@ -40,16 +40,18 @@ class Inner:
     """A method's inner maximisation: what it climbs, from where, and how BatchNorm behaves.
 
     bn "eval" normalises by the running statistics; "train" runs the network in train mode with
-    statistics of the batch, the running ones untouched. target: whose prediction on the clean
-    images "kl" climbs away from, the network's own or its teacher's. What else is not None or 1
-    makes another attack of the peer's threat model: steps; step, their size, and reach, the radius
-    of the ball, in shares of eps; start_share, the share of that ball in which a uniform start
-    lies.
+    statistics of the batch, the running ones untouched; "moving" moves these with every forward.
+    last: whether "moving" counts a forward of the last iterate, as code makes that compares even a
+    single restart by its loss. target: whose prediction on the clean images "kl" climbs away from,
+    the network's own or its teacher's. What else is not None or 1 makes another attack of the
+    peer's threat model: steps; step, their size, and reach, the radius of the ball, in shares of
+    eps; start_share, the share of that ball in which a uniform start lies.
     """
 
     loss: AttackLoss = "ce"
     start: Start = "uniform"
-    bn: Literal["eval", "train"] = "eval"
+    bn: NormMode = "eval"
+    last: bool = False
     target: Literal["own", "teacher"] = "own"
     steps: int | None = None
     step: float | None = None
@@ -61,7 +63,7 @@ class Inner:
         known = {
             "loss": ATTACK_LOSSES,
             "start": get_args(Start),
-            "bn": ("eval", "train"),
+            "bn": get_args(NormMode),
             "target": ("own", "teacher"),
         }
         for field, names in known.items():
@@ -253,6 +255,9 @@ def attack_all(
             for _ in range(threat.steps):
                 threat.ascend(views.x_adv, x, views.gradients(goal.logit_grad), views.low)
             if len(noise) == 1:
+                for k, inner in enumerate(inners):
+                    if inner.last and inner.bn == "moving":
+                        logits(networks[k], views.seen_by(k))
                 return views.x_adv
             with torch.no_grad():
                 loss_KB = torch.stack(
@@ -287,5 +292,7 @@ def attack(
     """
     check_images(x)
     inner = Inner(loss=loss, start=start, bn=bn)
+    if inner.bn == "moving":
+        raise InputError("an attack leaves the model as it was: expected bn eval or train")
     noise = torch.stack([threat.draw_noise(start, x, generator) for _ in range(threat.restarts)])
     return attack_all([model], [inner], x, y, threat, noise[:, None])[0]

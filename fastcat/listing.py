@@ -10,9 +10,10 @@ from fastcat.evaluation import ATTACKS
 from fastcat.loaders.choose import LOADERS
 from fastcat.loaders.registry import DATASETS
 from fastcat.models import ARCHS
-from fastcat.objectives import METHODS
+from fastcat.objectives import METHODS, make_objective
 from fastcat.optim import SCHEDULES
 from fastcat.recipes import RECIPES, about
+from fastcat.replay import Replay
 from fastcat.settings import usage
 from fastcat.threat import CODES, NORMS, OFFICIAL, WAYS
 
@@ -36,8 +37,25 @@ def _with_settings(
     }
 
 
+def _method(name: str) -> str:
+    """With its own settings, and those of its first attack that every method has."""
+    objective = make_objective(name, {"weights": "FILE"} if name == "teacher" else {})
+    attacks = [
+        f"attack start={inner.start}, bn={inner.bn}"
+        for inner in objective.searches.values()
+        if not isinstance(inner, Replay)
+    ]
+    method = METHODS[name]
+    return f"{_about(method)}  [{'; '.join([usage(name, method), *attacks[:1]])}]"
+
+
 LISTINGS: dict[str, Callable[[], dict[str, str]]] = {
-    "methods": lambda: _with_settings(METHODS),
+    "methods": lambda: {
+        **{name: _method(name) for name in METHODS},
+        "METHOD:KEY=VALUE": "of every method: start=uniform, gaussian, unclipped (uniform, may "
+        "leave [0, 1]) or zero and bn=eval, train or moving of its attack; log_forward=true; "
+        "threat=l2; awp=0.005",
+    },
     "archs": lambda: {
         **_described(ARCHS),
         "torchvision:NAME": "torchvision's, as torchvision:convnext_tiny",

@@ -2,13 +2,18 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 from torch import nn
+
+# how BatchNorm behaves: by its running statistics, by those of the batch with the running ones left
+# alone, or by those of the batch with the running ones moving, as in training
+NormMode = Literal["eval", "train", "moving"]
 
 
 @contextmanager
 def attack_mode(network: Callable, bn: str) -> Iterator[None]:
-    """`network` in eval mode, or in train mode with frozen statistics; restored on leaving."""
+    """`network` in eval mode or in train mode, restored on leaving; bn: a `NormMode`."""
     if not isinstance(network, nn.Module):
         yield
         return
@@ -19,7 +24,7 @@ def attack_mode(network: Callable, bn: str) -> Iterator[None]:
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
     ]
     try:
-        network.train(bn == "train")
+        network.train(bn != "eval")
         for norm in tracking:
             # read in train mode alone: statistics of the batch, the running ones left alone
             norm.track_running_stats = bn != "train"

@@ -31,8 +31,9 @@ def parse_peers(text: str, default_arch: str) -> tuple[PeerSpec, ...]:
     """ "trades:beta=6,mart@preactresnet18" -> a PeerSpec for each peer.
 
     Grammar: METHOD[:KEY=VALUE]...[@ARCH], separated by commas; METHOD may be the user's own as
-    package.module:function. Two settings are every method's: awp, gamma of its weight perturbation,
-    and threat, the norm of the threat model that attacks it, or avg, max or msd of all of them.
+    package.module:function. Beside those of `make_objective` two settings are every method's: awp,
+    gamma of its weight perturbation, and threat, the norm of the threat model that attacks it, or
+    avg, max or msd of all of them.
     Raises InputError for what it cannot read.
     """
     peers = []

@@ -37,26 +37,26 @@ def read_settings(
     function: Callable[..., Any],
     settings: Mapping[str, str],
     apart: Collection[str] = (),
+    also: str = "",
 ) -> dict[str, Any]:
     """Arguments of the function called `name` from settings as typed; apart: as in `usage`.
 
-    Raises InputError with the usage for a setting that is unknown, missing or unreadable.
+    also: what there is to type beside these settings, for whom errors tell of them. Raises InputError with the usage for a setting that is unknown, missing or unreadable.
     """
     parameters = _parameters(function, apart)
+    takes = "; ".join([usage(name, function, apart), *filter(None, [also])])
     values = {}
     for key, text in settings.items():
         if key not in parameters:
-            raise InputError(f"{name} has no setting {key!r}: {usage(name, function, apart)}")
+            raise InputError(f"{name} has no setting {key!r}: {takes}")
         try:
             values[key] = _read(text, parameters[key].default)
         except ValueError as error:
             kind = type(parameters[key].default).__name__
-            raise InputError(
-                f"{name}:{key}={text} is no {kind}: {usage(name, function, apart)}"
-            ) from error
+            raise InputError(f"{name}:{key}={text} is no {kind}: {takes}") from error
     for key, parameter in parameters.items():
         if parameter.default is parameter.empty and key not in values:
-            raise InputError(f"{name} needs {key}: {usage(name, function, apart)}")
+            raise InputError(f"{name} needs {key}: {takes}")
     return values
 
 

@@ -10,11 +10,15 @@ image. At each step, of {adv, clean, col} and for each image alone,
 so that roles may swap, and either may start again from the image. Of equals adv is upper and col
 is lower. The gradient in the upper logits is 0.5 (p_upper - p_lower), in the lower its negative.
 The clean images never move, so a model forwards them once.
+
+The public code departs from this in two ways, which are `official`. In a step in which no image of
+the batch has the clean one as upper or lower, adv and col stay where they are, and each takes the
+other's gradient where roles have swapped. And p_y is compared in float32, where sure images all
+have 1: of equals the clean image is both, which puts adv and col back on it for good.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,16 +26,19 @@ from torch import Tensor
 from fastcat.attack import Inner, Network, at_least_float32, room_for, stack_images
 from fastcat.errors import InputError
 from fastcat.frozen import Frozen
-from fastcat.modes import attack_mode
+from fastcat.modes import NormMode, attack_mode
 from fastcat.threat import Start, ThreatModel
 
 
 @dataclass(frozen=True, kw_only=True)
 class Squeeze:
-    """Where both views start, and how BatchNorm behaves, as in `Inner`."""
+    """Where both views start, and how BatchNorm behaves, as in `Inner`; official: as the public
+    code has it, where that departs from the formula.
+    """
 
     start: Start = "gaussian"
-    bn: Literal["eval", "train"] = "train"
+    bn: NormMode = "train"
+    official: bool = False
 
     def __post_init__(self) -> None:
         """Raise InputError for a name that is not known, and for a start without gradient."""
@@ -43,13 +50,20 @@ class Squeeze:
             )
 
 
-def select(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def select(z: Tensor, y: Tensor, official: bool = False) -> tuple[Tensor, Tensor]:
     """Places [B] in (adv, clean, col) of lowest and highest p_y; z: logits [3, B, C] in this order.
 
-    By logarithms: probabilities of sure images are all 1.
+    By the log-odds of p_y, which grow with it: in float32 p_y of sure images is 1, its logarithm 0,
+    for all three alike, and p_y of hopeless ones is 0. official: by p_y itself.
     """
-    log_p = z.log_softmax(2).gather(2, y.expand(3, -1)[..., None]).squeeze(2)
-    return log_p.argmin(0), 2 - log_p.flip(0).argmax(0)
+    label = y.expand(3, -1)[..., None]
+    if official:
+        # of equals the clean image: (clean, col, adv)
+        p = z.softmax(2).gather(2, label).squeeze(2).roll(-1, 0)
+        return (p.argmin(0) + 1) % 3, (p.argmax(0) + 1) % 3
+    others = z.scatter(2, label, -torch.inf).logsumexp(2)
+    odds = z.gather(2, label).squeeze(2) - others
+    return odds.argmin(0), 2 - odds.flip(0).argmax(0)
 
 
 def pick(of_three: Sequence[Tensor] | Tensor, place: Tensor) -> Tensor:
@@ -93,7 +107,7 @@ def squeeze(
             (adv, z_adv), (col, z_col) = forward(views[0]), forward(views[1])
             outputs, leaves = (z_adv, z_clean, z_col), (adv, clean, col)
             z = at_least_float32(torch.stack([z_c.detach() for z_c in outputs]))
-            upper, lower = select(z, y)
+            upper, lower = select(z, y, inner.official)
             p = z.softmax(2)
             pull = 0.5 * grad_scale * (pick(p, upper) - pick(p, lower))
             grads = []
@@ -109,6 +123,9 @@ def squeeze(
                 grads += torch.autograd.grad(z_c, leaf, dz, retain_graph=retain)
             points = (views[0], x, views[1])
             moved = [pick(points, role) for role in (upper, lower)]
+            if inner.official:
+                needed = ((upper == 1) | (lower == 1)).any()
+                moved = [torch.where(needed, *both) for both in zip(moved, views, strict=True)]
             for view, point in zip(views, moved, strict=True):
                 view.copy_(point)
             threat.ascend(views, x, stack_images([pick(grads, role) for role in (upper, lower)]))

@@ -15,7 +15,7 @@ from torch import Tensor
 from fastcat.errors import InputError, nearest
 from fastcat.kernels.pgd_update import pgd_update
 
-Start = Literal["zero", "uniform", "gaussian"]
+Start = Literal["zero", "uniform", "gaussian", "unclipped"]
 
 # TRADES and MART leave x by this much noise, in pixels of [0, 1], before the first gradient
 GAUSSIAN_START_STD = 0.001
@@ -127,7 +127,7 @@ class ThreatModel:
 
     def draw_noise(self, kind: Start, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """Raw start noise like x: uniform in the norm's unit ball, standard normal, or zero."""
-        if kind == "uniform":
+        if kind in ("uniform", "unclipped"):
             if self.code == "rice":
                 return _l2_radius(x, generator)
             return NORMS[self.norm].unit_ball(x, generator)
@@ -136,10 +136,14 @@ class ThreatModel:
         return torch.zeros_like(x)
 
     def start(self, x: Tensor, kind: Start, noise: Tensor) -> Tensor:
-        """The first iterate; noise [B, C, H, W] is a draw of `draw_noise` for this kind."""
+        """The first iterate; noise [B, C, H, W] is a draw of `draw_noise` for this kind.
+
+        Only "uniform" is clipped to [0, 1]; the first step's projection clips the others.
+        """
         if kind == "uniform":
             return (x + self.eps * noise).clamp(0, 1)
-        # unclamped, as published: the first step's projection clamps it
+        if kind == "unclipped":
+            return x + self.eps * noise
         return x + GAUSSIAN_START_STD * noise if kind == "gaussian" else x
 
     def ascend(self, x_adv: Tensor, x: Tensor, grad: Tensor, low: Tensor | None = None) -> None:

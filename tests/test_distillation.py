@@ -279,5 +279,5 @@ def test_a_term_begins_in_its_epoch_also_when_the_run_is_resumed(weights: str, c
 def test_methods_are_listed_with_their_settings(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "methods"]) == 0
     out = capsys.readouterr().out
-    assert "ard takes alpha=1.0, temperature=30.0, bn=train" in out
+    assert "ard takes alpha=1.0, temperature=30.0; attack start=uniform, bn=train" in out
     assert "act takes role=robust, alpha=0.9, temperature=4.0" in out

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastcat.attack import Inner, Network, attack_all
+from fastcat.attack import AttackLoss, Inner, Network, attack_all
 from fastcat.cpus import shared_cpus
 from fastcat.errors import InputError
 from fastcat.frozen import Frozen
@@ -28,6 +28,8 @@ ATTACKS = {
     "fgsm": "one step of length eps from the image itself, cross-entropy (Goodfellow et al. 2015)",
     "pgdN": "N steps from a uniform start, cross-entropy, for example pgd20 (Madry et al. 2018)",
     "cwN": "N PGD steps on the Carlini-Wagner margin from a uniform start, for example cw20",
+    "NAME:start=START": "pgdN or cwN from gaussian, zero or unclipped, uniform noise that is not "
+    "clipped to [0, 1] before the first gradient, for example pgd20:start=unclipped",
 }
 
 
@@ -50,13 +52,14 @@ def parse_attacks(text: str) -> tuple[EvalAttack, ...]:
     """ "clean,fgsm,pgd20" -> its attacks. Raises InputError for a name that is not in ATTACKS."""
     attacks = []
     for name in (part.strip() for part in text.split(",")):
-        match = re.fullmatch(r"(pgd|cw)([1-9]\d*)", name)
+        match = re.fullmatch(r"(pgd|cw)([1-9]\d*)(?::start=(\w+))?", name)
         if name == "clean":
             attacks.append(EvalAttack(name, None))
         elif name == "fgsm":
             attacks.append(EvalAttack(name, Inner(loss="ce", start="zero")))
         elif match:
-            inner = Inner(loss="ce") if match[1] == "pgd" else Inner(loss="margin")
+            loss: AttackLoss = "ce" if match[1] == "pgd" else "margin"
+            inner = Inner(loss=loss, start=match[3] or "uniform")  # type: ignore[arg-type]
             attacks.append(EvalAttack(name, inner, int(match[2])))
         else:
             raise InputError(

@@ -1,9 +1,11 @@
 """What a peer is trained for. One file a method; the function's name is the method's public name.
 
-A method is a function of its settings that returns an Objective.
+A method is a function of its settings that returns an Objective. Beside its own it takes those of
+`adjusted`: start and bn of its attack, and log_forward.
 """
 
 import importlib
+import inspect
 from collections.abc import Callable
 
 from fastcat.errors import InputError, nearest
@@ -17,7 +19,7 @@ from fastcat.objectives.free import free
 from fastcat.objectives.iad import iad
 from fastcat.objectives.mart import mart
 from fastcat.objectives.natural import natural
-from fastcat.objectives.objective import Objective
+from fastcat.objectives.objective import Objective, adjusted
 from fastcat.objectives.pgd_cw import pgd_cw
 from fastcat.objectives.rslad import rslad
 from fastcat.objectives.st import st
@@ -55,9 +57,16 @@ def find_method(name: str) -> Callable[..., Objective]:
 
 
 def make_objective(name: str, settings: dict[str, str]) -> Objective:
-    """The objective of `find_method(name)` with settings as typed.
+    """The objective of `find_method(name)` with settings as typed, its own and every method's.
 
-    Raises InputError with the method's usage for a setting that is unknown, missing or unreadable.
+    Raises InputError with the usage for a setting that is unknown, missing or unreadable, and as
+    `adjusted` does.
     """
-    method = find_method(name)
-    return method(**read_settings(name, method, settings))
+    method, apart = find_method(name), ("objective", "name")
+    common = inspect.signature(adjusted).parameters.keys() - {*apart}
+    common -= inspect.signature(method).parameters.keys()
+    own = {key: text for key, text in settings.items() if key not in common}
+    asked = {key: text for key, text in settings.items() if key in common}
+    also = "every method takes start, bn, log_forward, threat and awp"
+    objective = method(**read_settings(name, method, own, also=also))
+    return adjusted(objective, name, **read_settings(name, adjusted, asked, apart))

@@ -3,7 +3,9 @@
 Adversarial logit pairing, Kannan et al. 2018 (arXiv 1803.06373), in the form that CAT trains (Liu
 et al. 2023): two forwards, adversarial first, and the square averaged over images and classes, so
 that weight 1 pairs ten classes ten times more softly than a squared distance would. smoothing is
-that of the labels in both CE: 0.1 in the code of Kannan et al., none in CAT.
+that of the labels in both CE: 0.1 in the code of Kannan et al., none in CAT. CAT's script attacks
+with the running statistics (--BNeval); its code without that option is bn=moving. Pang et al. 2020
+(arXiv 2002.08619) start at Gaussian noise: start=gaussian.
 """
 
 from fastcat.attack import Inner

@@ -5,8 +5,9 @@ has it, so that ten classes weigh a tenth of a divergence. The attack climbs CE.
 
 Source: Goldblum et al. 2020 (arXiv 1905.09747), adversarially robust distillation, and its public
 code, whose settings are these, and which attacks with statistics of the batch (here without moving
-the running ones). It forwards the clean images with alpha = 1 too, for BatchNorm's statistics
-alone; here they are forwarded where they are read. Its start is not clipped to [0, 1].
+the running ones, unless bn=moving). It forwards the clean images with alpha = 1 too, for
+BatchNorm's statistics alone; here they are forwarded where they are read. Its start is not clipped
+to [0, 1]: that is start=unclipped.
 """
 
 from fastcat.attack import Inner
@@ -14,7 +15,7 @@ from fastcat.objectives.objective import Objective, require
 from fastcat.terms import ce, kl
 
 
-def ard(*, alpha: float = 1.0, temperature: float = 30.0, bn: str = "train") -> Objective:
+def ard(*, alpha: float = 1.0, temperature: float = 30.0) -> Objective:
     require(0 <= alpha <= 1, f"ard:alpha={alpha:g}", "a weight in [0, 1]")
 
     outer = (alpha * temperature**2) * kl(
@@ -25,6 +26,6 @@ def ard(*, alpha: float = 1.0, temperature: float = 30.0, bn: str = "train") -> 
     return Objective(
         views=("adv", "clean") if alpha < 1 else ("adv",),
         reads=("teacher.clean",),
-        inner=Inner(loss="ce", start="uniform", bn=bn),  # type: ignore[arg-type]
+        inner=Inner(loss="ce", start="uniform", bn="train"),
         outer=outer,
     )

@@ -6,9 +6,10 @@ climbs CE.
 
 Source: Zhu et al. 2022 (ICLR, arXiv 2106.04928), introspective adversarial distillation, and its
 public code IAD-I with its settings: the first term has no factor a, the temperature is 1, and the
-attack normalises by statistics of the batch (here without moving the running ones). The code
-forwards the adversary and the clean images once or twice more each, which moves BatchNorm's
-statistics; here each is forwarded once. Its start is not clipped to [0, 1].
+attack normalises by statistics of the batch (here without moving the running ones, unless
+bn=moving). The code forwards the adversary and the clean images once or twice more each, which
+moves BatchNorm's statistics; here each is forwarded once. Its start is not clipped to [0, 1]: that
+is start=unclipped.
 """
 
 from torch import Tensor
@@ -18,7 +19,7 @@ from fastcat.kernels import losses
 from fastcat.objectives.objective import Objective, Terms, require
 
 
-def iad(*, beta: float = 0.1, begin: int = 60, bn: str = "train") -> Objective:
+def iad(*, beta: float = 0.1, begin: int = 60) -> Objective:
     require(beta >= 0, f"iad:beta={beta:g}", "an exponent of at least 0")
     require(begin >= 0, f"iad:begin={begin}", "a number of epochs of at least 0")
 
@@ -30,7 +31,7 @@ def iad(*, beta: float = 0.1, begin: int = 60, bn: str = "train") -> Objective:
     return Objective(
         views=("adv", "clean"),
         reads=("teacher.clean", "teacher.adv"),
-        inner=Inner(loss="ce", start="uniform", bn=bn),  # type: ignore[arg-type]
+        inner=Inner(loss="ce", start="uniform", bn="train"),
         outer=outer,
         begins={"own": begin},
     )

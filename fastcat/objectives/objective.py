@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,11 +23,11 @@ class Objective:
 
     views: "clean" and what is sought, in the order of the train-mode forwards (it decides the order
     of BatchNorm updates); untracked: those among them whose forward leaves BatchNorm's running
-    statistics alone; after: those that are forwarded once more after the update, for these
-    statistics alone; inner: the attack that finds "adv", `Squeeze` finds "col" as well, `Replay`
-    carries "adv" along, several attacks by the names of what they find, or None; outer: from logits
-    [B, C] by view and labels [B] to weighted scalar terms, whose sum is the loss: one of
-    `fastcat.terms`, which the fused kernel computes, or any differentiable function; that one
+    statistics alone; after: those, or "clean", that are forwarded once more after the update, for
+    these statistics alone; inner: the attack that finds "adv", `Squeeze` finds "col" as well,
+    `Replay` carries "adv" along, several attacks by the names of what they find, or None; outer:
+    from logits [B, C] by view and labels [B] to weighted scalar terms, whose sum is the loss: one
+    of `fastcat.terms`, which the fused kernel computes, or any differentiable function; that one
     cannot train on images mixed of two. Without views and terms nothing is trained: a teacher.
 
     reads: what outer reads beside the views, as constants: "teacher.clean", "teacher.adv", ..., the
@@ -54,9 +55,9 @@ class Objective:
             raise InputError(
                 f"views are {self.views}, expected what the inner attack finds: {expected}"
             )
-        for name in ("untracked", "after"):
-            if not set(getattr(self, name)) <= set(self.views):
-                raise InputError(f"{name} are {getattr(self, name)}, expected some of {self.views}")
+        for name, there in (("untracked", self.views), ("after", ("clean", *self.views))):
+            if not set(getattr(self, name)) <= set(there):
+                raise InputError(f"{name} are {getattr(self, name)}, expected some of {there}")
         readable = [f"teacher.{view}" for view in ("own", "clean", *sorted(sought))]
         if not set(self.reads) <= set(readable):
             raise InputError(f"reads are {self.reads}, expected some of {', '.join(readable)}")
@@ -89,6 +90,34 @@ class Objective:
     def tested_on(self) -> tuple[str, ...]:
         """The views on which the peer is tested and taught: the first of each attack, or clean."""
         return tuple(views[0] for views in self.searches) or ("clean",)
+
+
+def adjusted(
+    objective: Objective,
+    name: str,
+    *,
+    start: str = "own",
+    bn: str = "own",
+    log_forward: bool = False,
+) -> Objective:
+    """The objective of the method called `name` with what every method may be asked for.
+
+    start, bn: of all its attacks, as `Inner` has them; own: the method's. log_forward: forward the
+    clean images in train mode after the update, as public code does for an accuracy that it logs.
+    Raises InputError for a start or bn where there is no attack before the step.
+    """
+    own = {"start": start, "bn": bn}
+    asked: dict[str, Any] = {key: value for key, value in own.items() if value != "own"}
+    inner = objective.inner
+    if isinstance(inner, Inner | Squeeze):
+        inner = replace(inner, **asked)
+    elif isinstance(inner, Mapping):
+        inner = {view: replace(one, **asked) for view, one in inner.items()}
+    elif asked:
+        keys = " and ".join(asked)
+        raise InputError(f"{name} has no attack before the step to set: leave {keys} out")
+    after = ("clean",) if log_forward and objective.views else ()
+    return replace(objective, inner=inner, after=(*objective.after, *after))
 
 
 def under(objective: Objective, threats: Threats) -> Objective:
