@@ -41,7 +41,8 @@ def read_settings(
 ) -> dict[str, Any]:
     """Arguments of the function called `name` from settings as typed; apart: as in `usage`.
 
-    also: what there is to type beside these settings, for whom errors tell of them. Raises InputError with the usage for a setting that is unknown, missing or unreadable.
+    also: what there is to type beside these settings, which errors tell too. Raises InputError with
+    the usage for a setting that is unknown, missing or unreadable.
     """
     parameters = _parameters(function, apart)
     takes = "; ".join([usage(name, function, apart), *filter(None, [also])])

@@ -10,6 +10,7 @@ from fastcat.collaboration import COLLABORATIONS, make_collaboration
 from fastcat.errors import InputError
 from fastcat.objectives import METHODS, make_objective
 from fastcat.squeeze import Squeeze
+from fastcat.terms import ce
 from tests.logit_rows import B, C, labels, logits, rows
 from tests.reference import losses as reference
 from tests.teams import taught_on
@@ -80,7 +81,9 @@ def test_terms_and_gradients_equal_the_oracle(name: str) -> None:
     ("name", "views", "inner"),
     [
         pytest.param("natural", ("clean",), None, id="natural"),
-        pytest.param("at", ("adv",), Inner(loss="ce", start="uniform", bn="eval"), id="at"),
+        pytest.param(
+            "at", ("adv",), Inner(loss="ce", start="uniform", bn="eval", last=True), id="at"
+        ),
         pytest.param(
             "trades", ("clean", "adv"), Inner(loss="kl", start="gaussian", bn="eval"), id="trades"
         ),
@@ -200,8 +203,8 @@ def test_settings_come_as_text() -> None:
         make_objective("trades", settings).outer(z, y)["kl"] for settings in ({}, {"beta": "3"})
     )
     torch.testing.assert_close(six, 2 * half)
-    at = make_objective("at", {"bn": "train"})
-    assert at.inner == Inner(loss="ce", start="uniform", bn="train")
+    at = make_objective("at", {"smoothing": "0.1"})
+    assert at.outer == ce("adv", 0.1)
 
 
 @pytest.mark.parametrize(

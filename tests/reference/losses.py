@@ -94,13 +94,16 @@ def alp(
     }
 
 
-def mart(clean_BC: Tensor, adv_BC: Tensor, y_B: Tensor, beta: float = 5.0) -> dict[str, Tensor]:
+def mart(
+    clean_BC: Tensor, adv_BC: Tensor, y_B: Tensor, beta: float = 5.0, floor: float = 0.0
+) -> dict[str, Tensor]:
     """BCE + beta (1/B) sum_i (1.0000001 - p_y) KL_i(p || q), gradient through everything, with
 
     BCE = (1/B) sum_i [-log q_y - log(1.0001 - max_{k != y} q_k + 1e-12)].
 
     Wang et al., Improving Adversarial Robustness Requires Revisiting Misclassified Examples, 2020,
-    with the margins of the authors' code; its 1e-12 inside the KL's log q is left out.
+    with the margins of the authors' code. floor: KL_i = sum_c p_c (log p_c - log(q_c + floor)); it
+    is 1e-12 there.
     """
     rows_B = torch.arange(len(y_B), device=y_B.device)
     wrong_BC = log_softmax(adv_BC).exp()
@@ -108,9 +111,14 @@ def mart(clean_BC: Tensor, adv_BC: Tensor, y_B: Tensor, beta: float = 5.0) -> di
     runner_up_B = wrong_BC.max(dim=1).values
     bce_B = cross_entropy(adv_BC, y_B) - (BCE_MARGIN - runner_up_B + BCE_FLOOR).log()
     p_y_B = log_softmax(clean_BC).exp()[rows_B, y_B]
+    kl_B = kl(clean_BC, adv_BC)
+    if floor:
+        log_p_BC = log_softmax(clean_BC)
+        log_q_BC = (log_softmax(adv_BC).exp() + floor).log()
+        kl_B = (log_p_BC.exp() * (log_p_BC - log_q_BC)).sum(dim=1)
     return {
         "bce": bce_B.sum() / len(y_B),
-        "kl": beta * ((WEIGHT_MARGIN - p_y_B) * kl(clean_BC, adv_BC)).sum() / len(y_B),
+        "kl": beta * ((WEIGHT_MARGIN - p_y_B) * kl_B).sum() / len(y_B),
     }
 
 
@@ -128,11 +136,18 @@ def boosted(adv_BC: Tensor, y_B: Tensor, inner: str = "boosted_ce") -> dict[str,
     return {"bce": -(log_softmax(adv_BC)[rows_B, y_B] + margin_B.log()).sum() / len(y_B)}
 
 
-def roles(z: dict[str, Tensor], y_B: Tensor) -> list[tuple[str, str]]:
-    """Of the views in z, for each image the name of that of lowest and that of highest log p_y."""
+def roles(z: dict[str, Tensor], y_B: Tensor, official: bool = False) -> list[tuple[str, str]]:
+    """Of the views in z, for each image the name of that of lowest and that of highest log p_y.
+
+    official: by p_y, and of equals the clean image, then col, for both.
+    """
     log_p = {name: log_softmax(z_BC.detach()) for name, z_BC in z.items()}
     chosen = []
     for i, label in enumerate(y_B.tolist()):
+        if official:
+            p_y = {name: log_p[name][i, label].exp().item() for name in ("clean", "col", "adv")}
+            chosen.append((min(p_y, key=p_y.__getitem__), max(p_y, key=p_y.__getitem__)))
+            continue
         # of equals the first is the lowest, the last the highest
         order = ("adv", "clean", "col")
         by_size = sorted(order, key=lambda name: log_p[name][i, label].item())
@@ -164,19 +179,17 @@ def st(
     y_B: Tensor,
     beta: float = 6.0,
     reg: str = "symmkl",
-    start: str = "gaussian",
-    bn: str = "train",
+    official: bool = False,
 ) -> dict[str, Tensor]:
     """(1/B) sum_i CE_i(z(x), y) + beta (1/B) sum_i R_i(upper, lower), the roles by these logits.
 
-    Li et al., Squeeze Training for Adversarial Robustness, 2023; start and bn are the attack's.
+    Li et al., Squeeze Training for Adversarial Robustness, 2023; official as in `roles`.
     """
-    del start, bn
     z = {"clean": clean_BC, "adv": adv_BC, "col": col_BC}
     distance = {"symmkl": symmetric, "js": jensen_shannon, "l2": squared_distance}[reg]
     images = [
         distance(z[upper][i : i + 1], z[lower][i : i + 1]).sum()
-        for i, (upper, lower) in enumerate(roles(z, y_B))
+        for i, (upper, lower) in enumerate(roles(z, y_B, official))
     ]
     return {
         "ce": cross_entropy(clean_BC, y_B).sum() / len(y_B),
@@ -194,14 +207,12 @@ def ard(
     *clean_teacher_and_y: Tensor,
     alpha: float = 1.0,
     temperature: float = 30.0,
-    bn: str = "train",
 ) -> dict[str, Tensor]:
     """alpha T^2 / (B C) sum_ic t_ic (log t_ic - log s_ic) + (1 - alpha)/B sum_i CE_i(z(x), y).
 
     t = softmax(z_teacher(x) / T), s = softmax(z(x_adv) / T); clean logits are given if alpha < 1.
     Goldblum et al., Adversarially Robust Distillation, 2020, reduced as in the authors' code.
     """
-    del bn
     *clean, teacher_BC, y_B = clean_teacher_and_y
     divergence_B = kl(softened(teacher_BC, temperature), softened(adv_BC, temperature))
     terms = {"kl": alpha * temperature**2 * divergence_B.sum() / adv_BC.numel()}
@@ -237,14 +248,13 @@ def iad(
     y_B: Tensor,
     beta: float = 0.1,
     begin: int = 60,
-    bn: str = "train",
 ) -> dict[str, Tensor]:
     """(1/B) sum_i KL_i(t || q) + (1/B) sum_i (1 - t'_iy^beta) KL_i(p || q), gradient through p.
 
     t: teacher on the clean images; t': on the student's adversarial ones. After `begin` epochs.
     Zhu et al., Reliable Adversarial Distillation with Unreliable Teachers, 2022, code IAD-I.
     """
-    del begin, bn
+    del begin
     own = []
     for i, label in enumerate(y_B.tolist()):
         trust = log_softmax(teacher_adv_BC)[i, label].exp() ** beta

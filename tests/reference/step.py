@@ -47,6 +47,9 @@ OWN_VIEWS = {
     "rslad": ("adv", "clean"),
     "iad": ("adv", "clean"),
 }
+# settings of every method: start and BatchNorm mode of its attack, and whether the clean images are
+# forwarded once more, in train mode, after the update
+COMMON = ("start", "bn", "log_forward")
 READS = {"ard": ["clean"], "rslad": ["clean"], "iad": ["clean", "adv"]}
 
 
@@ -184,10 +187,11 @@ def forward_and_backward(
         if asks(name):
             (j,) = teachers[k]
             own += [z[j, view].detach() for view in read_views(k, j, methods)]
+        weights = {key: value for key, value in settings.items() if key not in COMMON}
         if y_mixed is None or share is None:
-            terms.append(OBJECTIVES[name](*own, y, **settings))
+            terms.append(OBJECTIVES[name](*own, y, **weights))
         else:
-            terms.append(mixed(OBJECTIVES[name], own, y, y_mixed, share, **settings))
+            terms.append(mixed(OBJECTIVES[name], own, y, y_mixed, share, **weights))
         taught = z[k, taught_view(k, name, settings)]
         taught_by = [] if asks(name) else [z[j, read_by(k)] for j in teachers[k]]
         if collab == "mat":
@@ -260,7 +264,9 @@ def cat_step(
     for k, (name, settings) in enumerate(methods):
         if name == "st":
             both = torch.stack([noise[0, k], col_noise(noise, k)])
-            own = {key: value for key, value in settings.items() if key in ("start", "bn")}
+            own = {
+                key: value for key, value in settings.items() if key in ("start", "bn", "official")
+            }
             views[f"adv{k}"], views[f"col{k}"] = squeeze(
                 nets[k], x, y, eps, step_size, steps, both, **own
             )
@@ -287,6 +293,7 @@ def cat_step(
                 y_mixed,
                 share,
                 z_teacher,
+                settings.get("start"),
             )
 
     if awp is not None:
@@ -317,6 +324,10 @@ def cat_step(
     if awp is not None:
         for net, v_k in zip(nets, v, strict=True):
             add(net, v_k, -1.0)
+    for net, (_, settings) in zip(nets, methods, strict=True):
+        if settings.get("log_forward"):
+            with torch.no_grad():
+                net(x)
 
     return StepResult(
         views=views,
