@@ -9,13 +9,15 @@ import torch
 from torch import Tensor, nn
 
 import fastcat
+from fastcat.attack import attack_all
 from fastcat.cli import main
 from fastcat.errors import InputError
 from fastcat.evaluation import parse_attacks
-from fastcat.evaluation.evaluate import wilson_interval
+from fastcat.evaluation.evaluate import robust, wilson_interval
 from fastcat.threat import ThreatModel
 from tests import tiny
-from tests.networks import images, tiny_net
+from tests.networks import images, seeded, tiny_net
+from tests.reference.single_network import gradient
 from tests.run_helpers import SMALL
 
 THREAT = ThreatModel(eps=0.1, step_size=0.03)
@@ -105,9 +107,42 @@ def test_attacks_by_name() -> None:
     assert (pgd.under(THREAT).steps, cw.under(THREAT).steps) == (20, 7)
     assert cw.inner is not None
     assert cw.inner.loss == "margin"
-    for text in ("", "pgd", "pgd0", "aa", "clean,"):
+    *started, plain = parse_attacks("pgd20:start=unclipped,cw7:start=zero,pgd20:start=uniform")
+    assert [attack.inner.start for attack in started if attack.inner] == ["unclipped", "zero"]
+    assert plain.inner == pgd.inner
+    with pytest.raises(InputError, match="unknown attack start 'unclippd'"):
+        parse_attacks("pgd20:start=unclippd")
+    for text in ("", "pgd", "pgd0", "aa", "clean,", "fgsm:start=zero", "pgd20:start="):
         with pytest.raises(InputError, match="unknown attack"):
             parse_attacks(text)
+
+
+@pytest.mark.parametrize(("name", "loss"), [("pgd5", "ce"), ("cw5", "margin")])
+def test_published_scripts_do_not_clip_their_start(name: str, loss: str) -> None:
+    """The evaluation of TRADES, MART and ST, step by step, beside ours from the same noise."""
+    net, x = tiny_net(0).double().eval(), images(1, 300)[0].double()
+    y, noise = net(x).argmax(1), 2 * torch.rand(x.shape, dtype=x.dtype, generator=seeded()) - 1
+    view = x + 0.1 * noise
+    for _ in range(5):
+        view = view + 0.03 * gradient(net, view, y, loss).sign()
+        view = (x + (view - x).clamp(-0.1, 0.1)).clamp(0, 1)
+    unclipped, clipped = parse_attacks(f"{name}:start=unclipped,{name}")
+    judged = robust(net, x, y, unclipped, unclipped.under(THREAT), noise)
+    assert torch.equal(judged, net(view).argmax(1) == y)
+    assert 0 < judged.sum() < len(y)
+    views = [
+        attack_all([net], [attack.inner], x, y, attack.under(THREAT), noise[None, None])[0]
+        for attack in (unclipped, clipped)
+        if attack.inner is not None
+    ]
+    torch.testing.assert_close(views[0], view, rtol=0, atol=1e-14)
+    assert (views[1] - view).abs().max() > 0.01
+
+
+def test_an_attack_with_a_start_is_named_by_what_was_typed() -> None:
+    x, y = images(1, 12)
+    report = fastcat.evaluate(tiny_net(0), [(x, y)], "pgd2,pgd2:start=unclipped", THREAT)
+    assert report.correct.keys() == {"pgd2", "pgd2:start=unclipped", "worst"}
 
 
 def test_the_interval_solves_wilsons_equation() -> None:

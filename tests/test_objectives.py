@@ -1,6 +1,6 @@
 """Methods as functions of logits: gradients, saturation, settings, refusals."""
 
-from math import log
+from math import exp, log
 
 import pytest
 import torch
@@ -189,6 +189,33 @@ def test_published_constants_of_mart_survive_float32() -> None:
     assert terms["kl"].item() == pytest.approx(0.005, rel=0.25)
 
 
+@pytest.mark.parametrize("gap", [5.0, 27.0, 40.0, 200.0])
+def test_the_published_floor_of_mart_bounds_the_kl_alone(gap: float) -> None:
+    """All of p on one class and q on another: log(1 + e^gap) ~ gap, with 1e-12 at most 27.6."""
+    z = {"clean": torch.tensor([[60.0, 0, 0]]), "adv": torch.tensor([[0.0, gap, 0]])}
+    y = torch.tensor([1])
+    plain, floored = (
+        make_objective("mart", settings).outer(z, y) for settings in ({}, {"floor": "1e-12"})
+    )
+    assert plain["bce"] == floored["bce"]
+    kl = log(2 + exp(gap))
+    assert plain["kl"].item() == pytest.approx(5 * kl, rel=1e-5)
+    assert floored["kl"].item() == pytest.approx(-5 * log(exp(-kl) + 1e-12), rel=1e-5)
+    assert floored["kl"] <= -5 * log(1e-12) + 1e-4
+
+
+def test_the_published_floor_of_mart_has_finite_gradients() -> None:
+    z = {
+        view: (
+            400 * torch.randn(8, 5, generator=torch.Generator().manual_seed(seed))
+        ).requires_grad_()
+        for seed, view in enumerate(("clean", "adv"))
+    }
+    terms = make_objective("mart", {"floor": "1e-12"}).outer(z, torch.arange(8) % 5)
+    for grad in torch.autograd.grad(sum(terms.values()), list(z.values())):
+        assert grad.isfinite().all()
+
+
 # names and settings
 
 
@@ -233,6 +260,7 @@ def test_settings_come_as_text() -> None:
             "trades", {"beta": "-1"}, ["trades:beta=-1", "at least 0"], id="trades-negative"
         ),
         pytest.param("mart", {"beta": "nan"}, ["mart:beta=nan", "at least 0"], id="mart-nan"),
+        pytest.param("mart", {"floor": "-1"}, ["mart:floor=-1", "as 1e-12, or 0"], id="mart-floor"),
         pytest.param(
             "alp", {"weight": "-0.5"}, ["alp:weight=-0.5", "at least 0"], id="alp-negative"
         ),

@@ -38,7 +38,7 @@ def test_roles_by_hand() -> None:
     names = torch.tensor([[0.0] * 4, [1.0] * 4, [2.0] * 4])
     assert pick(names, upper).tolist() == upper.tolist()
     sure = torch.tensor([[[30.0, 0]], [[31.0, 0]], [[29.0, 0]]])
-    assert [int(place) for place in select(sure, torch.tensor([0]))] in ([2, 1], [0, 2])
+    assert [int(place) for place in select(sure, torch.tensor([0]))] == [2, 1]
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -195,3 +195,88 @@ def test_views_that_do_not_fit_their_attack_are_refused() -> None:
     ):
         with pytest.raises(InputError, match=text):
             Objective(views=views, inner=inner, outer=at.outer, untracked=untracked)
+
+
+# as the public code has it
+
+
+def as_published(
+    net: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, noise: Tensor
+) -> tuple[Tensor, Tensor, int]:
+    """The attack of the public code, in whole batches, and in how many steps points stayed.
+
+    Roles by p_y, of equals clean. A step in which clean has no role in the batch moves adv by the
+    gradient of upper and col by that of lower, wherever these are.
+    """
+    adv, col = (x + 0.001 * noise_v for noise_v in noise)
+    stayed = 0
+    for _ in range(threat.steps):
+        points = [point.detach().requires_grad_() for point in (x, col, adv)]
+        z = [net(point) for point in points]
+        p_y = torch.stack([z_v.softmax(1)[torch.arange(len(y)), y] for z_v in z])
+        upper, lower = p_y.argmin(0), p_y.argmax(0)
+        rows = [torch.stack([z[v][i] for i, v in enumerate(role)]) for role in (upper, lower)]
+        loss = reference.symmetric(*rows).sum()
+        grads = torch.autograd.grad(loss, points, materialize_grads=True)
+        clean_has_a_role = bool(((upper == 0) | (lower == 0)).any())
+        stayed += not clean_has_a_role and not torch.equal(upper, torch.full_like(upper, 2))
+        ends = []
+        for role, own in ((upper, adv), (lower, col)):
+            point = torch.stack([points[v][i].detach() for i, v in enumerate(role)])
+            grad = torch.stack([grads[v][i] for i, v in enumerate(role)])
+            moved = (point if clean_has_a_role else own) + threat.step * grad.sign()
+            ends.append(moved.clamp(x - threat.eps, x + threat.eps).clamp(0, 1).detach())
+        adv, col = ends
+    return adv, col, stayed
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_the_official_attack_is_that_of_the_public_code(size: int) -> None:
+    """At small batches, where a step without the clean image is often one of swapped roles."""
+    net = tiny_net(0, nn.SiLU).double().eval()
+    threat, differ, stayed = ThreatModel(steps=4), 0, 0
+    for seed in range(12):
+        x, y = images(seed, size)
+        x = x.double()
+        noise = noise_of(threat, x, "gaussian")
+        *expected, steps = as_published(net, x, y, threat, noise)
+        official = squeeze(net, Squeeze(bn="eval", official=True), x, y, threat, noise)
+        torch.testing.assert_close(official, torch.stack(expected), rtol=0, atol=1e-12)
+        plain = squeeze(net, Squeeze(bn="eval"), x, y, threat, noise)
+        differ += not torch.allclose(plain, official, rtol=0, atol=1e-6)
+        stayed += steps
+    assert (differ > 0) == (stayed > 0)
+    if size == 1:
+        assert stayed > 0, "the case must occur to show anything"
+
+
+def test_official_ties_go_to_the_clean_image_and_put_both_views_on_it() -> None:
+    """Three images that float32 is sure of: p_y is 1, whatever is done to them."""
+    net = tiny_net(0).eval()
+    x, _ = images(0, 3)
+    net.linear.weight.data *= 2000
+    threat = ThreatModel(steps=3)
+    noise = noise_of(threat, x, "gaussian")
+    with torch.no_grad():
+        p, y = net(x).softmax(1).max(1)
+    assert (p == 1).all()
+    official = squeeze(net, Squeeze(bn="eval", official=True), x, y, threat, noise)
+    assert torch.equal(official, x.expand(2, *x.shape))
+    assert (
+        squeeze(net, Squeeze(bn="eval"), x, y, threat, noise) - x
+    ).abs().max() > 0.5 * threat.eps
+
+
+def test_roles_of_sure_and_of_hopeless_images_are_those_of_float64() -> None:
+    """Catches a choice by p_y, 1 or 0 for all three, and one by its logarithm, which is 0."""
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(3, 200, 6, generator=generator)
+    y = torch.randint(6, (200,), generator=generator)
+    for shift in (30.0, -200.0):
+        far = z + shift * nn.functional.one_hot(y, 6)
+        ours, exact = (torch.stack(select(logits, y)) for logits in (far, far.double()))
+        assert (ours == exact).double().mean() > 0.99
+        by_p = torch.stack(select(far, y, official=True))
+        assert (by_p == 1).all(), "equals, of which clean is taken"
+        log_p = far.log_softmax(2).gather(2, y.expand(3, -1)[..., None]).squeeze(2)
+        assert (log_p == 0).all() == (shift > 0)

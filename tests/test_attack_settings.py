@@ -1,0 +1,169 @@
+"""Settings that every method has: where its attack starts, BatchNorm's mode, what is logged."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from fastcat.attack import Inner, attack, attack_all
+from fastcat.errors import InputError
+from fastcat.objectives import METHODS, make_objective
+from fastcat.objectives.objective import Objective
+from fastcat.peer_spec import parse_peers
+from fastcat.squeeze import Squeeze
+from fastcat.step import start_noise
+from fastcat.terms import ce
+from fastcat.threat import ThreatModel
+from tests.networks import images, seeded, tiny_net
+from tests.teams import team_of
+from tests.test_squeeze import noise_of
+
+THREAT = ThreatModel(eps=8 / 255, step_size=3 / 255, steps=3)
+NOT_ATTACKED = ("natural", "free", "teacher")
+
+
+def own(*, bn: str = "mine") -> Objective:
+    """A method whose bn is no attack's."""
+    return Objective(views=("clean",), inner=None, outer=ce("clean", {"mine": 0.0}.get(bn, 0.5)))
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in NOT_ATTACKED])
+def test_every_attack_of_every_attacked_method_takes_them(name: str) -> None:
+    objective = make_objective(name, {"start": "unclipped", "bn": "moving"})
+    plain = make_objective(name, {})
+    assert objective.searches.keys() == plain.searches.keys()
+    for views, inner in objective.searches.items():
+        assert isinstance(inner, Inner | Squeeze)
+        assert (inner.start, inner.bn) == ("unclipped", "moving")
+        # and nothing else
+        before = plain.searches[views]
+        rest = {key: value for key, value in vars(inner).items() if key not in ("start", "bn")}
+        assert rest == {key: vars(before)[key] for key in rest}
+
+
+@pytest.mark.parametrize("setting", ["start=uniform", "bn=train"])
+@pytest.mark.parametrize("peer", ["natural", "free", "act:role=natural", "teacher:weights=a"])
+def test_who_has_no_attack_before_the_step_takes_none(peer: str, setting: str) -> None:
+    with pytest.raises(InputError, match=f"set: leave {setting.partition('=')[0]} out"):
+        parse_peers(f"{peer}:{setting}", "resnet18")
+
+
+@pytest.mark.parametrize(
+    ("peer", "text"),
+    [
+        ("mart:start=somewhere", "unknown attack start 'somewhere'"),
+        ("rslad:bn=on", "unknown attack bn 'on'"),
+        ("trades:start=zero", "no gradient at the image itself"),
+        ("at:log_forward=perhaps", "at:log_forward=perhaps is no bool"),
+        ("trades:strat=uniform", "every method takes start, bn, log_forward, threat and awp"),
+    ],
+)
+def test_what_means_nothing_is_refused(peer: str, text: str) -> None:
+    with pytest.raises(InputError, match=text):
+        parse_peers(peer, "resnet18")
+
+
+def test_a_methods_own_setting_of_the_same_name_comes_first() -> None:
+    name = f"{__name__}:own"
+    assert make_objective(name, {}).outer == ce("clean")
+    assert make_objective(name, {"bn": "other"}).outer == ce("clean", 0.5)
+
+
+@pytest.mark.parametrize("peer", ["natural", "at", "trades", "st", "pgd-cw", "free"])
+def test_the_logged_forward_is_any_methods(peer: str) -> None:
+    objective = make_objective(peer, {"log_forward": "true"})
+    assert objective.after == ("clean",)
+    assert make_objective(peer, {"log_forward": "false"}).after == ()
+
+
+def test_a_start_that_is_not_clipped_is_so_before_the_first_gradient_alone() -> None:
+    x, y = images(0, 5)
+    seen: list[torch.Tensor] = []
+    net = tiny_net(0).eval()
+    net.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().clone()))
+    noise = THREAT.draw_noise("unclipped", x, seeded())
+    assert torch.equal(noise, THREAT.draw_noise("uniform", x, seeded()))
+    view = attack(net, x, y, THREAT, start="unclipped", generator=seeded())
+    assert torch.equal(seen[0], x + THREAT.eps * noise)
+    assert seen[0].min() < 0
+    assert seen[0].max() > 1
+    for image in (*seen[1:], view):
+        assert image.min() >= 0
+        assert image.max() <= 1
+        assert (image - x).abs().max() <= THREAT.eps + 1e-6
+
+
+# statistics that move
+
+
+class Counted(nn.Module):
+    """A network that counts its forwards by the mode of its first BatchNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = tiny_net(0)
+
+    @property
+    def moved(self) -> int:
+        return int(self.net.bn1.num_batches_tracked)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)
+
+
+@pytest.mark.parametrize(
+    ("inner", "restarts", "forwards"),
+    [
+        pytest.param(Inner(), 1, 3, id="steps"),
+        pytest.param(Inner(last=True), 1, 4, id="steps-and-last"),
+        pytest.param(Inner(), 2, 8, id="restarts-are-compared"),
+        pytest.param(Inner(last=True), 2, 8, id="restarts-and-last"),
+        pytest.param(Inner(loss="kl", start="gaussian"), 1, 4, id="clean-and-steps"),
+    ],
+)
+@pytest.mark.parametrize("bn", ["eval", "train", "moving"])
+def test_moving_statistics_move_once_a_forward_and_others_never(
+    inner: Inner, restarts: int, forwards: int, bn: Any
+) -> None:
+    x, y = images(0, 5)
+    net = Counted().train()
+    inner = Inner(loss=inner.loss, start=inner.start, last=inner.last, bn=bn)
+    noise = torch.stack([THREAT.draw_noise(inner.start, x, seeded(r)) for r in range(restarts)])
+    attack_all([net], [inner], x, y, THREAT, noise[:, None])
+    assert net.moved == (forwards if bn == "moving" else 0)
+    assert all(module.training for module in net.modules())
+    assert net.net.bn1.track_running_stats
+
+
+def test_an_attack_by_itself_never_moves_statistics() -> None:
+    x, y = images(0, 5)
+    with pytest.raises(InputError, match="expected bn eval or train"):
+        attack(tiny_net(0), x, y, THREAT, bn="moving")  # type: ignore[arg-type]
+
+
+def test_moving_statistics_are_those_of_the_iterates() -> None:
+    """The same views as with bn=train, and running means that remember each of them."""
+    x, y = images(0, 5)
+    still, moving = tiny_net(0), tiny_net(0)
+    noise = THREAT.draw_noise("uniform", x, seeded())[None, None]
+    views = [
+        attack_all([net], [Inner(bn=bn)], x, y, THREAT, noise)[0]
+        for net, bn in ((still, "train"), (moving, "moving"))
+    ]
+    assert torch.equal(*views)
+    seen: list[torch.Tensor] = []
+    still.bn1.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+    attack_all([still], [Inner(bn="train")], x, y, THREAT, noise)
+    mean = still.bn1.running_mean.clone()
+    for activations in seen:
+        mean = 0.9 * mean + 0.1 * activations.mean((0, 2, 3))
+    torch.testing.assert_close(moving.bn1.running_mean, mean)
+
+
+def test_noise_is_drawn_for_the_start_that_was_asked_for() -> None:
+    """Catches a start of standard normal noise, eps times as far, under the name of uniform."""
+    x, _ = images(0, 5)
+    team = team_of([make_objective("trades", {"start": "uniform"})], names=["trades"])
+    assert start_noise(team, x, seeded()).abs().max() <= 1
+    assert noise_of(THREAT, x, "gaussian").abs().max() > 1
