@@ -293,6 +293,6 @@ def attack(
     check_images(x)
     inner = Inner(loss=loss, start=start, bn=bn)
     if inner.bn == "moving":
-        raise InputError("an attack leaves the model as it was: expected bn eval or train")
+        raise InputError("bn is 'moving', which would change the model: expected eval or train")
     noise = torch.stack([threat.draw_noise(start, x, generator) for _ in range(threat.restarts)])
     return attack_all([model], [inner], x, y, threat, noise[:, None])[0]

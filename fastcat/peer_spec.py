@@ -3,11 +3,13 @@
 import math
 from dataclasses import dataclass
 
+from fastcat.attack import Inner
 from fastcat.errors import InputError
 from fastcat.models import canonical_arch
 from fastcat.objectives import make_objective
 from fastcat.objectives.objective import Objective
 from fastcat.settings import split_settings
+from fastcat.union import msd_start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,16 @@ def parse_peers(text: str, default_arch: str) -> tuple[PeerSpec, ...]:
         objective = make_objective(method, settings)
         if threat is not None and objective.inner is None:
             raise InputError(f"peer {entry.strip()!r}: {method} is not attacked: leave threat out")
+        inner = objective.inner
+        if (
+            threat == "msd"
+            and "start" in settings
+            and isinstance(inner, Inner)
+            and msd_start(inner) != inner.start
+        ):
+            raise InputError(
+                f"peer {entry.strip()!r}: msd starts at the image itself: leave start out"
+            )
         peers.append(
             PeerSpec(
                 method=method.rpartition(":")[2],

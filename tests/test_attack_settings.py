@@ -15,6 +15,7 @@ from fastcat.squeeze import Squeeze
 from fastcat.step import start_noise
 from fastcat.terms import ce
 from fastcat.threat import ThreatModel
+from fastcat.union import msd_start
 from tests.networks import images, seeded, tiny_net
 from tests.teams import team_of
 from tests.test_squeeze import noise_of
@@ -55,6 +56,7 @@ def test_who_has_no_attack_before_the_step_takes_none(peer: str, setting: str) -
         ("mart:start=somewhere", "unknown attack start 'somewhere'"),
         ("rslad:bn=on", "unknown attack bn 'on'"),
         ("trades:start=zero", "no gradient at the image itself"),
+        ("at:start=gaussian:threat=msd", "msd starts at the image itself: leave start out"),
         ("at:log_forward=perhaps", "at:log_forward=perhaps is no bool"),
         ("trades:strat=uniform", "every method takes start, bn, log_forward, threat and awp"),
     ],
@@ -62,6 +64,11 @@ def test_who_has_no_attack_before_the_step_takes_none(peer: str, setting: str) -
 def test_what_means_nothing_is_refused(peer: str, text: str) -> None:
     with pytest.raises(InputError, match=text):
         parse_peers(peer, "resnet18")
+
+
+def test_a_start_that_msd_has_anyway_is_not_refused() -> None:
+    at, trades = parse_peers("at:start=zero:threat=msd,trades:start=uniform:threat=msd", "resnet18")
+    assert [msd_start(peer.objective.inner) for peer in (at, trades)] == ["zero", "uniform"]
 
 
 def test_a_methods_own_setting_of_the_same_name_comes_first() -> None:
@@ -138,7 +145,7 @@ def test_moving_statistics_move_once_a_forward_and_others_never(
 
 def test_an_attack_by_itself_never_moves_statistics() -> None:
     x, y = images(0, 5)
-    with pytest.raises(InputError, match="expected bn eval or train"):
+    with pytest.raises(InputError, match="change the model: expected eval or train"):
         attack(tiny_net(0), x, y, THREAT, bn="moving")  # type: ignore[arg-type]
 
 
