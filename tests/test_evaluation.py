@@ -13,7 +13,7 @@ from fastcat.attack import attack_all
 from fastcat.cli import main
 from fastcat.errors import InputError
 from fastcat.evaluation import parse_attacks
-from fastcat.evaluation.evaluate import robust, wilson_interval
+from fastcat.evaluation.evaluate import wilson_interval
 from fastcat.threat import ThreatModel
 from tests import tiny
 from tests.networks import images, seeded, tiny_net
@@ -127,9 +127,6 @@ def test_published_scripts_do_not_clip_their_start(name: str, loss: str) -> None
         view = view + 0.03 * gradient(net, view, y, loss).sign()
         view = (x + (view - x).clamp(-0.1, 0.1)).clamp(0, 1)
     unclipped, clipped = parse_attacks(f"{name}:start=unclipped,{name}")
-    judged = robust(net, x, y, unclipped, unclipped.under(THREAT), noise)
-    assert torch.equal(judged, net(view).argmax(1) == y)
-    assert 0 < judged.sum() < len(y)
     views = [
         attack_all([net], [attack.inner], x, y, attack.under(THREAT), noise[None, None])[0]
         for attack in (unclipped, clipped)
