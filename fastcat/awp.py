@@ -10,7 +10,8 @@ momentum and BatchNorm's running statistics see w + v. The public code finds g b
 second network and takes v away from the stepped weights again, with three roundings; here g is the
 gradient itself and the update goes to the bits of w put aside, with one. Its AT-AWP attacks as
 `at:bn=moving:log_forward=true` does, but the first batch of every later epoch in the eval mode that
-its test has left, here like all others. Its TRADES-AWP forwards adversarial images before the clean.
+its test has left, here like all others. Its TRADES-AWP forwards adversarial images before clean
+ones.
 """
 
 from collections.abc import Callable
