@@ -9,6 +9,7 @@ from fastcat.models import canonical_arch
 from fastcat.objectives import make_objective
 from fastcat.objectives.objective import Objective
 from fastcat.settings import split_settings
+from fastcat.threat import OFFICIAL
 from fastcat.union import msd_start
 
 
@@ -55,13 +56,13 @@ def parse_peers(text: str, default_arch: str) -> tuple[PeerSpec, ...]:
             raise InputError(f"peer {entry.strip()!r}: {method} is not attacked: leave threat out")
         inner = objective.inner
         if (
-            threat == "msd"
+            threat in ("msd", *OFFICIAL)
             and "start" in settings
             and isinstance(inner, Inner)
             and msd_start(inner) != inner.start
         ):
             raise InputError(
-                f"peer {entry.strip()!r}: msd starts at the image itself: leave start out"
+                f"peer {entry.strip()!r}: {threat} starts at the image itself: leave start out"
             )
         peers.append(
             PeerSpec(

@@ -57,6 +57,7 @@ def test_who_has_no_attack_before_the_step_takes_none(peer: str, setting: str) -
         ("rslad:bn=on", "unknown attack bn 'on'"),
         ("trades:start=zero", "no gradient at the image itself"),
         ("at:start=gaussian:threat=msd", "msd starts at the image itself: leave start out"),
+        ("at:start=uniform:threat=max-official", "max-official starts at the image itself"),
         ("at:log_forward=perhaps", "at:log_forward=perhaps is no bool"),
         ("trades:strat=uniform", "every method takes start, bn, log_forward, threat and awp"),
     ],
