@@ -16,9 +16,10 @@ s and gradient g, a step
 and avg and max begin a second time in l1, at a random point of l1 norm 1; that end counts for the
 images which it leaves misjudged.
 
-Not followed: their attacks move BatchNorm's running statistics, compute in float16, and divide by 0
-in l2 where a gradient is 0, which here moves nothing; msd's view of an image whose loss never rises
-above 0 is the image; P1, of l1 alone, is trained with n = 1.
+Their attacks run in train mode and move BatchNorm's running statistics, in avg and max twice a
+step, since each step also forwards for a prediction: bn=moving. Not followed: they compute in
+float16, and divide by 0 in l2 where a gradient is 0, which here moves nothing; msd's view of an
+image whose loss never rises above 0 is the image; P1, of l1 alone, is trained with n = 1.
 """
 
 from collections.abc import Sequence
@@ -116,29 +117,33 @@ def ends_official(
     views = Views([network], x)
     with attacked([network], [inner]):
         goal = Goal([network], [inner], x, batch.y, grad_scale, batch.y_mixed, batch.share)
+
+        def gradient() -> Tensor:
+            if inner.bn == "moving":
+                # of a prediction that only their test reads
+                logits(network, views.seen_by(0))
+            return views.gradients(goal.logit_grad)
+
+        def climb_l1(start: Tensor, model: ThreatModel, counts: Tensor) -> None:
+            views.begin([start])
+            for count in counts:
+                gap = model.step / L1_SPARSITY
+                views.begin([moved_l1(views.x_adv[0], x, gradient()[0], model, count, gap)])
+
         ends = room_for(len(models), x)
         for model, end in zip(models, ends, strict=True):
-            views.begin([x])
             if model.norm != "l1":
+                views.begin([x])
                 for _ in range(model.steps):
-                    model.ascend(views.x_adv, x, views.gradients(goal.logit_grad), views.low)
+                    model.ascend(views.x_adv, x, gradient(), views.low)
                 end.copy_(views.x_adv[0])
                 continue
             first, second = draw_counts(noise[0], 2 * model.steps).chunk(2)
-            _climb_l1(views, goal, x, model, first)
+            climb_l1(x, model, first)
             end.copy_(views.x_adv[0])
             random = model.eps * noise[1]
             length = random.abs().sum((1, 2, 3), keepdim=True)
-            views.begin([x + random / length.clamp(min=model.eps)])
-            _climb_l1(views, goal, x, model, second)
+            climb_l1(x + random / length.clamp(min=model.eps), model, second)
             misjudged = logits(network, views.seen_by(0)).argmax(1) != batch.y
             end.copy_(torch.where(misjudged[:, None, None, None], views.x_adv[0], end))
     return ends
-
-
-def _climb_l1(views: Views, goal: Goal, x: Tensor, model: ThreatModel, counts: Tensor) -> None:
-    """All steps of `ends_official` in l1, of the one view under way."""
-    gap = model.step / L1_SPARSITY
-    for count in counts:
-        (grad,) = views.gradients(goal.logit_grad)
-        views.begin([moved_l1(views.x_adv[0], x, grad, model, count, gap)])

@@ -1,5 +1,6 @@
 """Settings that every method has: where its attack starts, BatchNorm's mode, what is logged."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,14 +8,16 @@ import torch
 from torch import nn
 
 from fastcat.attack import Inner, attack, attack_all
+from fastcat.batch import Batch
 from fastcat.errors import InputError
 from fastcat.objectives import METHODS, make_objective
 from fastcat.objectives.objective import Objective
 from fastcat.peer_spec import parse_peers
 from fastcat.squeeze import Squeeze
-from fastcat.step import start_noise
+from fastcat.step import attack_views, start_noise
 from fastcat.terms import ce
-from fastcat.threat import ThreatModel
+from fastcat.threat import NORMS, ThreatModel
+from fastcat.threat_spec import choose_threats
 from fastcat.union import msd_start
 from tests.networks import images, seeded, tiny_net
 from tests.teams import team_of
@@ -57,7 +60,7 @@ def test_who_has_no_attack_before_the_step_takes_none(peer: str, setting: str) -
         ("rslad:bn=on", "unknown attack bn 'on'"),
         ("trades:start=zero", "no gradient at the image itself"),
         ("at:start=gaussian:threat=msd", "msd starts at the image itself: leave start out"),
-        ("at:start=uniform:threat=max-official", "max-official starts at the image itself"),
+        ("at:start=uniform:threat=max-official", "max-official starts at the image itself: leave"),
         ("at:log_forward=perhaps", "at:log_forward=perhaps is no bool"),
         ("trades:strat=uniform", "every method takes start, bn, log_forward, threat and awp"),
     ],
@@ -142,6 +145,32 @@ def test_moving_statistics_move_once_a_forward_and_others_never(
     assert net.moved == (forwards if bn == "moving" else 0)
     assert all(module.training for module in net.modules())
     assert net.net.bn1.track_running_stats
+
+
+@pytest.mark.parametrize(
+    ("name", "forwards"),
+    [
+        # two a step, of which l1 has twice as many, a look at where l1 ends, in one turn each
+        pytest.param("avg-official", [6, 6, 2 * 6 + 1], id="avg-official"),
+        # and a look at the three ends
+        pytest.param("max-official", [6 + 6 + 2 * 6 + 1 + 3], id="max-official"),
+        # and a look at three candidates a step
+        pytest.param("msd-official", [3 * (1 + 3)], id="msd-official"),
+    ],
+)
+@pytest.mark.parametrize("bn", ["train", "moving"])
+def test_attacks_of_maini_move_statistics_as_often_as_they_forward(
+    name: str, forwards: list[int], bn: str
+) -> None:
+    x, y = images(0, 5)
+    threats = choose_threats(name, [replace(THREAT, norm=norm, eps=1.0) for norm in NORMS])
+    team = team_of([make_objective("at", {"bn": bn})], names=["at"], threats=[threats])
+    norm = team.peers[0].model.get_submodule("bn1")
+    noise, batch = start_noise(team, x, seeded()), Batch(x, y, torch.arange(5))
+    for turn, expected in enumerate(forwards):
+        before = int(norm.num_batches_tracked)
+        attack_views(team, batch, noise, turn)
+        assert norm.num_batches_tracked - before == (expected if bn == "moving" else 0)
 
 
 def test_an_attack_by_itself_never_moves_statistics() -> None:
