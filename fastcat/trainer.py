@@ -65,6 +65,7 @@ class Trainer:
             extra = None
             if config.extra is not None:
                 extra = load_extra(config.extra, config.extra_fraction, dataset, progress)
+                self.remarks += extra.remarks
         self.dataset = dataset
         self.digest = dataset.digest if extra is None else f"{dataset.digest}+{extra.digest}"
         self.normalize = channel_statistics(dataset.train.images) if config.normalize else None
@@ -99,6 +100,8 @@ class Trainer:
         )
         self.peers = self.team.peers
         self.remarks += self.team.remarks
+        for teacher in self.teachers:
+            self.remarks += teacher.remarks
         self.engine = Engine(
             self.team, self.loader.gather, config.batch_size, engine, self.remarks.append
         )
