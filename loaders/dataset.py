@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastcat.errors import InputError
 
-from .labels import as_labels, check_splits
+from .labels import check_splits, class_numbers
 
 _CHUNK_PIXELS = 1 << 22
 _LAST = "give [height, width, channels], as by image.transpose(1, 2, 0)"
@@ -23,14 +23,14 @@ class Split:
     """images: [N, H, W, C], uint8 or float32 in [0, 1]; labels: int64 [N].
 
     images may be a read-only memory map, or anything that has a shape and gives an array of the
-    images at a slice or at an array of places. labels come as anything that `as_labels` takes.
+    images at a slice or at an array of places. labels come as anything that `class_numbers` takes.
     """
 
     images: Any
     labels: np.ndarray
 
     def __post_init__(self) -> None:
-        labels = as_labels(self.labels, "the labels", self.images.shape[0])
+        labels = class_numbers(self.labels, "the labels", self.images.shape[0])
         object.__setattr__(self, "labels", labels)
 
     def __len__(self) -> int:

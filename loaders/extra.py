@@ -17,7 +17,7 @@ from fastcat.seeds import derive_seed
 
 from .classes import by_number, match
 from .dataset import Dataset, Split, as_tensor, read_rows
-from .labels import as_labels, check_labels
+from .labels import check_labels, class_numbers
 from .npz import map_npz, npz_digest
 from .readers import Reader
 from .registry import load_dataset
@@ -97,7 +97,7 @@ def load_extra(
                 f"{path} holds {', '.join(sorted(arrays)) or 'nothing'}, expected image and label"
             )
         images, digest = arrays["image"], npz_digest(path)
-        labels = as_labels(arrays["label"], f"the labels of {path}", len(images))
+        labels = class_numbers(arrays["label"], f"the labels of {path}", len(images))
         check_labels(labels, "extra", len(dataset.classes), str(path))
     else:
         loaded = load_dataset(str(path), path.parent, progress)

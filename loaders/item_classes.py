@@ -14,7 +14,7 @@ from torch.utils.data import ConcatDataset, Subset
 from fastcat.errors import InputError
 
 from .classes import match
-from .labels import as_labels, check_labels
+from .labels import check_labels, class_numbers
 
 
 def known_labels(items: Any) -> np.ndarray | None:
@@ -33,7 +33,7 @@ def known_labels(items: Any) -> np.ndarray | None:
     keeps = _keepers().get(kind)
     if keeps is None or items.target_transform is not None:
         return None
-    return as_labels(keeps(items), f"the labels of {type(items).__name__}", len(items))
+    return class_numbers(keeps(items), f"the labels of {type(items).__name__}", len(items))
 
 
 def _keepers() -> dict[Any, Callable[[Any], Any]]:
@@ -94,7 +94,7 @@ def class_names(items: Any, places: np.ndarray, labels: np.ndarray) -> tuple[str
     kept = None
     for attribute in ("targets", "labels"):
         with suppress(InputError, TypeError):
-            kept = as_labels(getattr(items, attribute, None), attribute, len(items))
+            kept = class_numbers(getattr(items, attribute, None), attribute, len(items))
             break
     if kept is None and getattr(items, "target_transform", None) is not None:
         return None

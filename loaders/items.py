@@ -22,7 +22,7 @@ from .dataset import Dataset, Split, check_layout
 from .decode import UnusableError, grey_or_colour
 from .digest import array_checksum, dataset_digest
 from .item_classes import known_labels, named
-from .labels import check_labels, class_number, count_classes
+from .labels import as_array, check_labels, class_number, count_classes
 from .readers import Reader
 
 
@@ -97,7 +97,7 @@ def to_array(image: Any, what: str = "an image") -> np.ndarray:
     remedy = "give an array [height, width, channels], as by image.transpose(1, 2, 0)"
     if isinstance(image, Image.Image):
         image = _pixels(image, what)
-    array = image.detach().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
+    array = as_array(image)
     shape = array.shape
     if isinstance(image, Tensor) and array.ndim == 3:
         remedy = "give a tensor [channels, height, width], as by image.permute(2, 0, 1)"
@@ -112,7 +112,10 @@ def to_array(image: Any, what: str = "an image") -> np.ndarray:
     if array.dtype.kind != "f":
         raise InputError(f"{what} is of {array.dtype}, expected uint8 or floats in [0, 1]")
     array = array.astype(np.float32)
-    check_images(torch.from_numpy(array))
+    try:
+        check_images(torch.from_numpy(array))
+    except InputError as error:
+        raise InputError(f"{what}: {error}") from error
     return array
 
 
@@ -137,7 +140,7 @@ def _check_like(what: str, shape: tuple[int, ...], dtype: np.dtype, like: ItemIm
     elif shape != first:
         remedy = (
             "give all of them the same channels, grey and colour images three of them, as by "
-            "transforms.v2.RGB() in the data set's transform"
+            "torchvision.transforms.v2.RGB() in the data set's transform"
         )
     else:
         remedy = "give all of them as uint8, or all as floats in [0, 1]"
@@ -171,7 +174,9 @@ def from_items(
     both = np.concatenate([labels, test_labels])
     given = names if classes is None else tuple(map(str, classes))
     if given is None:
-        given = numbered(count_classes(both, "train and test", name))
+        given = numbered(
+            count_classes(both, "train and test", name, ", or name them all by classes=")
+        )
     if test_names is not None:
         own = given if names is None else names
         label_of = match(test_names, "the test data set", own, "the train data set")

@@ -9,14 +9,14 @@ from torch import Tensor
 from fastcat.errors import InputError
 
 
-def as_labels(labels: Any, what: str, images: int) -> np.ndarray:
+def class_numbers(labels: Any, what: str, images: int) -> np.ndarray:
     """Class numbers of `images` images in whatever holds them, as int64 [N].
 
     labels: a sequence, array or tensor, [N] or [N, 1], of integers of any width and byte order, or
     of booleans, where False is class 0. what: what sentences call them.
     Raises InputError for anything else, above all for floats, whole ones too.
     """
-    array = _as_array(labels)
+    array = as_array(labels)
     check_label_form(array.dtype, array.shape, what, images)
     # what does not fit becomes negative, and is refused as that
     return array.reshape(images).astype(np.int64, copy=False)
@@ -33,8 +33,8 @@ def check_label_form(dtype: np.dtype, shape: tuple[int, ...], what: str, images:
 
 
 def class_number(label: Any, what: str) -> int:
-    """The label of one item, as `as_labels` takes many: a number, or an array or tensor of one."""
-    array = _as_array(label)
+    """The label of one item: what `class_numbers` takes of many, or an array or tensor of one."""
+    array = as_array(label)
     if array.dtype.kind not in "biu" or array.size != 1:
         shown = repr(array.item()) if array.ndim == 0 else f"{array.dtype} {list(array.shape)}"
         raise InputError(
@@ -44,13 +44,17 @@ def class_number(label: Any, what: str) -> int:
     return int(array.astype(np.int64).item())
 
 
-def _as_array(values: Any) -> np.ndarray:
+def as_array(values: Any) -> np.ndarray:
+    """What numpy makes of a tensor, on any device, or of anything else."""
     if isinstance(values, Tensor):
-        return values.detach().cpu().numpy()
+        values = values.detach().cpu()
+        # numpy has no bfloat16
+        return (values.float() if values.is_floating_point() else values).numpy()
     try:
-        return np.asarray(values)
-    except ValueError:  # a list of lists of different lengths
-        return np.asarray(None)
+        array = np.asarray(values)
+        return np.asarray(array.tolist()) if array.dtype == object else array
+    except ValueError:  # lists of different lengths
+        return np.asarray(values, dtype=object)
 
 
 def check_splits(labels: Mapping[str, np.ndarray], classes: Sequence[str], origin: str) -> None:
@@ -81,15 +85,25 @@ def check_labels(labels: np.ndarray, which: str, classes: int, origin: str) -> N
         )
 
 
-def count_classes(labels: np.ndarray, which: str, origin: str) -> int:
-    """How many classes there are that only the labels tell of. Raises InputError for gaps."""
+def count_classes(labels: np.ndarray, which: str, origin: str, remedy: str = "") -> int:
+    """How many classes there are that only the labels tell of: all from 0 to the largest label.
+
+    remedy: what else mends classes that never occur. Raises InputError for these, and for negative
+    labels.
+    """
     classes = int(labels.max(initial=-1)) + 1
-    check_labels(labels, which, classes, origin)
-    check_no_gaps(labels, classes, which, origin)
+    if labels.min(initial=0) < 0:
+        raise InputError(
+            f"the {which} labels of {origin} run from {labels.min()} to {labels.max()}, expected "
+            "0, 1, 2, ...: number the classes from 0 on and write the labels anew"
+        )
+    check_no_gaps(labels, classes, which, origin, remedy)
     return classes
 
 
-def check_no_gaps(labels: np.ndarray, classes: int, which: str, origin: str) -> None:
+def check_no_gaps(
+    labels: np.ndarray, classes: int, which: str, origin: str, remedy: str = ""
+) -> None:
     """Raise InputError unless each of the classes 0 .. classes - 1 occurs."""
     present = np.unique(labels)
     if len(present) < classes:
@@ -97,6 +111,7 @@ def check_no_gaps(labels: np.ndarray, classes: int, which: str, origin: str) -> 
         raise InputError(
             f"the {which} labels of {origin} run up to {classes - 1}, but {classes - len(present)} "
             f"of them, such as {missing}, never occur: number the classes 0, 1, 2, ... without gaps"
+            + remedy
         )
 
 

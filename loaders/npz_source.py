@@ -21,7 +21,7 @@ from fastcat.errors import InputError
 from .classes import numbered
 from .dataset import Dataset, Split
 from .digest import array_checksum, dataset_digest
-from .labels import as_labels, check_label_form, check_splits, choose_test, count_classes
+from .labels import check_label_form, check_splits, choose_test, class_numbers, count_classes
 from .npz import check_crc, header, map_npz, members, npz_digest, opened, stream
 from .source import SPLITS, Block, Source, fit_all
 
@@ -205,7 +205,7 @@ def _labels(archive: zipfile.ZipFile, path: Path, keys: tuple[str, str], images:
     dtype, shape = header(archive, path, key)
     what = f"the labels {key} in {path}"
     check_label_form(dtype, shape, what, images)
-    return as_labels(np.concatenate([part for _, part in stream(path, key)]), what, images)
+    return class_numbers(np.concatenate([part for _, part in stream(path, key)]), what, images)
 
 
 def _with_channels(images: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ from fastcat.errors import InputError
 
 from .classes import match, numbered
 from .decode import Size, UnusableError, decode
-from .labels import as_labels, check_labels, check_no_gaps, check_splits, count_classes
+from .labels import check_labels, check_no_gaps, check_splits, class_numbers, count_classes
 from .pictures import Picture, PictureSource
 from .source import SPLITS
 
@@ -208,7 +208,7 @@ def _read_labels(path: Path, first: tuple[str, str, tuple[str, ...]]) -> Labels:
         found = file.read(columns=[label]).column(0)
         if found.null_count:
             raise InputError(f"column {label} of {path} has empty rows: fill them")
-        return names, as_labels(found.to_numpy(), f"the labels of {path}", len(found))
+        return names, class_numbers(found.to_numpy(), f"the labels of {path}", len(found))
 
 
 def _cells(path: Path, column: str, start: int) -> Iterator[tuple[int, Any]]:

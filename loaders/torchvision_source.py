@@ -19,7 +19,7 @@ from .decode import Size, UnusableError, to_pixels
 from .digest import array_checksum
 from .download import data_folder
 from .item_classes import class_names
-from .labels import as_labels, check_labels, check_splits, count_classes
+from .labels import check_labels, check_splits, class_numbers, count_classes
 from .pictures import Picture, PictureSource
 from .source import SPLITS
 
@@ -127,7 +127,7 @@ def _labels(items: Any, name: str) -> np.ndarray:
             break
     else:
         found = [items[number][1] for number in range(len(items))]
-    return as_labels(found, f"the targets of torchvision's {name}", len(items))
+    return class_numbers(found, f"the targets of torchvision's {name}", len(items))
 
 
 def _read_item(items: Any, number: int, size: Size | int | None) -> np.ndarray:
