@@ -80,6 +80,15 @@ def relabelled(dataset: Dataset, labels: np.ndarray, classes: Sequence[str]) -> 
     return replace(dataset, classes=tuple(classes), train=train, test=test)
 
 
+def never_learnt(dataset: Dataset, labels: np.ndarray) -> list[str]:
+    """What there is to say where some test images are of none of the classes in these labels."""
+    absent = np.setdiff1d(dataset.test.labels, labels)
+    if not len(absent):
+        return []
+    names = some([dataset.classes[label] for label in absent])
+    return [f"classes of the test images without training images: {len(absent)} ({names})"]
+
+
 def some(names: Sequence[str]) -> str:
     """The first of them, for a sentence."""
     return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

@@ -23,7 +23,7 @@ def known_labels(items: Any) -> np.ndarray | None:
     They are known where the very methods that yield them are torchvision's, without a
     target_transform, also behind torch's Subset and ConcatDataset.
     """
-    kind = type(items).__getitem__
+    kind = getattr(type(items), "__getitem__", None)
     if kind is Subset.__getitem__:
         labels = known_labels(items.dataset)
         return None if labels is None else labels[np.asarray(items.indices, dtype=np.int64)]

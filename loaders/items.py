@@ -198,7 +198,7 @@ def from_items(
 
 def _read(items: Any, part: str) -> tuple[ItemImages, np.ndarray, tuple[str, ...] | None]:
     """Images, labels [N] and the names of the classes, None where the data set has none."""
-    if not (hasattr(items, "__len__") and hasattr(items, "__getitem__")):
+    if not all(hasattr(type(items), name) for name in ("__len__", "__getitem__")):
         raise InputError(
             f"the {part} data set is a {type(items).__name__}, expected one of (image, label) by "
             "number, which has a length"

@@ -5,7 +5,7 @@ import unicodedata
 import pytest
 
 from fastcat.errors import InputError
-from fastcat.loaders.classes import match, relabelled
+from fastcat.loaders.classes import match, never_learnt, relabelled
 from tests.loaders.test_loaders import random_dataset
 
 
@@ -66,6 +66,15 @@ def test_what_does_not_match_is_refused(names: list[str], own: list[str], text: 
     with pytest.raises(InputError, match=text) as caught:
         match(names, "new", own, "old")
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_test_images_of_a_class_without_training_images_are_named() -> None:
+    dataset = random_dataset()
+    assert never_learnt(dataset, dataset.train.labels) == []
+    there = sorted(set(dataset.test.labels.tolist()))
+    learnt = dataset.train.labels[dataset.train.labels != there[1]]
+    (remark,) = never_learnt(dataset, learnt)
+    assert remark.endswith(f"without training images: 1 ({dataset.classes[there[1]]})")
 
 
 def test_a_relabelled_set_has_the_same_images() -> None:
