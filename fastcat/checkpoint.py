@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from fastcat.errors import InputError
 from fastcat.files import explained, write_atomically
+from fastcat.loaders.classes import match
 from fastcat.loaders.dataset import Dataset
 from fastcat.models import make_model
 
@@ -182,12 +184,15 @@ def load_weights(path: Path) -> tuple[nn.Module, WeightsInfo]:
     return model.eval(), info
 
 
-def check_fit(file: Path, info: WeightsInfo, dataset: Dataset) -> None:
-    """Raise InputError when the network was trained on other classes or channels."""
+def outputs_of(file: Path, info: WeightsInfo, dataset: Dataset) -> np.ndarray:
+    """Of each class of the data the network's output, int64, as `match` finds it.
+
+    Raises InputError when the network was trained on other classes or channels.
+    """
     channels = dataset.image_shape[2]
-    if info.classes != dataset.classes or info.channels != channels:
+    if info.channels != channels:
         raise InputError(
-            f"{file} knows {len(info.classes)} classes in {info.channels} channels "
-            f"({', '.join(info.classes[:3])}, ...), but {dataset.name} has {len(dataset.classes)} "
-            f"in {channels} ({', '.join(dataset.classes[:3])}, ...)"
+            f"{file} is for images of {info.channels} channels, but those of {dataset.name} have "
+            f"{channels}: give others"
         )
+    return match(dataset.classes, dataset.name, info.classes, str(file))

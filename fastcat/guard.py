@@ -15,7 +15,9 @@ def check_images(x: Tensor) -> None:
     low, high = (bound.item() for bound in x.aminmax())
     if low >= 0 and high <= 1:
         return
-    if low < 0 < high - low < 20 and (low < -0.2 or high > 1.2):
+    if low != low:
+        why = "some pixels are NaN"
+    elif low < 0 < high - low < 20 and (low < -0.2 or high > 1.2):
         # black and white are as far apart as the range, or farther
         meant = 8 / (high - low)
         why = (

@@ -3,6 +3,7 @@
 Each is one network with what it is trained for, and knows nothing of the others.
 """
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -82,9 +83,21 @@ class Peer(Member):
 
 
 class Teacher(Member):
-    """In eval mode, without gradient, never moved; weights, digest: its file and what is in it."""
+    """In eval mode, without gradient, never moved; weights, digest: its file and what is in it.
 
-    def __init__(self, name: str, arch: str, model: nn.Module, weights: str, digest: str) -> None:
+    remarks: what there is to say of its classes.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        arch: str,
+        model: nn.Module,
+        weights: str,
+        digest: str,
+        remarks: Sequence[str] = (),
+    ) -> None:
         super().__init__(name, arch, model.eval().requires_grad_(False), teacher(weights=weights))
         self.weights = weights
         self.digest = digest
+        self.remarks = remarks

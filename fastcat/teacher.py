@@ -3,26 +3,54 @@
 import hashlib
 import re
 
-from fastcat.checkpoint import check_fit, load_weights
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastcat.checkpoint import load_weights, outputs_of
 from fastcat.errors import InputError
+from fastcat.loaders.classes import by_number
 from fastcat.loaders.dataset import Dataset
 from fastcat.loaders.registry import find_path
 from fastcat.peer import Teacher
 
 
+class Reordered(nn.Module):
+    """A network whose logits stand in another order of the classes."""
+
+    order: Tensor
+
+    def __init__(self, net: nn.Module, order: np.ndarray) -> None:
+        super().__init__()
+        self.net = net
+        self.register_buffer("order", torch.from_numpy(order))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x).index_select(1, self.order)
+
+
 def load_teacher(name: str, weights: str, arch: str | None, dataset: Dataset) -> Teacher:
     """The teacher of a .safetensors file, on the CPU; arch: what it is said to be, if anything.
 
+    Where its classes are the data's in another order, its logits are put into the data's.
     Raises InputError for a file that cannot be read, and for one of another architecture, or of
     other classes or channels than the data.
     """
     path = find_path(weights)
     model, info = load_weights(path)
-    check_fit(path, info, dataset)
+    order = outputs_of(path, info, dataset)
+    if len(order) < len(info.classes):
+        raise InputError(
+            f"{path} knows {len(info.classes)} classes, but {dataset.name} has {len(order)}: a "
+            "teacher needs the very classes of the data"
+        )
+    if (order != np.arange(len(order))).any():
+        model = Reordered(model, order)
     if arch not in (None, info.arch):
         raise InputError(f"{path} holds a {info.arch}, not a {arch}: leave @{arch} out")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Teacher(name, info.arch, model, str(path), digest)
+    remarks = by_number(dataset.classes, dataset.name, info.classes, str(path))
+    return Teacher(name, info.arch, model, str(path), digest, remarks)
 
 
 def with_absolute_weights(text: str) -> str:

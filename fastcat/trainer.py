@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +26,7 @@ from fastcat.errors import InputError
 from fastcat.finite import broken_loss, broken_weight
 from fastcat.judge import Judge
 from fastcat.loaders.choose import choose_loader, make_loader
+from fastcat.loaders.classes import never_learnt
 from fastcat.loaders.dataset import Dataset, channel_statistics
 from fastcat.loaders.extra import load_extra
 from fastcat.loaders.loader import Epochs
@@ -65,6 +67,7 @@ class Trainer:
             extra = None
             if config.extra is not None:
                 extra = load_extra(config.extra, config.extra_fraction, dataset, progress)
+                self.remarks += extra.remarks
         self.dataset = dataset
         self.digest = dataset.digest if extra is None else f"{dataset.digest}+{extra.digest}"
         self.normalize = channel_statistics(dataset.train.images) if config.normalize else None
@@ -72,6 +75,11 @@ class Trainer:
         last_batch = len(train_index) % config.batch_size or config.batch_size
         members = make_members(config, dataset, self.normalize, self.device, last_batch)
         self.schedule, self.momentum = config.lr_schedule(), config.momentum_schedule()
+        learnt = [
+            dataset.train.labels[train_index.numpy()],
+            *([extra.split.labels] if extra else []),
+        ]
+        self.remarks += never_learnt(dataset, np.concatenate(learnt))
         augmentation = config.augmentation(dataset.crop_pad, dataset.flip)
         epochs = Epochs(
             index=train_index,
@@ -99,6 +107,8 @@ class Trainer:
         )
         self.peers = self.team.peers
         self.remarks += self.team.remarks
+        for teacher in self.teachers:
+            self.remarks += teacher.remarks
         self.engine = Engine(
             self.team, self.loader.gather, config.batch_size, engine, self.remarks.append
         )

@@ -15,9 +15,10 @@ from fastcat.errors import InputError
 from fastcat.files import explained
 
 from .beton import read_beton, write_beton
+from .classes import numbered
 from .dataset import Dataset
 from .digest import dataset_digest, file_checksum
-from .labels import check_labels, check_no_gaps
+from .labels import count_classes
 from .lock import locked
 from .source import SPLITS
 from .workplace import flush
@@ -87,21 +88,16 @@ def load_betons(folder: Path) -> Dataset:
     if train.images.shape[1:] != test.images.shape[1:]:
         raise InputError(f"train and test images in {folder} differ in size or channels")
     if manifest is None:
-        count = max(0, *(int(split.labels.max()) + 1 for split in (train, test)))
-        check_no_gaps(train.labels, count, str(folder))
-        classes = tuple(map(str, range(count)))
+        classes = numbered(count_classes(train.labels, "train", str(folder)))
         manifest = {
             "classes": classes,
             "crop_pad": max(1, train.images.shape[1] // 8),
             "flip": True,
             "digest": dataset_digest(classes, checksums.values()),
         }
-    classes = tuple(manifest["classes"])
-    for name, split in (("train", train), ("test", test)):
-        check_labels(split.labels, name, len(classes), str(folder))
     return Dataset(
         name=folder.stem,
-        classes=classes,
+        classes=tuple(manifest["classes"]),
         train=train,
         test=test,
         crop_pad=manifest["crop_pad"],

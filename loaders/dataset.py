@@ -10,7 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastcat.errors import InputError
+
+from .labels import check_splits, class_numbers
+
 _CHUNK_PIXELS = 1 << 22
+_LAST = "give [height, width, channels], as by image.transpose(1, 2, 0)"
 
 
 @dataclass(frozen=True)
@@ -18,11 +23,15 @@ class Split:
     """images: [N, H, W, C], uint8 or float32 in [0, 1]; labels: int64 [N].
 
     images may be a read-only memory map, or anything that has a shape and gives an array of the
-    images at a slice or at an array of places.
+    images at a slice or at an array of places. labels come as anything that `class_numbers` takes.
     """
 
     images: Any
     labels: np.ndarray
+
+    def __post_init__(self) -> None:
+        labels = class_numbers(self.labels, "the labels", self.images.shape[0])
+        object.__setattr__(self, "labels", labels)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -35,6 +44,8 @@ class Dataset:
     crop_pad (pixels of zero padding for the random crop) and flip (random mirror images) are the
     augmentation that suits the data; digest identifies the exact images and labels; betons: the
     folder of .beton files of these very images, where there is one.
+    Raises InputError for a split without images, labels that are no classes, training images of
+    one class alone, and images whose channels do not come last.
     """
 
     name: str
@@ -46,11 +57,30 @@ class Dataset:
     digest: str
     betons: Path | None = None
 
+    def __post_init__(self) -> None:
+        shape = self.image_shape
+        check_layout(shape, f"the images of {self.name}, of shape {list(shape)},")
+        labels = {"train": self.train.labels, "test": self.test.labels}
+        check_splits(labels, self.classes, self.name)
+
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Height and width in pixels, and channels."""
         _, height, width, channels = self.train.images.shape
         return height, width, channels
+
+
+def check_layout(shape: tuple[int, int, int], what: str, remedy: str = _LAST) -> None:
+    """Raise InputError where [height, width, channels] must mean something else.
+
+    Only 3 channels, as of colours, may be more than the pixels of a side. what, remedy: the
+    beginning and the end of the sentence.
+    """
+    height, width, channels = shape
+    if channels > 3 and channels > min(height, width):
+        raise InputError(
+            f"{what} would have {channels} channels of {height} x {width} pixels: {remedy}"
+        )
 
 
 def as_tensor(array: np.ndarray) -> Tensor:

@@ -91,11 +91,7 @@ def to_pixels(image: Image.Image, size: Size | int | None) -> np.ndarray:
     """As `decode`, of an image that Pillow has opened; raises also whatever Pillow does."""
     _check_header(image, size)
     ImageOps.exif_transpose(image, in_place=True)
-    # Alpha is dropped anyway, and Pillow warns when it converts this form of it.
-    image.info.pop("transparency", None)
-    if image.mode in ("La", "RGBa"):  # alpha multiplied in, which has no direct way out
-        image = image.convert(image.mode.upper())
-    image = image.convert("L" if image.mode in _GREY else "RGB")
+    image = grey_or_colour(image)
     if isinstance(size, int):
         image = fit(image, size)
     pixels = np.asarray(image).reshape(image.height, image.width, -1)
@@ -104,15 +100,31 @@ def to_pixels(image: Image.Image, size: Size | int | None) -> np.ndarray:
     return pixels
 
 
-def _check_header(image: Image.Image, size: Size | int | None) -> None:
-    """Refuse what the header already tells, before time is spent on decoding."""
-    if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
-        raise _bomb()
+def grey_or_colour(image: Image.Image) -> Image.Image:
+    """The image in mode L or RGB, without alpha. Raises UnusableError for more than 8 bits."""
+    _check_depth(image)
+    if "transparency" in image.info:
+        # Alpha is dropped anyway, and Pillow warns when it converts this form of it.
+        image = image.copy()
+        del image.info["transparency"]
+    if image.mode in ("La", "RGBa"):  # alpha multiplied in, which has no direct way out
+        image = image.convert(image.mode.upper())
+    return image.convert("L" if image.mode in _GREY else "RGB")
+
+
+def _check_depth(image: Image.Image) -> None:
     if image.mode.startswith(("I", "F")) or _is_deep(image):
         # Pillow would clip the values at 255, or drop their lower half, without a word.
         raise UnusableError(
             f"has more than 8 bits a channel (mode {image.mode})", "convert to 8 bits"
         )
+
+
+def _check_header(image: Image.Image, size: Size | int | None) -> None:
+    """Refuse what the header already tells, before time is spent on decoding."""
+    if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+        raise _bomb()
+    _check_depth(image)
     # Either way round, since EXIF data may still turn the image.
     if isinstance(size, Size) and {image.height, image.width} != {size.height, size.width}:
         size.check(image.height, image.width)

@@ -15,8 +15,9 @@ from torch import Tensor
 from fastcat.errors import InputError
 from fastcat.seeds import derive_seed
 
+from .classes import by_number, match
 from .dataset import Dataset, Split, as_tensor, read_rows
-from .labels import check_labels
+from .labels import check_labels, class_numbers
 from .npz import map_npz, npz_digest
 from .readers import Reader
 from .registry import load_dataset
@@ -24,11 +25,15 @@ from .registry import load_dataset
 
 @dataclass(frozen=True, kw_only=True)
 class Extra:
-    """split: images of the own ones' size and labels of their classes; digest: which they are."""
+    """split: images of the own ones' size and labels of their classes; digest: which they are.
+
+    remarks: what there is to say of their classes.
+    """
 
     split: Split
     fraction: float
     digest: str
+    remarks: Sequence[str] = ()
 
     def mixed_in(self, places: Tensor, own: int, batch_size: int, seed: int, epoch: int) -> Tensor:
         """Places [N] with this set's in round(fraction * B) random positions of every batch.
@@ -79,31 +84,31 @@ def load_extra(
 ) -> Extra:
     """The extra images of a file or data set, mapped; pseudo-labels are labels like others.
 
-    path: an uncompressed .npz with image (uint8 [N, H, W, C]) and label (integers [N]), or what
-    `load_dataset` takes, of which the training images are used.
-    Raises InputError for images or labels that do not go with those of the dataset.
+    path: an uncompressed .npz with image (uint8 [N, H, W, C]) and label (integers [N], numbers of
+    the dataset's classes), or what `load_dataset` takes, of which the training images are used, and
+    whose classes are matched with the dataset's by name.
+    Raises InputError for images, labels or classes that do not go with those of the dataset.
     """
+    remarks: list[str] = []
     if path.suffix == ".npz":
         arrays = map_npz(path)
         if not {"image", "label"} <= arrays.keys():
             raise InputError(
                 f"{path} holds {', '.join(sorted(arrays)) or 'nothing'}, expected image and label"
             )
-        split, digest = Split(images=arrays["image"], labels=arrays["label"]), npz_digest(path)
+        images, digest = arrays["image"], npz_digest(path)
+        labels = class_numbers(arrays["label"], f"the labels of {path}", len(images))
+        check_labels(labels, "extra", len(dataset.classes), str(path))
     else:
         loaded = load_dataset(str(path), path.parent, progress)
-        split, digest = loaded.train, loaded.digest
-    images, labels = split.images, split.labels
+        images, digest = loaded.train.images, loaded.digest
+        meeting = loaded.classes, str(path), dataset.classes, dataset.name
+        labels, remarks = match(*meeting)[loaded.train.labels], by_number(*meeting)
     own = dataset.train.images
+    planes = ": save image.transpose(0, 2, 3, 1)" if images.shape[2:] == own.shape[1:3] else ""
     if len(images.shape) != 4 or (images.shape[1:], images.dtype) != (own.shape[1:], own.dtype):
         raise InputError(
             f"the images of {path} are {images.dtype} {images.shape[1:]}, expected {own.dtype} "
-            f"{own.shape[1:]} as those of {dataset.name}"
+            f"{own.shape[1:]} as those of {dataset.name}{planes}"
         )
-    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-        raise InputError(
-            f"the labels of {path} are {labels.dtype} {labels.shape}, expected integers, one for "
-            f"each of {images.shape[0]} images"
-        )
-    check_labels(labels, "extra", len(dataset.classes), str(path))
-    return Extra(split=split, fraction=fraction, digest=digest)
+    return Extra(split=Split(images, labels), fraction=fraction, digest=digest, remarks=remarks)

@@ -1,10 +1,11 @@
 """Any map-style data set of (image, label), such as torchvision's, as a split: read item by item.
 
 An image is a PIL image, a uint8 array [H, W, C] or [H, W], or a tensor [C, H, W], uint8 or float in
-[0, 1]. Random transforms draw from the workers' own random state, which the loader seeds.
+[0, 1]; a label is an integer. Random transforms draw from the workers' own random state, which the
+loader seeds.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,20 +17,33 @@ from torch.utils.data import DataLoader
 from fastcat.errors import InputError
 from fastcat.guard import check_images
 
-from .dataset import Dataset, Split
+from .classes import match, numbered
+from .dataset import Dataset, Split, check_layout
+from .decode import UnusableError, grey_or_colour
 from .digest import array_checksum, dataset_digest
-from .labels import check_labels
+from .item_classes import known_labels, named
+from .labels import as_array, check_labels, class_number, count_classes
 from .readers import Reader
 
 
 class ItemImages:
-    """The images of a map-style data set, [N, H, W, C], read one by one where they are wanted."""
+    """The images of a map-style data set, [N, H, W, C], read one by one where they are wanted.
 
-    def __init__(self, items: Any) -> None:
+    part: "train" or "test", for sentences. labels: int64 [N], what each item yielded when it was
+    first asked, and has to yield every time. Raises InputError for items of another form.
+    """
+
+    def __init__(self, items: Any, part: str) -> None:
         self.items = items
-        first = to_array(items[0][0])
+        self.part = part
+        first, label = read_item(items, 0, part)
         self.shape = (len(items), *first.shape)
         self.dtype = first.dtype
+        known = known_labels(items)
+        if known is None:
+            rest = (self._read(row)[1] for row in range(1, len(items)))
+            known = np.array([label, *rest], dtype=np.int64)
+        self.labels = known
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -40,33 +54,100 @@ class ItemImages:
         return np.stack([self.item(int(row)) for row in rows])
 
     def item(self, row: int) -> np.ndarray:
-        image = to_array(self.items[row][0])
-        if (image.shape, image.dtype) != (self.shape[1:], self.dtype):
+        image, label = self._read(row)
+        if label != self.labels[row]:
             raise InputError(
-                f"image {row} is {image.dtype} {image.shape}, but the first is {self.dtype} "
-                f"{self.shape[1:]}: put a Resize into the data set's transform"
+                f"{self.part} image {row} had the label {self.labels[row]} and has {label} now: "
+                "an item has to yield the same label every time"
             )
         return image
 
+    def _read(self, row: int) -> tuple[np.ndarray, int]:
+        image, label = read_item(self.items, row, self.part)
+        _check_like(f"{self.part} image {row}", image.shape, image.dtype, self)
+        return image, label
 
-def to_array(image: Any) -> np.ndarray:
-    """[H, W, C], uint8 or float32 in [0, 1]. Raises InputError for anything else."""
+
+def read_item(items: Any, row: int, part: str) -> tuple[np.ndarray, int]:
+    """An item's image, as of `to_array`, and its label. Raises InputError for another form."""
+    item = items[row]
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        raise InputError(
+            f"{part} item {row} is {_form(item)}, expected (image, label): give a data set whose "
+            "items are just these two"
+        )
+    what = f"{part} image {row}"
+    return to_array(item[0], what), class_number(item[1], what)
+
+
+def _form(item: Any) -> str:
+    if isinstance(item, Mapping):
+        return f"a {type(item).__name__} of {', '.join(map(repr, item))}"
+    if isinstance(item, tuple | list):
+        return f"a {type(item).__name__} of {len(item)} values"
+    return f"a {type(item).__name__}"
+
+
+def to_array(image: Any, what: str = "an image") -> np.ndarray:
+    """[H, W, C], uint8 or float32 in [0, 1]. Raises InputError for anything else.
+
+    image: a PIL image of at most 8 bits a channel, an array [H, W] or [H, W, C], or a tensor [H, W]
+    or [C, H, W]. what: what sentences call it.
+    """
+    remedy = "give an array [height, width, channels], as by image.transpose(1, 2, 0)"
     if isinstance(image, Image.Image):
-        image = np.asarray(image if image.mode == "L" else image.convert("RGB"))
-    if isinstance(image, Tensor):
-        image = image.detach().cpu().movedim(0, -1).numpy() if image.ndim == 3 else image.numpy()
-    image = np.asarray(image)
-    if image.ndim == 2:
-        image = image[..., None]
-    if image.ndim != 3 or not image.size:
-        raise InputError(f"an image has shape {image.shape}, expected height, width and channels")
-    if image.dtype == np.uint8:
-        return image
-    if not np.issubdtype(image.dtype, np.floating):
-        raise InputError(f"an image is of {image.dtype}, expected uint8 or floats in [0, 1]")
-    image = image.astype(np.float32)
-    check_images(torch.from_numpy(image))
-    return image
+        image = _pixels(image, what)
+    array = as_array(image)
+    shape = array.shape
+    if isinstance(image, Tensor) and array.ndim == 3:
+        remedy = "give a tensor [channels, height, width], as by image.permute(2, 0, 1)"
+        array = np.moveaxis(array, 0, -1)
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or not array.size:
+        raise InputError(f"{what} has shape {shape}, expected height, width and channels")
+    check_layout(array.shape, f"{what}, of shape {list(shape)},", remedy)
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype.kind != "f":
+        raise InputError(f"{what} is of {array.dtype}, expected uint8 or floats in [0, 1]")
+    array = array.astype(np.float32)
+    try:
+        check_images(torch.from_numpy(array))
+    except InputError as error:
+        raise InputError(f"{what}: {error}") from error
+    return array
+
+
+def _pixels(image: Image.Image, what: str) -> np.ndarray:
+    try:
+        return np.asarray(grey_or_colour(image))
+    except UnusableError as error:
+        raise InputError(f"{what} {error}: give 8 bits, or floats in [0, 1]") from error
+    except ValueError as error:
+        raise InputError(
+            f"{what} is of Pillow's mode {image.mode}, which it cannot convert: give L or RGB"
+        ) from error
+
+
+def _check_like(what: str, shape: tuple[int, ...], dtype: np.dtype, like: ItemImages) -> None:
+    """Raise InputError, with what to do, for an image of another size or kind than the first."""
+    first = like.shape[1:]
+    if (shape, dtype) == (first, like.dtype):
+        return
+    if shape[:2] != first[:2]:
+        remedy = f"put transforms.Resize(({first[0]}, {first[1]})) into the data set's transform"
+    elif shape != first:
+        remedy = (
+            "give all of them the same channels, grey and colour images three of them, as by "
+            "torchvision.transforms.v2.RGB() in the data set's transform"
+        )
+    else:
+        remedy = "give all of them as uint8, or all as floats in [0, 1]"
+    raise InputError(
+        f"{what} is {dtype} {shape}, but the first {like.part} image is {like.dtype} {first}: "
+        f"{remedy}"
+    )
 
 
 def from_items(
@@ -80,45 +161,55 @@ def from_items(
 ) -> Dataset:
     """A Dataset of two map-style data sets of (image, label), for `fastcat.train(config, dataset)`.
 
-    classes: names by label, else those of `train.classes`, else the labels. Labels are taken from
-    `targets` or `labels` where a data set has them, else by one pass through its items. The digest
-    covers labels and a few images only. Raises InputError for what no batch can be made of.
+    Labels are what the items yield. Each is read once for that, but where torchvision's own
+    methods yield labels that are kept apart from the images.
+    classes: names by label, else those in `train.classes`, where they are of these labels, else
+    the numbers. Labels of test are matched with those of train by name, where both have names.
+    The digest covers names, labels and a few images only.
+    Raises InputError for what no batch can be made of, and for names that do not match.
     """
-    splits = [_split(part, items) for part, items in (("train", train), ("test", test))]
-    if splits[0].images.shape[1:] != splits[1].images.shape[1:]:
-        raise InputError(
-            f"train images are {splits[0].images.shape[1:]}, test images "
-            f"{splits[1].images.shape[1:]}: expected one size"
+    images, labels, names = _read(train, "train")
+    test_images, test_labels, test_names = _read(test, "test")
+    _check_like("test image 0", test_images.shape[1:], images.dtype, images)
+    both = np.concatenate([labels, test_labels])
+    given = names if classes is None else tuple(map(str, classes))
+    if given is None:
+        given = numbered(
+            count_classes(both, "train and test", name, ", or name them all by classes=")
         )
-    labels = np.concatenate([split.labels for split in splits])
-    if classes is None:
-        classes = getattr(train, "classes", None)
-    names = tuple(map(str, range(int(labels.max()) + 1) if classes is None else classes))
-    for part, split in zip(("train", "test"), splits, strict=True):
-        check_labels(split.labels, part, len(names), name)
+    if test_names is not None:
+        own = given if names is None else names
+        label_of = match(test_names, "the test data set", own, "the train data set")
+        test_labels = label_of[test_labels]
+    splits = Split(images, labels), Split(test_images, test_labels)
     samples = [split.images[:: max(1, len(split) // 8)] for split in splits]
     return Dataset(
         name=name,
-        classes=names,
+        classes=given,
         train=splits[0],
         test=splits[1],
         crop_pad=crop_pad,
         flip=flip,
-        digest=dataset_digest(names, map(array_checksum, [labels, *samples])),
+        digest=dataset_digest(
+            given, map(array_checksum, [np.concatenate([labels, test_labels]), *samples])
+        ),
     )
 
 
-def _split(part: str, items: Any) -> Split:
+def _read(items: Any, part: str) -> tuple[ItemImages, np.ndarray, tuple[str, ...] | None]:
+    """Images, labels [N] and the names of the classes, None where the data set has none."""
+    if not all(hasattr(type(items), name) for name in ("__len__", "__getitem__")):
+        raise InputError(
+            f"the {part} data set is a {type(items).__name__}, expected one of (image, label) by "
+            "number, which has a length"
+        )
     if not len(items):
         raise InputError(f"the {part} data set is empty")
-    labels = getattr(items, "targets", None)
-    labels = getattr(items, "labels", None) if labels is None else labels
-    if labels is None or len(labels) != len(items):
-        labels = [label for _, label in (items[row] for row in range(len(items)))]
-    array = np.asarray(labels)
-    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
-        raise InputError(f"the labels of the {part} data set are no class indices: expected ints")
-    return Split(images=ItemImages(items), labels=array.astype(np.int64))
+    images = ItemImages(items, part)
+    labels, names = named(items, images.labels, part)
+    if names is not None:
+        check_labels(labels, part, len(names), f"the {part} data set")
+    return images, labels, names
 
 
 class _Rows(torch.utils.data.Dataset):

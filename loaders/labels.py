@@ -1,8 +1,76 @@
-"""Labels: whether they are classes, and a test split for data that come without one."""
+"""Labels: in what form they come, whether they are classes, and a test split for data without."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from fastcat.errors import InputError
+
+
+def class_numbers(labels: Any, what: str, images: int) -> np.ndarray:
+    """Class numbers of `images` images in whatever holds them, as int64 [N].
+
+    labels: a sequence, array or tensor, [N] or [N, 1], of integers of any width and byte order, or
+    of booleans, where False is class 0. what: what sentences call them.
+    Raises InputError for anything else, above all for floats, whole ones too.
+    """
+    array = as_array(labels)
+    check_label_form(array.dtype, array.shape, what, images)
+    # what does not fit becomes negative, and is refused as that
+    return array.reshape(images).astype(np.int64, copy=False)
+
+
+def check_label_form(dtype: np.dtype, shape: tuple[int, ...], what: str, images: int) -> None:
+    """Raise InputError where such an array cannot hold the labels of so many images."""
+    if dtype.kind not in "biu" or shape not in ((images,), (images, 1)):
+        one_hot = len(shape) == 2 and shape[0] == images
+        raise InputError(
+            f"{what} are {dtype} {list(shape)}, expected integers [{images}], a class number for "
+            f"each image{': of one-hot rows give .argmax(1)' if one_hot else ', from 0 on'}"
+        )
+
+
+def class_number(label: Any, what: str) -> int:
+    """The label of one item: what `class_numbers` takes of many, or an array or tensor of one."""
+    array = as_array(label)
+    if array.dtype.kind not in "biu" or array.size != 1:
+        shown = repr(array.item()) if array.ndim == 0 else f"{array.dtype} {list(array.shape)}"
+        raise InputError(
+            f"the label of {what} is {shown}, expected the number of its class, an integer"
+            f"{': of a one-hot row give .argmax()' if array.size > 1 else ' from 0 on'}"
+        )
+    return int(array.astype(np.int64).item())
+
+
+def as_array(values: Any) -> np.ndarray:
+    """What numpy makes of a tensor, on any device, or of anything else."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        # numpy has no bfloat16
+        return (values.float() if values.is_floating_point() else values).numpy()
+    try:
+        array = np.asarray(values)
+        return np.asarray(array.tolist()) if array.dtype == object else array
+    except ValueError:  # lists of different lengths
+        return np.asarray(values, dtype=object)
+
+
+def check_splits(labels: Mapping[str, np.ndarray], classes: Sequence[str], origin: str) -> None:
+    """Raise InputError unless both splits have images of `classes`, and train of two of them.
+
+    labels: by split, int64 [N].
+    """
+    for split, values in labels.items():
+        check_labels(values, split, len(classes), origin)
+    occurring = np.unique(labels["train"])
+    if len(occurring) == 1:
+        raise only_one_class(origin, classes[int(occurring[0])])
+
+
+def only_one_class(origin: object, name: str) -> InputError:
+    return InputError(f"{origin} has only one class, {name!r}: at least two are needed")
 
 
 def check_labels(labels: np.ndarray, which: str, classes: int, origin: str) -> None:
@@ -17,15 +85,33 @@ def check_labels(labels: np.ndarray, which: str, classes: int, origin: str) -> N
         )
 
 
-def check_no_gaps(labels: np.ndarray, classes: int, origin: str) -> None:
+def count_classes(labels: np.ndarray, which: str, origin: str, remedy: str = "") -> int:
+    """How many classes there are that only the labels tell of: all from 0 to the largest label.
+
+    remedy: what else mends classes that never occur. Raises InputError for these, and for negative
+    labels.
+    """
+    classes = int(labels.max(initial=-1)) + 1
+    if labels.min(initial=0) < 0:
+        raise InputError(
+            f"the {which} labels of {origin} run from {labels.min()} to {labels.max()}, expected "
+            "0, 1, 2, ...: number the classes from 0 on and write the labels anew"
+        )
+    check_no_gaps(labels, classes, which, origin, remedy)
+    return classes
+
+
+def check_no_gaps(
+    labels: np.ndarray, classes: int, which: str, origin: str, remedy: str = ""
+) -> None:
     """Raise InputError unless each of the classes 0 .. classes - 1 occurs."""
     present = np.unique(labels)
     if len(present) < classes:
         missing = int(np.flatnonzero(np.append(present, -1) != np.arange(len(present) + 1))[0])
         raise InputError(
-            f"the training labels of {origin} run up to {classes - 1}, but "
-            f"{classes - len(present)} of them, such as {missing}, never occur: number the classes "
-            "0, 1, 2, ... without gaps"
+            f"the {which} labels of {origin} run up to {classes - 1}, but {classes - len(present)} "
+            f"of them, such as {missing}, never occur: number the classes 0, 1, 2, ... without gaps"
+            + remedy
         )
 
 

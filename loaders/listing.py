@@ -14,6 +14,7 @@ import numpy as np
 
 from fastcat.errors import InputError
 
+from .labels import only_one_class
 from .source import SPLITS
 
 FORM = "an image folder holds train/<class>/* and test/<class>/* (or val/<class>/*)"
@@ -189,7 +190,7 @@ def _common_classes(root: Path, test: str, found: dict[str, Files]) -> list[str]
             f"{_quoted(lone)}: give both the same class folders"
         )
     if len(kinds) == 1:
-        raise InputError(f"{root} has only one class, {min(kinds)!r}: at least two are needed")
+        raise only_one_class(root, min(kinds))
     return sorted(kinds)
 
 

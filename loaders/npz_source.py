@@ -18,9 +18,10 @@ import numpy as np
 
 from fastcat.errors import InputError
 
+from .classes import numbered
 from .dataset import Dataset, Split
 from .digest import array_checksum, dataset_digest
-from .labels import check_labels, check_no_gaps, choose_test
+from .labels import check_label_form, check_splits, choose_test, class_numbers, count_classes
 from .npz import check_crc, header, map_npz, members, npz_digest, opened, stream
 from .source import SPLITS, Block, Source, fit_all
 
@@ -85,10 +86,8 @@ def npz_source(
             f"the images of {path} differ in shape, train {shapes['train'][1:]} and test "
             f"{shapes['test'][1:]}: give both one size"
         )
-    classes = int(labels["train"].max()) + 1
-    for split, values in labels.items():
-        check_labels(values, split, classes, str(path))
-    check_no_gaps(labels["train"], classes, str(path))
+    classes = numbered(count_classes(labels["train"], "train", str(path)))
+    check_splits(labels, classes, str(path))
     state, rows = npz_digest(path), None
     if test_fraction is not None:
         is_test = choose_test(labels["train"], test_fraction, seed)
@@ -96,7 +95,7 @@ def npz_source(
         labels = {split: labels["train"][rows[split]] for split in SPLITS}
         keys = dict.fromkeys(SPLITS, keys["train"])
         state += f" {test_fraction} {seed}"
-        if len(np.unique(labels["train"])) < classes or not len(labels["test"]):
+        if len(np.unique(labels["train"])) < len(classes) or not len(labels["test"]):
             raise InputError(
                 f"with --test-fraction {test_fraction} a split of {path} lacks a class: type "
                 "another share, such as --test-fraction 0.2"
@@ -105,7 +104,7 @@ def npz_source(
     return NpzSource(
         name=path.stem,
         origin=str(path),
-        classes=tuple(str(label) for label in range(classes)),
+        classes=classes,
         labels=labels,
         digest=hashlib.sha256(state.encode()).hexdigest(),
         resize=resize,
@@ -204,14 +203,9 @@ def _other_type(path: Path, key: str, dtype: np.dtype) -> str:
 def _labels(archive: zipfile.ZipFile, path: Path, keys: tuple[str, str], images: int) -> np.ndarray:
     key = keys[1]
     dtype, shape = header(archive, path, key)
-    if dtype.kind not in "iu" or shape not in ((images,), (images, 1)):
-        raise InputError(
-            f"{key} in {path} is {dtype} {list(shape)}, expected integers [{images}], a class for "
-            f"each image of {keys[0]}"
-        )
-    values = np.concatenate([part.ravel() for _, part in stream(path, key)])
-    # what does not fit becomes negative, and is refused as that
-    return values.astype(np.int64)
+    what = f"the labels {key} in {path}"
+    check_label_form(dtype, shape, what, images)
+    return class_numbers(np.concatenate([part for _, part in stream(path, key)]), what, images)
 
 
 def _with_channels(images: np.ndarray) -> np.ndarray:

@@ -2,7 +2,8 @@
 
     train-*.parquet    test-*.parquet, else validation-*.parquet or valid-*.parquet
 
-and the columns image or img (bytes and path of an image file) and label or fine_label (integers).
+and the columns image or img (bytes and path of an image file) and label or fine_label (integers),
+which every file may name in an order of its own.
 """
 
 import hashlib
@@ -19,8 +20,9 @@ import numpy as np
 
 from fastcat.errors import InputError
 
+from .classes import match, numbered
 from .decode import Size, UnusableError, decode
-from .labels import check_labels, check_no_gaps
+from .labels import check_labels, check_no_gaps, check_splits, class_numbers, count_classes
 from .pictures import Picture, PictureSource
 from .source import SPLITS
 
@@ -28,6 +30,9 @@ _TEST_NAMES = ("test", "validation", "valid", "val")
 _IMAGES = ("image", "img")
 _LABELS = ("label", "fine_label")
 _ROWS_AT_ONCE = 64
+# the names of the classes, () where there are none, and int64 [N]
+Labels = tuple[tuple[str, ...], np.ndarray]
+
 _PART = re.compile(r".*-(\d{5})-of-(\d{5})(-\w+)?\.parquet")
 
 
@@ -62,39 +67,65 @@ def parquet_source(folder: Path, resize: int | None = None) -> ParquetSource:
             f"{folder} holds parquet files, and pyarrow, which reads them, is not installed: type "
             "pip install pyarrow"
         ) from error
-    train = _files(folder, "train")
-    image, label, names = _columns(train[0])
-    labels = {"train": _read_labels(train, label)}
-    files = {"train": train}
+    files = {"train": _files(folder, "train")}
+    first = _columns(files["train"][0])
+    read = {"train": [_read_labels(path, first) for path in files["train"]]}
     for name in _TEST_NAMES:
         found = _files(folder, name)
-        values = _read_labels(found, label)
-        if found and all((part >= 0).all() for part in values):  # -1 where there are no labels
-            files["test"], labels["test"] = found, values
+        values = [_read_labels(path, first) for path in found]
+        if found and all((part >= 0).all() for _, part in values):  # -1 where there are no labels
+            files["test"], read["test"] = found, values
             break
     if "test" not in files:
         raise InputError(
             f"{folder} has no test-*.parquet or validation-*.parquet with labels: put one beside "
-            f"{train[0].name}"
+            f"{files['train'][0].name}"
         )
-    joined = {split: np.concatenate(labels[split]) for split in SPLITS}
-    classes = len(names) or int(joined["train"].max(initial=-1)) + 1
-    for split in SPLITS:
-        check_labels(joined[split], split, classes, str(folder))
-    check_no_gaps(joined["train"], classes, str(folder))
+    classes, labels = _by_name(folder, files, read)
     state = [(path.name, path.stat().st_size) for split in SPLITS for path in files[split]]
     return ParquetSource(
         name=folder.resolve().name,
         origin=str(folder),
-        classes=names or tuple(str(number) for number in range(classes)),
-        labels=joined,
+        classes=classes,
+        labels={split: np.concatenate(labels[split]) for split in SPLITS},
         digest=hashlib.sha256(repr(state).encode("utf-8", "backslashreplace")).hexdigest(),
         resize=resize,
         files={
             split: list(zip(files[split], map(len, labels[split]), strict=True)) for split in SPLITS
         },
-        column=image,
+        column=first[0],
     )
+
+
+def _by_name(
+    folder: Path, files: dict[str, list[Path]], read: dict[str, list[Labels]]
+) -> tuple[tuple[str, ...], dict[str, list[np.ndarray]]]:
+    """The classes, and by split and file the labels among them, matched by the files' names.
+
+    Raises InputError for labels that are no classes, and names that do not match.
+    """
+    named = [
+        (names, path)
+        for split in SPLITS
+        for path, (names, _) in zip(files[split], read[split], strict=True)
+        if names
+    ]
+    if named:
+        classes, owner = named[0]
+    else:
+        train = np.concatenate([values for _, values in read["train"]])
+        classes, owner = numbered(count_classes(train, "train", str(folder))), folder
+    labels: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
+    for split in SPLITS:
+        for path, (names, values) in zip(files[split], read[split], strict=True):
+            if names:
+                check_labels(values, split, len(names), str(path))
+                values = match(names, str(path), classes, str(owner))[values]
+            labels[split].append(values)
+    joined = {split: np.concatenate(labels[split]) for split in SPLITS}
+    check_splits(joined, classes, str(folder))
+    check_no_gaps(joined["train"], len(classes), "train", str(folder))
+    return classes, labels
 
 
 def _files(folder: Path, split: str) -> list[Path]:
@@ -146,9 +177,10 @@ def _columns(path: Path) -> tuple[str, str, tuple[str, ...]]:
                 f"column {image} of {path} is {kind}, expected a struct with the bytes of an image "
                 "file: write it with the Image feature of the datasets library"
             )
-        if not pyarrow.types.is_integer(schema.field(label).type):
+        kind = schema.field(label).type
+        if not (pyarrow.types.is_integer(kind) or pyarrow.types.is_boolean(kind)):
             raise InputError(
-                f"column {label} of {path} is {schema.field(label).type}, expected integers: "
+                f"column {label} of {path} is {kind}, expected integers: "
                 "number the classes from 0 on"
             )
         return image, label, _class_names((schema.metadata or {}).get(b"huggingface"), label)
@@ -164,16 +196,19 @@ def _class_names(metadata: bytes | None, label: str) -> tuple[str, ...]:
     return tuple(names) if fits else ()
 
 
-def _read_labels(files: list[Path], column: str) -> list[np.ndarray]:
-    """Per file its labels, int64 [N]."""
-    labels = []
-    for path in files:
-        with _opened(path) as file:
-            found = file.read(columns=[column]).column(0)
-            if found.null_count:
-                raise InputError(f"column {column} of {path} has empty rows: fill them")
-            labels.append(found.to_numpy().astype(np.int64))
-    return labels
+def _read_labels(path: Path, first: tuple[str, str, tuple[str, ...]]) -> Labels:
+    """The names of a file's classes, and its labels; first: the `_columns` of the first file."""
+    image, label, names = _columns(path)
+    if (image, label) != first[:2]:
+        raise InputError(
+            f"{path} has its images in {image} and its labels in {label}, but others have them in "
+            f"{first[0]} and {first[1]}: rename the columns"
+        )
+    with _opened(path) as file:
+        found = file.read(columns=[label]).column(0)
+        if found.null_count:
+            raise InputError(f"column {label} of {path} has empty rows: fill them")
+        return names, class_numbers(found.to_numpy(), f"the labels of {path}", len(found))
 
 
 def _cells(path: Path, column: str, start: int) -> Iterator[tuple[int, Any]]:

@@ -14,10 +14,12 @@ from PIL import Image
 
 from fastcat.errors import InputError
 
+from .classes import match, numbered
 from .decode import Size, UnusableError, to_pixels
 from .digest import array_checksum
 from .download import data_folder
-from .labels import check_labels, check_no_gaps
+from .item_classes import class_names
+from .labels import check_labels, check_splits, class_numbers, count_classes
 from .pictures import Picture, PictureSource
 from .source import SPLITS
 
@@ -46,17 +48,22 @@ def torchvision_source(name: str, data_dir: Path, resize: int | None = None) -> 
     with data_folder(name, data_dir) as root:
         items = {split: _make(make, name, root, split) for split in SPLITS}
     labels = {split: _labels(items[split], name) for split in SPLITS}
-    count = int(labels["train"].max(initial=-1)) + 1
-    for split in SPLITS:
-        check_labels(labels[split], split, count, f"torchvision's {name}")
-    check_no_gaps(labels["train"], count, f"torchvision's {name}")
-    names = getattr(items["train"], "classes", None)
-    known = isinstance(names, list | tuple) and len(names) == count
+    train, test = (
+        class_names(items[split], np.arange(len(labels[split])), labels[split]) for split in SPLITS
+    )
+    classes = numbered(count_classes(labels["train"], "train", f"torchvision's {name}"))
+    if train is not None and len(train) == len(classes):
+        classes = train
+    if test is not None:
+        check_labels(labels["test"], "test", len(test), f"torchvision's {name}")
+        whose, owner = (f"the {split} split of torchvision's {name}" for split in ("test", "train"))
+        labels["test"] = match(test, whose, classes, owner)[labels["test"]]
+    check_splits(labels, classes, f"torchvision's {name}")
     state = [PREFIX, name, *(array_checksum(labels[split]) for split in SPLITS)]
     return TorchvisionSource(
         name=name.lower(),
         origin=f"{PREFIX}{name}",
-        classes=tuple(_text(k) for k in (names if known else range(count))),  # type: ignore[union-attr]
+        classes=classes,
         labels=labels,
         digest=hashlib.sha256("\0".join(state).encode()).hexdigest(),
         resize=resize,
@@ -120,13 +127,7 @@ def _labels(items: Any, name: str) -> np.ndarray:
             break
     else:
         found = [items[number][1] for number in range(len(items))]
-    labels = np.asarray(found)
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise InputError(
-            f"the targets of torchvision's {name} are no class numbers: choose a data set for "
-            "classification"
-        )
-    return labels.astype(np.int64)
+    return class_numbers(found, f"the targets of torchvision's {name}", len(items))
 
 
 def _read_item(items: Any, number: int, size: Size | int | None) -> np.ndarray:
@@ -139,7 +140,3 @@ def _read_item(items: Any, number: int, size: Size | int | None) -> np.ndarray:
         raise
     except Exception as error:  # damaged files raise whatever their decoders stumble over
         raise UnusableError(f"is damaged ({' '.join(str(error).split())})") from error
-
-
-def _text(name: Any) -> str:
-    return name if isinstance(name, str) else str(name[0] if isinstance(name, tuple) else name)

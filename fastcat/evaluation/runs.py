@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import nn
 
-from fastcat.checkpoint import WeightsInfo, check_fit, load_weights
+from fastcat.checkpoint import WeightsInfo, load_weights, outputs_of
 from fastcat.cpus import set_threads
 from fastcat.device import make_device
 from fastcat.environment import environment
@@ -27,6 +27,7 @@ from fastcat.evaluation.recognise import recognise
 from fastcat.files import explained, write_text
 from fastcat.foreign import load_foreign
 from fastcat.loaders.choose import unchanged_loader
+from fastcat.loaders.classes import by_number, relabelled
 from fastcat.loaders.dataset import Dataset, channel_statistics
 from fastcat.loaders.loader import Epochs, Loader
 from fastcat.loaders.registry import DATASETS, load_dataset
@@ -70,6 +71,8 @@ def evaluate_run(config: EvalConfig) -> dict[str, Any]:
             dataset = load_dataset(data, data_dir, progress)
         if config.arch is not None:
             peers = [foreign_weights(config, dataset, console)]
+        for file, (_, info) in zip(files, peers, strict=True):
+            dataset = in_its_classes(dataset, file, info, console)
         loader = make_loader(dataset, config, device)
         record: dict[str, Any] = {
             "data": data,
@@ -83,7 +86,6 @@ def evaluate_run(config: EvalConfig) -> dict[str, Any]:
         }
         fp32 = make_precision("fp32", device)
         for file, (model, info) in zip(files, peers, strict=True):
-            check_fit(file, info, dataset)
             classes = len(dataset.classes)
             check_network(model, f"{file} ({info.arch})", dataset.image_shape, classes, fp32)
         if config.arch is not None:
@@ -268,6 +270,17 @@ def foreign_weights(
 
 def _note(console: Console, line: str) -> None:
     console.print(f"note: {line}", markup=False)
+
+
+def in_its_classes(dataset: Dataset, file: Path, info: WeightsInfo, console: Console) -> Dataset:
+    """The data with labels as a network numbers its classes; a note where these go by number.
+
+    Raises InputError for images or classes that the network does not know.
+    """
+    labels = outputs_of(file, info, dataset)
+    for remark in by_number(dataset.classes, dataset.name, info.classes, info.peer):
+        _note(console, remark)
+    return relabelled(dataset, labels, info.classes)
 
 
 def find_data(config: EvalConfig, info: WeightsInfo | None) -> tuple[str, Path]:

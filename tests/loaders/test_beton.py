@@ -162,6 +162,23 @@ def test_jpegs_and_other_fields_are_refused_by_name(betons: Path, tmp_path: Path
         assert expected in refusal_of(betons)
 
 
+@pytest.mark.parametrize(("channels", "height"), [(3, 9), (1, 9), (4, 16)])
+def test_channels_that_come_first_are_refused(channels: int, height: int, betons: Path) -> None:
+    """As FFCV's NDArrayField takes them, and as networks of torch see them."""
+    writer = pytest.importorskip("ffcv.writer", reason="FFCV is not installed")
+    from ffcv.fields import IntField, NDArrayField
+
+    shape = (channels, height, 8)
+    images = np.random.default_rng(0).integers(0, 256, (6, *shape), dtype=np.uint8)
+    (betons / "set.json").unlink()
+    for part in ("train", "test"):
+        fields = {"image": NDArrayField(np.dtype("u1"), shape), "label": IntField()}
+        theirs = writer.DatasetWriter(str(betons / f"{part}.beton"), fields, num_workers=1)
+        theirs.from_indexed_dataset([(image, k % 2) for k, image in enumerate(images)])
+    expected = f"8 channels of {channels} x {height} pixels: give [height, width, channels], as by"
+    assert expected in refusal_of(betons)
+
+
 def test_a_full_disk_ends_in_a_sentence_and_leaves_nothing(tmp_path: Path) -> None:
     script = (
         "import resource, signal, sys\n"

@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 
 from fastcat.errors import InputError
+from fastcat.loaders.convert import convert
 from fastcat.loaders.extra import load_extra
+from fastcat.loaders.folder import load_folder
+from tests.loaders.image_folders import make_folder
 from tests.loaders.test_loaders import random_dataset, random_split
 from tests.run_helpers import SMALL, assert_same_end, run_tiny
 
@@ -46,9 +49,13 @@ def odd(**changes: np.ndarray) -> dict[str, np.ndarray]:
         (odd(image=random_split(30, 8).images), r"are uint8 \(8, 9, 3\), expected uint8 \(6, 9, 3"),
         (odd(image=random_split(30).images / 255), "are float64"),
         (odd(image=random_split(30, channels=1).images), r"\(6, 9, 1\), expected"),
+        (
+            odd(image=random_split(30).images.transpose(0, 3, 1, 2)),
+            r"save image.transpose\(0, 2, 3,",
+        ),
         (odd(label=np.arange(30)), "run from 0 to 29, expected 0 to 4"),
         (odd(label=np.full(30, -1)), "run from -1 to -1"),
-        (odd(label=np.zeros(29, dtype=int)), "one for each of 30 images"),
+        (odd(label=np.zeros(29, dtype=int)), r"int64 \[29\], expected integers \[30\]"),
         (odd(label=np.zeros(30)), "expected integers"),
         (odd(label=np.array([None] * 30)), "Python objects"),
         ({k: v[:0] for k, v in odd().items()}, "empty"),
@@ -59,6 +66,33 @@ def test_what_does_not_go_with_the_data_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=text):
         load_extra(save(tmp_path / "odd.npz", **arrays), 0.5, DATASET)
+
+
+@pytest.mark.parametrize("form", ["folder", "packed", "beton"])
+def test_classes_of_another_set_are_matched_by_name(form: str, tmp_path: Path) -> None:
+    own = load_folder(make_folder(tmp_path / "own", classes=("ant", "bee", "cow")))
+    other = make_folder(tmp_path / "other", classes=("bee", "cow"))
+    path = tmp_path / f"x.{form}"
+    if form == "folder":
+        path = other
+    else:
+        convert(str(other), path, data_dir=tmp_path)
+    extra = load_extra(path, 0.5, own)
+    assert [own.classes[label] for label in extra.split.labels] == ["bee"] * 5 + ["cow"] * 5
+    assert list(extra.remarks) == []
+    with pytest.raises(InputError, match=r"own.* has 3 .*'ant' is none of the 2 of other"):
+        load_extra(tmp_path / "own", 0.5, load_folder(other))
+
+
+def test_extra_images_without_names_go_by_number_and_that_is_said(tmp_path: Path) -> None:
+    split = random_split(30)
+    arrays = {"x_train": split.images, "y_train": split.labels}
+    save(tmp_path / "x.npz", **arrays, x_test=split.images, y_test=split.labels)
+    convert(str(tmp_path / "x.npz"), tmp_path / "x.packed", data_dir=tmp_path)
+    extra = load_extra(tmp_path / "x.packed", 0.5, DATASET)
+    assert np.array_equal(extra.split.labels, split.labels)
+    (remark,) = extra.remarks
+    assert remark.endswith("x.packed, 0, 1, 2, ..., go by number as those of random, a, b, c, ...")
 
 
 def test_compressed_and_damaged_files_are_refused(tmp_path: Path) -> None:
@@ -134,7 +168,7 @@ def test_a_large_generated_set_stays_on_the_disk(tmp_path: Path) -> None:
         "from fastcat.loaders.extra import load_extra\n"
         "from fastcat.loaders.loader import Epochs\n"
         "from tests.peak_memory import peak_mib\n"
-        "own = Split(np.zeros((1000, 32, 32, 3), np.uint8), np.zeros(1000, np.int64))\n"
+        "own = Split(np.zeros((1000, 32, 32, 3), np.uint8), np.arange(1000) % 2)\n"
         "data = Dataset(name='own', classes=('a', 'b'), train=own, test=own, crop_pad=4, flip=True,"
         " digest='')\n"
         "extra = load_extra(Path(sys.argv[1]), 0.99, data)\n"

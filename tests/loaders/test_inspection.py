@@ -100,14 +100,6 @@ def test_blocks_give_what_the_whole_gives(monkeypatch: pytest.MonkeyPatch) -> No
     assert findings(data) == whole
 
 
-@pytest.mark.parametrize("label", [-1, 2])
-def test_labels_that_are_no_classes_are_damage(label: int) -> None:
-    data = made()
-    data.test.labels[2] = label
-    with pytest.raises(InputError, match=f"{label}, expected 0 to 1|from {label} to"):
-        findings(data)
-
-
 def test_counts_and_description() -> None:
     data = made(train=7, classes=3)
     found = counts(data)["train"]

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -180,7 +181,7 @@ class _Broken:
 def test_what_fails_while_reading_ahead_is_raised_in_its_place() -> None:
     split = Split(_Broken(), random_split().labels)
     batches = unchanged_loader(
-        Dataset(name="", classes=(), train=split, test=split, crop_pad=0, flip=False, digest=""),
+        replace(random_dataset(), train=split, test=split),
         "train",
         Epochs(index=torch.arange(23), batch_size=4),
         CPU,

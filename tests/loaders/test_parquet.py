@@ -126,6 +126,37 @@ def test_without_pyarrow_the_line_that_installs_it_is_named(
         converted(hub)
 
 
+def test_every_file_names_its_classes_in_an_order_of_its_own(hub: Path) -> None:
+    """A second training file and the test file, with names in other orders, fewer, or none."""
+    turned, two = ["cow", "ant", "bee"], ["bee", "cow"]
+    write(
+        hub / "data/train-00001-of-00002.parquet",
+        range(7, 13),
+        names=turned,
+        labels=[turned.index(NAMES[seed % 3]) for seed in range(7, 13)],
+    )
+    seeds = [20, 22, 23]
+    write(
+        hub / "data/test-00000-of-00001.parquet",
+        range(3),
+        names=two,
+        labels=[two.index(NAMES[seed % 3]) for seed in seeds],
+    )
+    data = converted(hub)
+    assert data.classes == tuple(NAMES)
+    assert data.train.labels.tolist() == [seed % 3 for seed in range(13)]
+    assert data.test.labels.tolist() == [seed % 3 for seed in seeds]
+
+
+@pytest.mark.parametrize("unnamed", ["train-00000-of-00002", "train-00001-of-00002"])
+def test_a_file_without_names_goes_by_number(hub: Path, unnamed: str) -> None:
+    rows = range(7) if "00000-of" in unnamed else range(7, 13)
+    write(hub / f"data/{unnamed}.parquet", rows, names=None)
+    data = converted(hub)
+    assert data.classes == tuple(NAMES)
+    assert data.train.labels.tolist() == [seed % 3 for seed in range(13)]
+
+
 def spoiled(name: str, **how: Any) -> Callable[[Path], object]:
     return lambda hub: write(hub / "data" / f"{name}.parquet", range(3), **how)
 
@@ -141,6 +172,13 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a label too many": (spoiled(TEST, labels=[0, 1, 3]), "test labels .* expected 0 to 2"),
     "an empty label": (spoiled(TRAIN, labels=[0, None, 2]), "empty rows"),
     "labels of text": (spoiled(TRAIN, labels=["ant", "bee", "cow"]), "is string, expected integ"),
+    "another class": (
+        spoiled(TEST, names=["ant", "bee", "elk"]),
+        "test-.*parquet has 3 classes, .* 'elk' is none of the 3 of .*train-00000",
+    ),
+    "a label without a name": (spoiled(TEST, names=["ant", "bee"]), "run from 0 to 2, expected"),
+    "a class twice": (spoiled(TEST, names=["ant", "ant", "bee"]), "has 2 of the name 'ant'"),
+    "other columns": (spoiled(TEST, image="img"), "its images in img and its labels in label, but"),
     "no image column": (spoiled(TRAIN, image="photo"), "columns number, label, photo, expected"),
     "images of text": (spoiled(TRAIN, cells=["a", "b", "c"]), "expected a struct with the bytes"),
     "not parquet": (

@@ -1,0 +1,94 @@
+"""Where two sets of classes meet: the classes are matched by their names, or not at all.
+
+Classes that are called 0, 1, 2, ... have no names, as those of .npz files: they go by number.
+"""
+
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from fastcat.errors import InputError
+
+from .dataset import Dataset, Split
+
+_SHOWN = 3
+
+
+def numbered(count: int) -> tuple[str, ...]:
+    """What classes without names are called."""
+    return tuple(map(str, range(count)))
+
+
+def are_numbers(classes: Sequence[str]) -> bool:
+    return tuple(classes) == numbered(len(classes))
+
+
+def match(names: Sequence[str], whose: str, own: Sequence[str], owner: str) -> np.ndarray:
+    """Of each of the classes `names` its label among the classes `own`, int64.
+
+    whose, owner: what sentences call what the classes are from.
+    By name, in whatever order, where every name is one of `own`. By number where one side has no
+    names: that may be fewer numbers than names, but not fewer names than numbers.
+    Raises InputError for anything else, and where names and numbers are at odds.
+    """
+    labels = np.arange(len(names))
+    if tuple(names) == tuple(own):
+        return labels
+    ours, theirs = ([unicodedata.normalize("NFC", name) for name in side] for side in (own, names))
+    for side, of in ((ours, owner), (theirs, whose)):
+        name, count = Counter(side).most_common(1)[0]
+        if count > 1:
+            raise InputError(
+                f"the classes of {whose} and {owner} differ, and {of} has {count} of the name "
+                f"{name!r}: give each class a name of its own"
+            )
+    without = are_numbers(theirs)
+    enough = len(theirs) == len(ours) or (without and len(theirs) < len(ours))
+    by_number = enough and (without or are_numbers(ours))
+    if by_number and not any(name.isdecimal() for name in (ours if without else theirs)):
+        return labels
+    label_of = {name: label for label, name in enumerate(ours)}
+    if unknown := [name for name in theirs if name not in label_of]:
+        raise InputError(
+            f"{whose} has {len(names)} classes, {some(names)}, and {unknown[0]!r} is none of the "
+            f"{len(own)} of {owner}, {some(own)}: give both the same class names"
+        )
+    by_name = np.array([label_of[name] for name in theirs])
+    if by_number and (by_name != labels).any():
+        raise InputError(
+            f"the classes of {whose} are {some(names)}, those of {owner} {some(own)}, and these "
+            "may be names or numbers: give both the same class names in the same order"
+        )
+    return by_name
+
+
+def by_number(names: Sequence[str], whose: str, own: Sequence[str], owner: str) -> list[str]:
+    """What there is to say of classes that `match` had to match by number."""
+    if are_numbers(names) == are_numbers(own):
+        return []
+    return [f"the classes of {whose}, {some(names)}, go by number as those of {owner}, {some(own)}"]
+
+
+def relabelled(dataset: Dataset, labels: np.ndarray, classes: Sequence[str]) -> Dataset:
+    """The same images with labels among other classes, as `match` gives them for the own ones."""
+    train, test = (
+        Split(split.images, labels[split.labels]) for split in (dataset.train, dataset.test)
+    )
+    return replace(dataset, classes=tuple(classes), train=train, test=test)
+
+
+def never_learnt(dataset: Dataset, labels: np.ndarray) -> list[str]:
+    """What there is to say where some test images are of none of the classes in these labels."""
+    absent = np.setdiff1d(dataset.test.labels, labels)
+    if not len(absent):
+        return []
+    names = some([dataset.classes[label] for label in absent])
+    return [f"classes of the test images without training images: {len(absent)} ({names})"]
+
+
+def some(names: Sequence[str]) -> str:
+    """The first of them, for a sentence."""
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
