@@ -54,20 +54,28 @@ class Extra:
         def read_both(batches: Sequence[np.ndarray], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
             are_own = [places < own for places in batches]
             kept = [places[mine] for places, mine in zip(batches, are_own, strict=True)]
-            reading = zip(batches, are_own, read(kept, seed), strict=True)
-            return (self._join(places[~m] - own, m, *batch) for places, m, batch in reading)
+            # the small last batch may have no own images, and readers know of no empty ones
+            reading = read([places for places in kept if len(places)], seed)
+            nothing = self._read(np.arange(0))
+            return (
+                self._join(places[~mine] - own, mine, *(next(reading) if mine.any() else nothing))
+                for places, mine in zip(batches, are_own, strict=True)
+            )
 
         return read_both
+
+    def _read(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        labels = self.split.labels[rows].astype(np.int64)
+        return as_tensor(read_rows(self.split.images, rows)), as_tensor(labels)
 
     def _join(
         self, rows: np.ndarray, is_own: np.ndarray, images: Tensor, y: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Own images and labels where is_own [B] says, these rows of the extra ones elsewhere."""
         mine = torch.from_numpy(is_own)
-        others = read_rows(self.split.images, rows), self.split.labels[rows]
         both = images.new_empty(len(mine), *images.shape[1:]), y.new_empty(len(mine))
-        for out, part, other in zip(both, (images, y), others, strict=True):
-            out[mine], out[~mine] = part, as_tensor(other)
+        for out, part, other in zip(both, (images, y), self._read(rows), strict=True):
+            out[mine], out[~mine] = part, other
         return both
 
 
