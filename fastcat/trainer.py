@@ -25,6 +25,7 @@ from fastcat.errors import InputError
 from fastcat.finite import broken_loss, broken_weight
 from fastcat.judge import Judge
 from fastcat.loaders.choose import choose_loader, make_loader
+from fastcat.loaders.class_order import in_order, order_note
 from fastcat.loaders.dataset import Dataset, channel_statistics
 from fastcat.loaders.extra import load_extra
 from fastcat.loaders.loader import Epochs
@@ -62,9 +63,14 @@ class Trainer:
         with task(make_console(), f"reading {config.data}, once") as progress:
             if dataset is None:
                 dataset = load_dataset(config.data, config.data_dir, progress)
+            dataset = in_order(dataset, config.class_order)
+            if note := order_note(dataset.classes):
+                self.remarks.append(f"note: {note}")
             extra = None
             if config.extra is not None:
-                extra = load_extra(config.extra, config.extra_fraction, dataset, progress)
+                extra = load_extra(
+                    config.extra, config.extra_fraction, dataset, config.class_order, progress
+                )
         self.dataset = dataset
         self.digest = dataset.digest if extra is None else f"{dataset.digest}+{extra.digest}"
         self.normalize = channel_statistics(dataset.train.images) if config.normalize else None

@@ -15,6 +15,7 @@ from torch import Tensor
 from fastcat.errors import InputError
 from fastcat.seeds import derive_seed
 
+from .class_order import in_order
 from .dataset import Dataset, Split, as_tensor, read_rows
 from .labels import check_labels
 from .npz import map_npz, npz_digest
@@ -83,12 +84,13 @@ def load_extra(
     path: Path,
     fraction: float,
     dataset: Dataset,
+    class_order: str = "text",
     progress: Callable[[int, int], None] | None = None,
 ) -> Extra:
     """The extra images of a file or data set, mapped; pseudo-labels are labels like others.
 
     path: an uncompressed .npz with image (uint8 [N, H, W, C]) and label (integers [N]), or what
-    `load_dataset` takes, of which the training images are used.
+    `load_dataset` takes, of which the training images are used, its classes in `class_order`.
     Raises InputError for images or labels that do not go with those of the dataset.
     """
     if path.suffix == ".npz":
@@ -99,7 +101,7 @@ def load_extra(
             )
         split, digest = Split(images=arrays["image"], labels=arrays["label"]), npz_digest(path)
     else:
-        loaded = load_dataset(str(path), path.parent, progress)
+        loaded = in_order(load_dataset(str(path), path.parent, progress), class_order)
         split, digest = loaded.train, loaded.digest
     images, labels = split.images, split.labels
     own = dataset.train.images
