@@ -72,6 +72,9 @@ class Data:
     """Images a step."""
     loader: Literal["auto", "resident", "stream", "ffcv", "torch"] = "auto"
     """What brings the images; no number depends on it. auto: resident where they fit the device."""
+    workers: int | None = None
+    """Processes that read data sets item by item (loader torch; 0: this one), and threads of ffcv.
+    None: four processes at most, none for arrays, and as many threads as PyTorch has."""
     extra: Annotated[Path | None, arg(aliases=["--aux-data-filename"])] = None
     """More training images: an .npz with image and label, or what --data takes."""
     extra_fraction: Annotated[float, arg(aliases=["--unsup-fraction"])] = 0.7
@@ -389,6 +392,7 @@ _LEAST = {
     "train_size": 2,
     "val_size": 0,
     "batch_size": 2,
+    "workers": 0,
     "bn_groups": 1,
     "crop_pad": 0,
     "crop_shift": 0,

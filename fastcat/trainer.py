@@ -89,7 +89,13 @@ class Trainer:
         )
         self.loader_name = choose_loader(config.loader, dataset.train, epochs, self.device)
         self.loader = make_loader(
-            self.loader_name, dataset, "train", epochs, self.device, config.data_dir
+            self.loader_name,
+            dataset,
+            "train",
+            epochs,
+            self.device,
+            config.data_dir,
+            config.workers,
         )
         first_two = Epochs(index=train_index[:2], batch_size=2)
         example = next(iter(ResidentLoader(dataset.train, first_two, self.device))).x
