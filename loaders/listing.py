@@ -109,7 +109,9 @@ def _test_folder(root: Path) -> str:
 
 def _list_split(root: Path, split: str) -> Files:
     if not (root / split).is_dir():
-        raise InputError(f"{root} has no folder {split}/: {FORM}")
+        inner = [e.name for e in _visible(root) if (root / e.name / split).is_dir()]
+        hint = f"; or is it {root / inner[0]}" if inner else ""
+        raise InputError(f"{root} has no folder {split}/: {FORM}{hint}")
     entries = _visible(root / split)
     if strays := [f"{split}/{entry.name}" for entry in entries if not entry.is_dir()]:
         raise InputError(
