@@ -65,9 +65,8 @@ def test_what_can_be_given_to_processes_is_taken() -> None:
     make("text")
 
 
-def test_forked_processes_take_what_their_parent_has() -> None:
-    if multiprocessing.get_start_method() != "fork":
-        pytest.skip("processes are not forked here")
+def test_forked_processes_take_what_their_parent_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda: "fork")
     make(lambda image: image)
 
 
