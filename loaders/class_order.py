@@ -17,7 +17,7 @@ _NUMBERED = re.compile(r"(\D*)([0-9]{1,18})(\D*)")
 _SHOWN = 4
 
 
-def by_number(classes: Sequence[str]) -> tuple[str, ...] | None:
+def numeric_order(classes: Sequence[str]) -> tuple[str, ...] | None:
     """The classes in the order of their numbers: 0, 1, 2, 10, and so class0, class1, class2.
 
     None where they have none, or differ in more than their numbers.
@@ -30,7 +30,7 @@ def by_number(classes: Sequence[str]) -> tuple[str, ...] | None:
 
 def order_note(classes: Sequence[str]) -> str | None:
     """A sentence about classes that stand in the order of text where that is not their numbers'."""
-    numbers = by_number(classes)
+    numbers = numeric_order(classes)
     if numbers in (None, tuple(classes)) or list(classes) != sorted(classes):
         return None
     return (
@@ -73,7 +73,7 @@ def source_in_order(source: Source, order: str) -> Source:
 
 def _renumbered(classes: tuple[str, ...], origin: str) -> tuple[tuple[str, ...], np.ndarray]:
     """The classes by number, and of each old label, int64 [classes], the new one."""
-    numbers = by_number(classes)
+    numbers = numeric_order(classes)
     if numbers is None:
         raise InputError(
             f"--class-order number needs classes that are called by numbers, but those of {origin} "

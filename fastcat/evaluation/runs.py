@@ -27,7 +27,7 @@ from fastcat.evaluation.recognise import recognise
 from fastcat.files import explained, write_text
 from fastcat.foreign import load_foreign
 from fastcat.loaders.choose import unchanged_loader
-from fastcat.loaders.class_order import by_number, in_order, order_note
+from fastcat.loaders.class_order import in_order, numeric_order, order_note
 from fastcat.loaders.dataset import Dataset, channel_statistics
 from fastcat.loaders.loader import Epochs, Loader
 from fastcat.loaders.registry import DATASETS, load_dataset
@@ -69,7 +69,7 @@ def evaluate_run(config: EvalConfig) -> dict[str, Any]:
         data, data_dir = find_data(config, peers[0][1] if peers else None)
         with task(console, f"reading {data}, once") as progress:
             dataset = load_dataset(data, data_dir, progress)
-        as_trained = bool(peers) and by_number(dataset.classes) == peers[0][1].classes
+        as_trained = bool(peers) and numeric_order(dataset.classes) == peers[0][1].classes
         dataset = in_order(dataset, config.class_order or ("number" if as_trained else "text"))
         if config.arch is not None:
             if note := order_note(dataset.classes):

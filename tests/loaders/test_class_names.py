@@ -12,7 +12,7 @@ from PIL import Image
 
 from fastcat.cli import main
 from fastcat.errors import InputError
-from fastcat.loaders.class_order import by_number, in_order, order_note
+from fastcat.loaders.class_order import in_order, numeric_order, order_note
 from fastcat.loaders.folder import load_folder
 from fastcat.loaders.pack import load_pack
 from fastcat.loaders.registry import load_dataset
@@ -58,7 +58,7 @@ def levels_are_labels(dataset: object) -> bool:
     ],
 )
 def test_classes_by_number(classes: tuple[str, ...], expected: tuple[str, ...] | None) -> None:
-    assert by_number(classes) == expected
+    assert numeric_order(classes) == expected
 
 
 def test_only_an_order_of_text_that_is_not_the_numbers_is_remarked_upon() -> None:
