@@ -14,6 +14,7 @@ from fastcat.collaboration import make_collaboration
 from fastcat.collaboration.collaboration import make_students
 from fastcat.errors import InputError
 from fastcat.loaders.augmentation import Augmentation
+from fastcat.loaders.class_order import ORDERS
 from fastcat.objectives.objective import under
 from fastcat.optim import (
     LR_AT,
@@ -60,6 +61,9 @@ class Data:
     """A name of `fastcat list datasets`, or a path: a folder of images, .packed, .beton, .npz."""
     data_dir: Path = Path("data")
     """Where data sets by name are kept or downloaded to."""
+    class_order: Literal["text", "number"] = "text"
+    """Order of class folders with numbers for names, and so their labels. text: 0, 1, 10, 2, as
+    torchvision has them; number: 0, 1, 2, 10."""
     train_size: int | None = None
     """Images to train on, drawn by --seed. None: all that are not held out."""
     val_size: int | None = None
@@ -68,6 +72,9 @@ class Data:
     """Images a step."""
     loader: Literal["auto", "resident", "stream", "ffcv", "torch"] = "auto"
     """What brings the images; no number depends on it. auto: resident where they fit the device."""
+    workers: int | None = None
+    """Processes that read data sets item by item (loader torch; 0: this one), and threads of ffcv.
+    None: four processes at most, none for arrays, and as many threads as PyTorch has."""
     extra: Annotated[Path | None, arg(aliases=["--aux-data-filename"])] = None
     """More training images: an .npz with image and label, or what --data takes."""
     extra_fraction: Annotated[float, arg(aliases=["--unsup-fraction"])] = 0.7
@@ -244,6 +251,8 @@ class TrainConfig(Run, Optimization, Threat, Augment, Data, Peers):
             raise InputError(f"select-on is {self.select_on!r}, expected val, test or last")
         if self.lr_at not in LR_AT:
             raise InputError(f"lr-at is {self.lr_at!r}, expected {', '.join(LR_AT)}")
+        if self.class_order not in ORDERS:
+            raise InputError(f"class-order is {self.class_order!r}, expected text or number")
         if self.on_collapse not in ("warn", "stop", "rollback"):
             raise InputError(
                 f"on-collapse is {self.on_collapse!r}, expected warn, stop or rollback"
@@ -383,6 +392,7 @@ _LEAST = {
     "train_size": 2,
     "val_size": 0,
     "batch_size": 2,
+    "workers": 0,
     "bn_groups": 1,
     "crop_pad": 0,
     "crop_shift": 0,

@@ -4,10 +4,11 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tyro.conf import Positional
 
+from fastcat.loaders.class_order import order_note
 from fastcat.loaders.convert import convert
 from fastcat.loaders.inspection import describe, findings
 from fastcat.loaders.pictures import UnreadableError
@@ -34,6 +35,9 @@ class ConvertCommand:
     """Share of each class to hold out as test split, of an .npz file without one."""
     seed: int = 0
     """Which images are held out."""
+    class_order: Literal["text", "number"] = "text"
+    """Order of class folders with numbers for names, and so their labels. text: 0, 1, 10, 2, as
+    torchvision has them; number: 0, 1, 2, 10."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +73,7 @@ def run_convert(command: ConvertCommand) -> None:
                 skip_unreadable=command.skip_unreadable,
                 test_fraction=command.test_fraction,
                 seed=command.seed,
+                class_order=command.class_order,
                 progress=progress,
             )
     except UnreadableError as error:
@@ -99,6 +104,8 @@ def run_info(command: InfoCommand) -> None:
         check_sheet(command.sheet)
     dataset = _load(command.data, command.data_dir)
     print("\n".join(describe(dataset)))
+    if note := order_note(dataset.classes):
+        print(f"note: {note}")
     if command.sheet is not None:
         write_sheet(dataset, command.sheet)
         print(f"sheet     {command.sheet}")

@@ -4,7 +4,7 @@ import importlib.util
 
 import torch
 
-from fastcat.environment import environment
+from fastcat.environment import environment, too_old
 from fastcat.kernels import winograd
 from fastcat.loaders.ffcv import INSTALL
 
@@ -53,6 +53,8 @@ def report() -> tuple[list[str], bool]:
         lines.append("cpu: the engine winograd is built")
     except winograd.CannotBuild as error:
         lines.append(f"cpu: no engine winograd, --engine eager is slower: {error}")
+    for name, version, least in too_old():
+        lines.append(f"{name} {version} is too old: pip install '{name}>={least}'")
     for module, (purpose, line) in OPTIONAL.items():
         if importlib.util.find_spec(module) is None:
             lines.append(f"missing for {purpose}: {line}")

@@ -65,7 +65,9 @@ class Judge:
         if not len(index):
             return None, None, 0.0
         epochs = Epochs(index=index, batch_size=max(self.config.batch_size, 256))
-        monitor = unchanged_loader(self.dataset, part, epochs, self.engine.device)
+        monitor = unchanged_loader(
+            self.dataset, part, epochs, self.engine.device, self.config.workers
+        )
         labels = as_tensor(getattr(self.dataset, part).labels)[index]
         return name, monitor, int(labels.bincount().max()) / len(index)
 

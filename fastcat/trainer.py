@@ -26,6 +26,7 @@ from fastcat.errors import InputError
 from fastcat.finite import broken_loss, broken_weight
 from fastcat.judge import Judge
 from fastcat.loaders.choose import choose_loader, make_loader
+from fastcat.loaders.class_order import in_order, order_note
 from fastcat.loaders.classes import never_learnt
 from fastcat.loaders.dataset import Dataset, channel_statistics
 from fastcat.loaders.extra import load_extra
@@ -64,9 +65,14 @@ class Trainer:
         with task(make_console(), f"reading {config.data}, once") as progress:
             if dataset is None:
                 dataset = load_dataset(config.data, config.data_dir, progress)
+            dataset = in_order(dataset, config.class_order)
+            if note := order_note(dataset.classes):
+                self.remarks.append(f"note: {note}")
             extra = None
             if config.extra is not None:
-                extra = load_extra(config.extra, config.extra_fraction, dataset, progress)
+                extra = load_extra(
+                    config.extra, config.extra_fraction, dataset, config.class_order, progress
+                )
                 self.remarks += extra.remarks
         self.dataset = dataset
         self.digest = dataset.digest if extra is None else f"{dataset.digest}+{extra.digest}"
@@ -91,7 +97,13 @@ class Trainer:
         )
         self.loader_name = choose_loader(config.loader, dataset.train, epochs, self.device)
         self.loader = make_loader(
-            self.loader_name, dataset, "train", epochs, self.device, config.data_dir
+            self.loader_name,
+            dataset,
+            "train",
+            epochs,
+            self.device,
+            config.data_dir,
+            config.workers,
         )
         first_two = Epochs(index=train_index[:2], batch_size=2)
         example = next(iter(ResidentLoader(dataset.train, first_two, self.device))).x

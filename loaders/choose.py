@@ -52,12 +52,20 @@ def choose_loader(name: str, split: Split, epochs: Epochs, device: torch.device)
 
 
 def make_loader(
-    name: str, dataset: Dataset, part: str, epochs: Epochs, device: torch.device, data_dir: Path
+    name: str,
+    dataset: Dataset,
+    part: str,
+    epochs: Epochs,
+    device: torch.device,
+    data_dir: Path,
+    workers: int | None = None,
 ) -> Loader:
     """The loader called `name` of the dataset's "train" or "test".
 
-    data_dir: where ffcv writes .beton files of data sets that have none, once.
-    Raises InputError where FFCV is missing or cannot hold such images.
+    data_dir: where ffcv writes .beton files of data sets that have none, once. workers: processes
+    of torch's loader, or threads of ffcv; None for what suits.
+    Raises InputError where FFCV is missing or cannot hold such images, and for a data set that
+    cannot be given to worker processes.
     """
     split: Split = getattr(dataset, part)
     if name == "resident":
@@ -72,17 +80,22 @@ def make_loader(
             if written.digest != dataset.digest:
                 raise InputError(f"{folder} holds other images than {dataset.name}: remove it")
             split = getattr(written, part)
-        read: Reader = FfcvReader(folder / f"{part}.beton", split, epochs.batch_size)
+        read: Reader = FfcvReader(folder / f"{part}.beton", split, epochs.batch_size, workers)
     elif name == "torch":
-        # arrays are read faster than workers are told what to read
-        workers = min(_WORKERS, usable_cores()) if isinstance(split.images, ItemImages) else 0
+        if workers is None:
+            # arrays are read faster than workers are told what to read
+            computed = isinstance(split.images, ItemImages)
+            workers = min(_WORKERS, usable_cores()) if computed else 0
         read = item_reader(split, workers)
     else:
         read = array_reader(split)
     return StreamedLoader(split, epochs, device, read)
 
 
-def unchanged_loader(dataset: Dataset, part: str, epochs: Epochs, device: torch.device) -> Loader:
+def unchanged_loader(
+    dataset: Dataset, part: str, epochs: Epochs, device: torch.device, workers: int | None = None
+) -> Loader:
     """A loader of images to be judged, which are not worth waiting for FFCV's compiler."""
     name = choose_loader("auto", getattr(dataset, part), epochs, device)
-    return make_loader("stream" if name == "ffcv" else name, dataset, part, epochs, device, Path())
+    name = "stream" if name == "ffcv" else name
+    return make_loader(name, dataset, part, epochs, device, Path(), workers)

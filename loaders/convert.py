@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fastcat.errors import InputError, nearest
 
+from .class_order import order_note, source_in_order
 from .dataset import Dataset
 from .folder import folder_source
 from .npz_source import npz_source
@@ -51,6 +52,7 @@ def convert(
     skip_unreadable: bool = False,
     test_fraction: float | None = None,
     seed: int = 0,
+    class_order: str = "text",
     progress: Progress = None,
 ) -> Conversion:
     """Write `out`, which must not exist and ends in .packed or .beton, whole or not at all.
@@ -58,6 +60,7 @@ def convert(
     source: as of `open_source`. resize: side in pixels of the square that all images become.
     skip_unreadable: leave out images that cannot be used, instead of refusing them all.
     test_fraction, seed: the share of each class to hold out, of a source with one split.
+    class_order: "text" leaves the classes as they are, "number" puts 2 before 10.
     Raises InputError for what cannot be read, used or written; a killed conversion goes on when it
     is started again.
     """
@@ -67,7 +70,8 @@ def convert(
         raise InputError(
             f"--resize is {resize}, expected a side in pixels from 1 to {_SIDES[-1]}, such as 64"
         )
-    found = open_source(source, data_dir, resize, test_fraction, seed, progress)
+    opened = open_source(source, data_dir, resize, test_fraction, seed, progress)
+    found = source_in_order(opened, class_order)
     begin = time.perf_counter()
     packed = out if out.suffix == SUFFIX else out.with_name(f".{out.name}{SUFFIX}")
     if packed != out:
@@ -94,7 +98,7 @@ def convert(
         seconds=seconds,
         skipped=manifest.skipped,
         unreadable=manifest.unreadable,
-        notes=found.notes,
+        notes=(*found.notes, *filter(None, [order_note(found.classes)])),
     )
 
 

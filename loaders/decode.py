@@ -9,13 +9,24 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
+from .bare import without_metadata
 from .source import Fault, fit
 
 # Raster formats only: Pillow would hand others, such as EPS, to an external program.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 _GREY = ("L", "1", "LA", "La")
+# what turns an image upright, by its EXIF orientation
+_TURNS: dict[object, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class UnusableError(Exception):
@@ -76,7 +87,7 @@ def decode(raw: bytes, size: Size | int | None) -> np.ndarray:
     Raises UnusableError.
     """
     try:
-        return to_pixels(Image.open(BytesIO(raw), formats=FORMATS), size)
+        return _decode(raw, size)
     except UnusableError:
         raise
     except UnidentifiedImageError as error:
@@ -87,10 +98,25 @@ def decode(raw: bytes, size: Size | int | None) -> np.ndarray:
         raise UnusableError(f"is damaged ({' '.join(str(error).split())})") from error
 
 
+def _decode(raw: bytes, size: Size | int | None) -> np.ndarray:
+    try:
+        return to_pixels(Image.open(BytesIO(raw), formats=FORMATS), size)
+    except UnusableError:
+        raise
+    except Exception:  # perhaps of text or a profile beside whole pixels
+        bare = without_metadata(raw)
+        if bare == raw:
+            raise
+        return to_pixels(Image.open(BytesIO(bare), formats=FORMATS), size)
+
+
 def to_pixels(image: Image.Image, size: Size | int | None) -> np.ndarray:
     """As `decode`, of an image that Pillow has opened; raises also whatever Pillow does."""
     _check_header(image, size)
-    ImageOps.exif_transpose(image, in_place=True)
+    image.load()
+    turn = _TURNS.get(_orientation(image))
+    if turn is not None:
+        image = image.transpose(turn)
     image = grey_or_colour(image)
     if isinstance(size, int):
         image = fit(image, size)
@@ -110,6 +136,16 @@ def grey_or_colour(image: Image.Image) -> Image.Image:
     if image.mode in ("La", "RGBa"):  # alpha multiplied in, which has no direct way out
         image = image.convert(image.mode.upper())
     return image.convert("L" if image.mode in _GREY else "RGB")
+
+
+def _orientation(image: Image.Image) -> object:
+    """What EXIF data ask for; None where they are missing, or damaged, which pixels are not."""
+    if image.format == "TIFF":  # Pillow has turned it already
+        return None
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # damaged blocks raise whatever Pillow's parsers stumble over
+        return None
 
 
 def _check_depth(image: Image.Image) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from fastcat.errors import InputError
 from fastcat.seeds import derive_seed
 
+from .class_order import in_order
 from .classes import by_number, match
 from .dataset import Dataset, Split, as_tensor, read_rows
 from .labels import check_labels, class_numbers
@@ -59,20 +60,28 @@ class Extra:
         def read_both(batches: Sequence[np.ndarray], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
             are_own = [places < own for places in batches]
             kept = [places[mine] for places, mine in zip(batches, are_own, strict=True)]
-            reading = zip(batches, are_own, read(kept, seed), strict=True)
-            return (self._join(places[~m] - own, m, *batch) for places, m, batch in reading)
+            # the small last batch may have no own images, and readers know of no empty ones
+            reading = read([places for places in kept if len(places)], seed)
+            nothing = self._read(np.arange(0))
+            return (
+                self._join(places[~mine] - own, mine, *(next(reading) if mine.any() else nothing))
+                for places, mine in zip(batches, are_own, strict=True)
+            )
 
         return read_both
+
+    def _read(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        labels = self.split.labels[rows].astype(np.int64)
+        return as_tensor(read_rows(self.split.images, rows)), as_tensor(labels)
 
     def _join(
         self, rows: np.ndarray, is_own: np.ndarray, images: Tensor, y: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Own images and labels where is_own [B] says, these rows of the extra ones elsewhere."""
         mine = torch.from_numpy(is_own)
-        others = read_rows(self.split.images, rows), self.split.labels[rows]
         both = images.new_empty(len(mine), *images.shape[1:]), y.new_empty(len(mine))
-        for out, part, other in zip(both, (images, y), others, strict=True):
-            out[mine], out[~mine] = part, as_tensor(other)
+        for out, part, other in zip(both, (images, y), self._read(rows), strict=True):
+            out[mine], out[~mine] = part, other
         return both
 
 
@@ -80,13 +89,14 @@ def load_extra(
     path: Path,
     fraction: float,
     dataset: Dataset,
+    class_order: str = "text",
     progress: Callable[[int, int], None] | None = None,
 ) -> Extra:
     """The extra images of a file or data set, mapped; pseudo-labels are labels like others.
 
     path: an uncompressed .npz with image (uint8 [N, H, W, C]) and label (integers [N], numbers of
-    the dataset's classes), or what `load_dataset` takes, of which the training images are used, and
-    whose classes are matched with the dataset's by name.
+    the dataset's classes), or what `load_dataset` takes, of which the training images are used, its
+    classes in `class_order` and matched with the dataset's by name.
     Raises InputError for images, labels or classes that do not go with those of the dataset.
     """
     remarks: list[str] = []
@@ -100,7 +110,7 @@ def load_extra(
         labels = class_numbers(arrays["label"], f"the labels of {path}", len(images))
         check_labels(labels, "extra", len(dataset.classes), str(path))
     else:
-        loaded = load_dataset(str(path), path.parent, progress)
+        loaded = in_order(load_dataset(str(path), path.parent, progress), class_order)
         images, digest = loaded.train.images, loaded.digest
         meeting = loaded.classes, str(path), dataset.classes, dataset.name
         labels, remarks = match(*meeting)[loaded.train.labels], by_number(*meeting)

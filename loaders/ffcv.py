@@ -41,10 +41,13 @@ class FfcvReader:
     """Reads a split that is a .beton file which `read_beton` has checked.
 
     The first epoch of a process takes some seconds longer, in which FFCV compiles its decoder.
+    workers: threads that decode, at least one; None for as many as torch has.
     Raises InputError where FFCV cannot be imported.
     """
 
-    def __init__(self, path: Path, split: Split, batch_size: int) -> None:
+    def __init__(
+        self, path: Path, split: Split, batch_size: int, workers: int | None = None
+    ) -> None:
         try:
             with _same_threads():
                 from ffcv.fields.decoders import NDArrayDecoder, SimpleRGBImageDecoder
@@ -58,11 +61,12 @@ class FfcvReader:
         decoder = SimpleRGBImageDecoder if split.images.shape[3] == 3 else NDArrayDecoder
         self.path = path
         self.labels = split.labels
+        threads = torch.get_num_threads() if workers is None else max(1, workers)
         with _same_threads():
             self.loader = Loader(
                 str(path),
                 batch_size=batch_size,
-                num_workers=min(torch.get_num_threads(), config.NUMBA_NUM_THREADS),  # type: ignore[attr-defined]
+                num_workers=min(threads, config.NUMBA_NUM_THREADS),  # type: ignore[attr-defined]
                 os_cache=True,
                 drop_last=False,
                 pipelines={"image": [decoder()], "label": None},

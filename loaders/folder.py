@@ -55,6 +55,8 @@ def load_folder(folder: Path, progress: Callable[[int, int], None] | None = None
             write_pack(source, packed, progress)
         manifest = read_manifest(packed)
         if manifest.source != source.digest:
+            if sorted(manifest.classes) == sorted(source.classes) != manifest.classes:
+                raise refused(packed, f"it has the classes of {folder} in another order")
             before = sum(manifest.counts.values()) + manifest.skipped
             raise refused(
                 packed,

@@ -5,7 +5,11 @@ An image is a PIL image, a uint8 array [H, W, C] or [H, W], or a tensor [C, H, W
 loader seeds.
 """
 
+import multiprocessing
+import signal
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import numpy as np
@@ -228,20 +232,67 @@ class _Rows(torch.utils.data.Dataset):
 
 
 def item_reader(split: Split, workers: int) -> Reader:
-    """Reads a split through torch's DataLoader: the plain way, for data sets that compute."""
+    """Reads a split through torch's DataLoader: the plain way, for data sets that compute.
+
+    workers: processes that read, as multiprocessing starts them; 0 for none but this one.
+    Raises InputError where they would have to be given a data set that cannot be pickled.
+    """
+    rows = _Rows(split)
+    if workers:
+        _check_sendable(rows)
 
     def read(batches: Sequence[np.ndarray], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         loader = DataLoader(
-            _Rows(split),
+            rows,
             batch_sampler=[places.tolist() for places in batches],
             num_workers=workers,
             collate_fn=_stack,
             generator=torch.Generator().manual_seed(seed),
         )
         # workers are forked here and not when the first batch is asked for
-        return _labelled(iter(loader), split, batches)
+        with _no_signal_of_children():
+            loaded = iter(loader)
+        return _labelled(_or_death(loaded) if workers else loaded, split, batches)
 
     return read
+
+
+def _check_sendable(rows: _Rows) -> None:
+    if multiprocessing.get_start_method() == "fork":
+        return  # a child has what its parent has
+    try:
+        ForkingPickler.dumps(rows)
+    except Exception as error:  # whatever objects raise that cannot be pickled
+        why = " ".join(str(error).split())
+        raise InputError(
+            f"the data set cannot be given to worker processes ({why}): type --workers 0, or make "
+            "it of functions and classes of a module, and open files where they are first read"
+        ) from error
+
+
+@contextmanager
+def _no_signal_of_children() -> Iterator[None]:
+    """Keep torch from raising a worker's death wherever the main thread is, as within a step.
+
+    It is found soon enough where the worker's batch is waited for.
+    """
+    handler = signal.getsignal(signal.SIGCHLD)
+    yield
+    if signal.getsignal(signal.SIGCHLD) is not handler:
+        signal.signal(signal.SIGCHLD, handler)
+
+
+def _or_death(loaded: Iterator[Tensor | InputError]) -> Iterator[Tensor | InputError]:
+    """The same, and one sentence where a process behind it dies."""
+    try:
+        yield from loaded
+    except (RuntimeError, OSError, EOFError) as error:
+        if str(error).startswith("Caught "):  # in the data set, as torch hands it on
+            raise
+        raise InputError(
+            f"a process that reads images died ({error}), perhaps for want of memory: type fewer "
+            "--workers, or --workers 0; a run can be resumed from its last checkpoint"
+        ) from error
 
 
 def _labelled(

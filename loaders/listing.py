@@ -4,10 +4,13 @@ train/<class>/*             test/<class>/*              also val, valid or valid
 train/<class>/images/*      val/images/* with val/val_annotations.txt        Tiny ImageNet's own
 """
 
+import errno
 import hashlib
 import os
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +24,11 @@ FORM = "an image folder holds train/<class>/* and test/<class>/* (or val/<class>
 ANNOTATIONS = "val_annotations.txt"
 _TEST_FOLDERS = ("test", "val", "valid", "validation")
 _SHOWN = 3
+# what Windows, macOS and disk stations leave in folders, besides names that begin with a dot
+_LEFT_BY_SYSTEMS = {"thumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir"}
 
-Files = dict[str, list[tuple[str, int]]]  # per class: (name relative to the root, size in bytes)
+# per class folder, as train/ writes it: (name relative to the root, size in bytes)
+Files = dict[str, list[tuple[str, int]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +51,9 @@ class Listing:
 
 
 def list_folder(root: Path) -> Listing:
-    """List every image file below root; names that begin with a dot are ignored.
+    """List every image file below root, but for what systems leave there, such as ._0.png.
+
+    Names of classes that Unicode writes in two ways are one: macOS writes é as two characters.
 
     Raises InputError where the folder is missing, a split or class is missing or empty, there is
     only one class, the splits' classes differ, or something else lies among the images.
@@ -63,9 +71,9 @@ def list_folder(root: Path) -> Listing:
         kinds = _common_classes(root, test, found)
         classes = _readable(root, kinds)
     except OSError as error:
-        raise InputError(
-            f"{error.filename} cannot be read ({error.strerror}): make it readable for this user"
-        ) from error
+        loops = error.errno == errno.ELOOP
+        remedy = "remove it" if loops else "make it readable for this user"
+        raise InputError(f"{error.filename} cannot be read ({error.strerror}): {remedy}") from error
     names: dict[str, list[str]] = {}
     labels: dict[str, np.ndarray] = {}
     state = hashlib.sha256()
@@ -102,7 +110,9 @@ def _test_folder(root: Path) -> str:
 
 def _list_split(root: Path, split: str) -> Files:
     if not (root / split).is_dir():
-        raise InputError(f"{root} has no folder {split}/: {FORM}")
+        inner = [e.name for e in _visible(root) if (root / e.name / split).is_dir()]
+        hint = f"; or is it {root / inner[0]}" if inner else ""
+        raise InputError(f"{root} has no folder {split}/: {FORM}{hint}")
     entries = _visible(root / split)
     if strays := [f"{split}/{entry.name}" for entry in entries if not entry.is_dir()]:
         raise InputError(
@@ -127,6 +137,12 @@ def _list_split(root: Path, split: str) -> Files:
             f"class folders hold image files only, but {root} has {_quoted(odd)}: "
             "remove folders and broken links from the classes"
         )
+    for name, kinds in groupby(sorted(found, key=_composed), _composed):
+        if len(same := list(kinds)) > 1:
+            raise InputError(
+                f"{root / split} has two folders of the class {name!r}, in Unicode "
+                f"{' and '.join(map(ascii, same))}: move their images into one of them"
+            )
     if not found:
         raise InputError(f"{root / split} is empty, it has no class folders: {FORM}")
     if empty := [f"{split}/{kind}" for kind, files in found.items() if not files]:
@@ -144,9 +160,11 @@ def _list_annotated(root: Path, split: str, train: Files) -> Files:
         raise InputError(f"{root} has {split}/{ANNOTATIONS} but no folder {split}/images")
     sizes = {entry.name: entry.stat().st_size for entry in _visible(images) if entry.is_file()}
     found: Files = {kind: [] for kind in train}
+    written = {_composed(kind): kind for kind in train}
     for number, line in enumerate(table.read_text("utf-8", "replace").splitlines(), 1):
         name, _, rest = line.partition("\t")
         kind = rest.partition("\t")[0].strip()
+        kind = written.get(_composed(kind), kind)
         if kind not in found or name not in sizes:
             raise InputError(
                 f"line {number} of {table} names {name!r} of class {kind!r}, expected an image of "
@@ -175,13 +193,23 @@ def _readable(root: Path, kinds: Sequence[str]) -> tuple[str, ...]:
     )
 
 
+def _composed(name: str) -> str:
+    """Of the ways in which Unicode can write a name, one."""
+    return unicodedata.normalize("NFC", name)
+
+
 def _visible(directory: Path) -> list[os.DirEntry[str]]:
     with os.scandir(directory) as entries:
-        return sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
+        kept = [e for e in entries if not (e.name[0] == "." or e.name.lower() in _LEFT_BY_SYSTEMS)]
+    return sorted(kept, key=lambda e: e.name)
 
 
 def _common_classes(root: Path, test: str, found: dict[str, Files]) -> list[str]:
-    kinds, others = (set(found[split]) for split in SPLITS)
+    kinds = set(found["train"])
+    written = {_composed(kind): kind for kind in kinds}
+    # by the names of train/
+    found["test"] = {written.get(_composed(k), k): files for k, files in found["test"].items()}
+    others = set(found["test"])
     if kinds != others:
         lone = [f"train/{kind}" for kind in sorted(kinds - others)]
         lone += [f"{test}/{kind}" for kind in sorted(others - kinds)]

@@ -1,4 +1,4 @@
-"""Images in parquet files, as Hugging Face's hub has them: a folder, or its data/, with
+"""Images in parquet files, as Hugging Face's hub has them: a folder, or one folder in it, with
 
     train-*.parquet    test-*.parquet, else validation-*.parquet or valid-*.parquet
 
@@ -9,6 +9,7 @@ which every file may name in an order of its own.
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,10 @@ _ROWS_AT_ONCE = 64
 # the names of the classes, () where there are none, and int64 [N]
 Labels = tuple[tuple[str, ...], np.ndarray]
 
+# the same data in other forms: in what has a folder train/, and in what has none
+_OTHER_FORMS = ("train/*.parquet", "train/*.arrow")
+_WITHOUT_TRAIN = ("*.parquet", "*/*.parquet", "*/*/*.parquet", "*.arrow", "*/*.arrow", "*/*.tar")
+_LFS = b"version https://git-lfs"
 _PART = re.compile(r".*-(\d{5})-of-(\d{5})(-\w+)?\.parquet")
 
 
@@ -52,7 +57,25 @@ class ParquetSource(PictureSource):
 
 
 def is_parquet(folder: Path) -> bool:
-    return any(any(place.glob("train-*.parquet")) for place in (folder, folder / "data"))
+    """Raises InputError for the same data in a form that is not read."""
+    if _homes(folder):
+        return True
+    has_train = (folder / "train").is_dir()
+    for pattern in _OTHER_FORMS if has_train else _WITHOUT_TRAIN:
+        if (other := next(folder.glob(pattern), None)) is not None:
+            raise InputError(
+                f"{folder} holds {other.relative_to(folder)}, but no train-*.parquet: rename "
+                "parquet files so, and write others anew with the datasets library, as "
+                'data["train"].to_parquet("images/train-00000-of-00001.parquet")'
+            )
+    return False
+
+
+def _homes(folder: Path) -> list[Path]:
+    """The folder where it holds train files, itself or in data/, else the folders in it that do."""
+    if any(any(place.glob("train-*.parquet")) for place in (folder, folder / "data")):
+        return [folder]
+    return sorted({path.parent for path in folder.glob("*/train-*.parquet")})
 
 
 def parquet_source(folder: Path, resize: int | None = None) -> ParquetSource:
@@ -129,8 +152,16 @@ def _by_name(
 
 
 def _files(folder: Path, split: str) -> list[Path]:
-    """The parquet files of a split in order. Raises InputError where one of several is missing."""
-    for place in (folder, folder / "data"):
+    """The parquet files of a split in order. Raises InputError where one of several is missing, and
+    for a repository of several configurations.
+    """
+    home, *others = _homes(folder)
+    if others:
+        raise InputError(
+            f"{folder} has several configurations, {', '.join(p.name for p in (home, *others))}: "
+            f"type the folder of one, as {shlex.quote(str(home))}"
+        )
+    for place in (home, home / "data"):
         found = sorted(place.glob(f"{split}-*.parquet"))
         if found:
             numbered = [match for path in found if (match := _PART.fullmatch(path.name))]
@@ -154,8 +185,20 @@ def _opened(path: Path) -> Iterator[Any]:
     except (InputError, GeneratorExit):
         raise
     except Exception as error:  # Arrow's errors have no class of their own in common
+        if _is_pointer(path):
+            raise InputError(
+                f"{path} is a pointer of Git LFS in place of the file: type git lfs pull there"
+            ) from error
         why = " ".join(str(error).split())
         raise InputError(f"{path} is damaged or not parquet ({why}): fetch it anew") from error
+
+
+def _is_pointer(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_LFS)) == _LFS
+    except OSError:
+        return False
 
 
 def _columns(path: Path) -> tuple[str, str, tuple[str, ...]]:

@@ -93,7 +93,8 @@ def test_the_command_line_is_frozen() -> None:
     names = " ".join(field.name for field in dataclasses.fields(TrainConfig))
     assert names == (
         "arch peers collab alpha teachers "
-        "data data_dir train_size val_size batch_size loader extra extra_fraction normalize "
+        "data data_dir class_order train_size val_size batch_size loader workers "
+        "extra extra_fraction normalize "
         "crop_pad crop_reflect flip crop_shift cutout mixup cutmix "
         "norm eps step_size steps restarts threats val_steps val_step_size "
         "epochs replays lr schedule milestones lr_decay lr_points lr_at warmup_epochs momentum "

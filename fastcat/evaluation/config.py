@@ -42,6 +42,9 @@ class EvalConfig:
     """Data set or image folder. None: what the weights were trained on."""
     data_dir: Path | None = None
     """Where data sets by name are kept or downloaded to. None: as trained, else data."""
+    class_order: Literal["text", "number"] | None = None
+    """Order of class folders with numbers for names. text: 0, 1, 10, 2; number: 0, 1, 2, 10. None:
+    as trained, else text."""
     norm: Literal["linf", "l2", "l1"] | None = None
     """Norm of the attacker. None: as trained, of several all."""
     eps: Annotated[Pixels | None, arg(aliases=["--epsilon"])] = None

@@ -27,6 +27,7 @@ from fastcat.evaluation.recognise import recognise
 from fastcat.files import explained, write_text
 from fastcat.foreign import load_foreign
 from fastcat.loaders.choose import unchanged_loader
+from fastcat.loaders.class_order import in_order, numeric_order, order_note
 from fastcat.loaders.classes import by_number, relabelled
 from fastcat.loaders.dataset import Dataset, channel_statistics
 from fastcat.loaders.loader import Epochs, Loader
@@ -69,7 +70,11 @@ def evaluate_run(config: EvalConfig) -> dict[str, Any]:
         data, data_dir = find_data(config, peers[0][1] if peers else None)
         with task(console, f"reading {data}, once") as progress:
             dataset = load_dataset(data, data_dir, progress)
+        as_trained = bool(peers) and numeric_order(dataset.classes) == peers[0][1].classes
+        dataset = in_order(dataset, config.class_order or ("number" if as_trained else "text"))
         if config.arch is not None:
+            if note := order_note(dataset.classes):
+                console.print(f"note: {note}")
             peers = [foreign_weights(config, dataset, console)]
         for file, (_, info) in zip(files, peers, strict=True):
             dataset = in_its_classes(dataset, file, info, console)

@@ -12,6 +12,7 @@ import torch
 from fastcat.batch import Batch
 from fastcat.errors import InputError
 from fastcat.loaders.augmentation import Augmentation
+from fastcat.loaders.beton import read_beton, write_beton
 from fastcat.loaders.choose import LOADERS, choose_loader, make_loader, unchanged_loader
 from fastcat.loaders.dataset import Dataset, Split, channel_statistics
 from fastcat.loaders.extra import Extra
@@ -137,6 +138,29 @@ def test_extra_images_take_their_share_of_every_batch() -> None:
     assert len({tuple(mask.tolist()) for mask in positions}) > 6
     # three images of four batches, none twice in an epoch
     assert all(len(set(own[e : e + 12])) == 12 for e in (0, 12, 24))
+
+
+@pytest.mark.parametrize("name", ["resident", "stream", "torch", "ffcv"])
+@pytest.mark.parametrize("fraction", [0.8, 0.2], ids=["extra", "own"])
+def test_a_small_last_batch_may_be_of_one_kind_alone(
+    name: str, fraction: float, data_dir: Path, tmp_path: Path
+) -> None:
+    dataset = random_dataset()
+    write_beton(tmp_path / "extra.beton", Split(random_split(9).images, np.arange(9)))
+    extra = Extra(split=read_beton(tmp_path / "extra.beton"), fraction=fraction, digest="")
+    epochs = Epochs(index=torch.arange(22), batch_size=5, shuffle=True, extra=extra)
+    loader = make_loader(name, dataset, "train", epochs, CPU, data_dir)
+    for epoch in (0, 1):
+        *full, last = loader.epoch(epoch)
+        for batch in (*full, last):
+            is_extra = batch.indices >= 23
+            assert is_extra.sum() == round(fraction * len(batch.y))
+            assert batch.y.dtype == torch.int64
+            assert batch.y[is_extra].tolist() == (batch.indices[is_extra] - 23).tolist()
+        assert (len(last.y), int(is_extra.sum())) == (2, 2 if fraction == 0.8 else 0)
+        # going on where nothing but that batch is left
+        (again,) = loader.epoch(epoch, len(loader) - 1)
+        assert same(last, again)
 
 
 def test_auto_takes_what_suits(data_dir: Path) -> None:

@@ -4,6 +4,7 @@ import io
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from fastcat.errors import InputError
 from fastcat.loaders.convert import convert, open_source
 from fastcat.loaders.registry import load_dataset
 from fastcat.loaders.source import SPLITS
-from tests.loaders.image_folders import noise
+from tests.loaders.image_folders import make_folder, noise
 
 NAMES = ["ant", "bee", "cow"]
 
@@ -198,3 +199,61 @@ def test_refused_in_one_line_and_nothing_is_left(
         converted(hub)
     assert len(str(caught.value).splitlines()) == 1
     assert list(hub.parent.iterdir()) == [hub]
+
+
+@pytest.mark.parametrize("inner", ["data", "plain_text"])
+def test_the_root_of_a_repository_is_the_data(hub: Path, tmp_path: Path, inner: str) -> None:
+    digest = convert(str(hub), tmp_path / "a.packed", data_dir=tmp_path).dataset.digest
+    (hub / "data").rename(hub / inner)
+    for name in ("README.md", ".gitattributes", "dataset_infos.json"):
+        (hub / name).write_text("of the hub")
+    (hub / ".git").mkdir()
+    again = convert(str(hub), tmp_path / "b.packed", data_dir=tmp_path).dataset
+    assert again.digest == digest
+    with pytest.raises(InputError, match=r"type fastcat data convert \S+hub \S+hub\.packed"):
+        load_dataset(str(hub), tmp_path)
+
+
+def test_of_several_configurations_one_is_asked_for(hub: Path, tmp_path: Path) -> None:
+    (hub / "data").rename(hub / "large")
+    write(hub / "small/train-00000-of-00001.parquet", range(4))
+    with pytest.raises(InputError, match=r"configurations, large, small: type .* as \S+large$"):
+        convert(str(hub), tmp_path / "x.packed", data_dir=tmp_path)
+    done = convert(str(hub / "large"), tmp_path / "x.packed", data_dir=tmp_path)
+    assert len(done.dataset.train) == 13
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["default/train/0000.parquet", "data.parquet", "train/data-00000-of-00001.arrow", "data/0.tar"],
+)
+def test_other_forms_of_the_same_data_are_refused_with_what_to_do(
+    tmp_path: Path, name: str
+) -> None:
+    file = tmp_path / "hub" / name
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"x")
+    for attempt in (load_dataset, partial(convert, out=tmp_path / "x.packed")):
+        with pytest.raises(InputError, match=rf"holds {name}, but no train-.*to_parquet\("):
+            attempt(str(tmp_path / "hub"), data_dir=tmp_path)  # type: ignore[operator]
+
+
+def test_archives_beside_a_folder_of_images_do_not_matter(images: Path) -> None:
+    for name in ("pets.tar", "labels.parquet", "test/._x.tar"):
+        (images / name).write_bytes(b"x")
+    (images / "more").mkdir()
+    (images / "more/labels.parquet").write_bytes(b"x")
+    assert len(load_dataset(str(images), images).train) == 10
+
+
+def test_a_pointer_of_git_lfs_is_called_one(hub: Path, tmp_path: Path) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
+    (hub / "data/train-00000-of-00002.parquet").write_text(pointer)
+    with pytest.raises(InputError, match=r"00000-of-00002\.parquet is a pointer .* git lfs pull"):
+        convert(str(hub), tmp_path / "x.packed", data_dir=tmp_path)
+
+
+def test_the_folder_that_holds_the_folder_of_images_says_so(tmp_path: Path) -> None:
+    make_folder(tmp_path / "outer" / "data")
+    with pytest.raises(InputError, match=r"has no folder train/.*; or is it \S+outer/data"):
+        load_dataset(str(tmp_path / "outer"), tmp_path)

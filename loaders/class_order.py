@@ -1,0 +1,87 @@
+"""Classes that have numbers for names: in the order of text, 0, 1, 10, 2, or of their numbers."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from fastcat.errors import InputError
+
+from .dataset import Dataset, Split
+from .digest import dataset_digest
+from .source import Source
+
+ORDERS = ("text", "number")
+_NUMBERED = re.compile(r"(\D*)([0-9]{1,18})(\D*)")
+_SHOWN = 4
+
+
+def numeric_order(classes: Sequence[str]) -> tuple[str, ...] | None:
+    """The classes in the order of their numbers: 0, 1, 2, 10, and so class0, class1, class2.
+
+    None where they have none, or differ in more than their numbers.
+    """
+    found = [match for name in classes if (match := _NUMBERED.fullmatch(name))]
+    if len(found) < len(classes) or len({(match[1], match[3]) for match in found}) != 1:
+        return None
+    return tuple(match[0] for match in sorted(found, key=lambda match: (int(match[2]), match[0])))
+
+
+def order_note(classes: Sequence[str]) -> str | None:
+    """A sentence about classes that stand in the order of text where that is not their numbers'."""
+    numbers = numeric_order(classes)
+    if numbers in (None, tuple(classes)) or list(classes) != sorted(classes):
+        return None
+    return (
+        f"the classes are called by numbers and stand in the order of text, {_some(classes)}; "
+        f"for {_some(numbers)}, as a network of others may have them, type --class-order number"
+    )
+
+
+def in_order(dataset: Dataset, order: str) -> Dataset:
+    """The same images, with classes and labels as they are ("text") or by number.
+
+    Raises InputError where the classes have no numbers to go by.
+    """
+    if order == "text":
+        return dataset
+    classes, labels = _renumbered(dataset.classes, dataset.name)
+    if classes == dataset.classes:
+        return dataset
+    train, test = (
+        Split(split.images, labels[split.labels]) for split in (dataset.train, dataset.test)
+    )
+    digest = dataset_digest(classes, [dataset.digest])
+    return replace(dataset, classes=classes, train=train, test=test, digest=digest)
+
+
+def source_in_order(source: Source, order: str) -> Source:
+    """As `in_order`, of what is still to be packed."""
+    if order == "text":
+        return source
+    classes, labels = _renumbered(source.classes, source.origin)
+    if classes == source.classes:
+        return source
+    return replace(
+        source,
+        classes=classes,
+        labels={split: labels[old] for split, old in source.labels.items()},
+        digest=dataset_digest(classes, [source.digest]),
+    )
+
+
+def _renumbered(classes: tuple[str, ...], origin: str) -> tuple[tuple[str, ...], np.ndarray]:
+    """The classes by number, and of each old label, int64 [classes], the new one."""
+    numbers = numeric_order(classes)
+    if numbers is None:
+        raise InputError(
+            f"--class-order number needs classes that are called by numbers, but those of {origin} "
+            f"are {_some(classes)}: leave it out"
+        )
+    label_of = {name: label for label, name in enumerate(numbers)}
+    return numbers, np.array([label_of[name] for name in classes])
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
