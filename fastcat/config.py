@@ -200,9 +200,9 @@ class Run:
     save_every: int | None = None
     """Steps between two checkpoints inside an epoch. None: only after each epoch."""
     on_collapse: Literal["warn", "stop", "rollback"] = "warn"
-    """When a peer answers one class, is dead or overfits catastrophically: say so, stop, or go back
-    to the last good epoch, at most three times, each time with half the learning rate; with
-    rollback also when a loss is no longer finite."""
+    """When a peer answers one class or none (NaN), is dead or overfits catastrophically: say so,
+    stop, or go back to the last good epoch, at most three times, each time with half the learning
+    rate; with rollback also when a loss is no longer finite."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fastcat.attack import Inner, Network, at_least_float32, room_for, stack_images
+from fastcat.attack import Inner, Network, at_least_float32, room_for, says, stack_images
 from fastcat.errors import InputError
 from fastcat.frozen import Frozen
 from fastcat.modes import attack_mode
@@ -46,9 +46,10 @@ class Squeeze:
 def select(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Places [B] in (adv, clean, col) of lowest and highest p_y; z: logits [3, B, C] in this order.
 
-    By logarithms: probabilities of sure images are all 1.
+    By logarithms: probabilities of sure images are all 1. NaN counts as the lowest.
     """
     log_p = z.log_softmax(2).gather(2, y.expand(3, -1)[..., None]).squeeze(2)
+    log_p = log_p.masked_fill(log_p.isnan(), -torch.inf)
     return log_p.argmin(0), 2 - log_p.flip(0).argmax(0)
 
 
@@ -83,7 +84,7 @@ def squeeze(
     def forward(images: Tensor) -> tuple[Tensor, Tensor]:
         leaf = images.to(dtype).detach().requires_grad_()
         with torch.enable_grad():
-            return leaf, network(leaf)
+            return leaf, says(network, leaf)
 
     with attack_mode(model, inner.bn):
         # a compiled twin's backward can run once only
