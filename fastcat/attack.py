@@ -15,7 +15,7 @@ from torch import Tensor
 from fastcat.batch import by_share
 from fastcat.errors import InputError, nearest
 from fastcat.frozen import Frozen
-from fastcat.guard import CheckedNetwork, as_batch
+from fastcat.guard import NO_ANSWER, CheckedNetwork, answers, as_batch
 from fastcat.kernels import losses
 from fastcat.kernels.attack_logit_grad import KINDS, attack_logit_grad
 from fastcat.modes import attack_mode
@@ -199,13 +199,18 @@ class Goal:
         return by_share(by(self.y), by(self.y_mixed), self.share[:, None])
 
     def loss(self, k: int, z: Tensor) -> Tensor:
-        """The climbed loss [B] of network k's logits z [B, classes], without grad_scale."""
+        """The climbed loss [B] of network k's logits z [B, classes], without grad_scale.
+
+        NaN where these are no answer, as some losses of them are and others are not.
+        """
         z, loss = at_least_float32(z), ATTACK_LOSSES[self.inners[k].loss]
         if k in self.clean:
-            return loss(z, at_least_float32(self.clean[k]))
-        if self.y_mixed is None or self.share is None:
-            return loss(z, self.y)
-        return by_share(loss(z, self.y), loss(z, self.y_mixed), self.share)
+            values = loss(z, at_least_float32(self.clean[k]))
+        elif self.y_mixed is None or self.share is None:
+            values = loss(z, self.y)
+        else:
+            values = by_share(loss(z, self.y), loss(z, self.y_mixed), self.share)
+        return values.masked_fill(answers(z) == NO_ANSWER, torch.nan)
 
 
 def says(network: Network, images: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from fastcat.peer_spec import PeerSpec, parse_peers
 from fastcat.pixels import Pixels
 from fastcat.precision import DTYPES
 from fastcat.seek import make_searches
+from fastcat.settings import settle_types
 from fastcat.threat import NO_THREAT, ThreatModel
 from fastcat.threat_spec import choose_threats, parse_threats
 
@@ -210,6 +211,7 @@ class TrainConfig(Run, Optimization, Threat, Augment, Data, Peers):
     """All settings of a run. Raises InputError when one of them means nothing."""
 
     def __post_init__(self) -> None:
+        settle_types(self)
         if not self.threats and self.norm != "linf" and self.eps == Threat.eps:
             raise InputError(
                 f"--norm {self.norm} with eps 8/255, a radius of linf: type --eps too, for example "
