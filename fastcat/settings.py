@@ -109,8 +109,10 @@ def _is_of(value: Any, kind: Any) -> bool:
 
 
 def _plain(value: Any, kind: Any) -> Any:
-    if kind in (int, float, str) and not isinstance(value, int | float | str):
-        return os.fspath(value) if kind is str else kind(value)
+    if kind in (int, float):
+        return value if type(value) is int else kind(value)
+    if kind is str:
+        return os.fspath(value)
     return Path(value) if kind is Path else value
 
 
