@@ -250,7 +250,6 @@ NETWORKS: dict[str, Callable[[], Any]] = {
     "data parallel": lambda: nn.DataParallel(tiny_net(0)),
     "frozen": lambda: tiny_net(0).requires_grad_(False),
     "compiled": lambda: torch.compile(tiny_net(0), backend="eager"),
-    "traced": lambda: torch.jit.trace(tiny_net(0).eval(), X),
     "method": lambda: tiny_net(0).eval().forward,
     "masked": lambda: Around(lambda net, x: torch.cat([net(x), x.new_full((4, 1), -math.inf)], 1)),
 }
