@@ -73,9 +73,7 @@ def as_batch(x: Any, y: Any) -> tuple[Tensor, Tensor]:
         raise InputError("images are on the meta device or sparse, expected an ordinary tensor")
     check_images(x)
     x = x.detach()
-    # autograd keeps no tensor of inference mode, kernels want pixels on one axis
-    if x.is_inference():
-        x = x.clone()
+    # kernels want pixels on one axis
     if not x.is_contiguous(memory_format=torch.channels_last):
         x = x.contiguous()
     return x, as_labels(y, len(x)).to(x.device)
@@ -116,8 +114,11 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def check_logits(z: Any, images: int, who: str = "the network") -> None:
-    """Raise InputError unless z, which `who` gives, is logits [B, C] of so many images."""
+def check_logits(z: Any, images: int, who: str = "the network", classes: int | None = None) -> None:
+    """Raise InputError unless z, which `who` gives, is logits [B, C] of so many images.
+
+    classes: how many logits an image there must be, None for any number.
+    """
     if not isinstance(z, Tensor):
         raise InputError(
             f"{who} gives a {type(z).__name__}, expected a tensor of logits [B, C]: "
@@ -130,9 +131,15 @@ def check_logits(z: Any, images: int, who: str = "the network") -> None:
             "for a yes or no let its forward return torch.stack([0 * z, z], 1)"
         )
     if not is_float or len(shape) != 2 or shape[0] != images:
+        instead = ": let its forward end with flatten(1)" if shape[2:] == (1, 1) else ""
         raise InputError(
             f"{who} gives {_name(z.dtype)} of shape {shape}, expected float logits "
-            f"({images}, classes)"
+            f"({images}, {classes or 'classes'}){instead}"
+        )
+    if classes not in (None, shape[1]):
+        raise InputError(
+            f"{who} gives {shape[1]} logits an image, expected {classes}, one for each class of "
+            "the data: let its last layer have so many outputs"
         )
 
 

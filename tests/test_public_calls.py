@@ -17,10 +17,14 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import fastcat
 from fastcat import InputError, ThreatModel, attack, evaluate
+from fastcat.attack import Inner
+from fastcat.guard import as_batch
+from fastcat.objectives.objective import Objective
 from fastcat.precision import make_precision
 from fastcat.terms import Sum, ce, kl, mart_kl
 from tests.comparison import assert_same
 from tests.networks import CLASSES, images, seeded, tiny_net
+from tests.teams import team_of
 from tests.test_no_trace import everything
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -129,6 +133,8 @@ def test_images_of_any_layout(x: Tensor, same: Tensor) -> None:
     threat = ThreatModel(eps=8 / 255, step_size=3 / 255, steps=2)
     found = attack(tiny_net(0), x, Y, threat, start="zero")
     torch.testing.assert_close(found, attack(tiny_net(0), same, Y, threat, start="zero"))
+    # kernels count pixels along one axis: a view, where there is one
+    assert as_batch(x, Y)[0].view(4, 3, 64).shape[2] == 64
     assert not found.requires_grad
     assert judged(x=x).n == 4
     assert torch.equal(x.detach(), before)
@@ -391,6 +397,8 @@ def test_dlr_needs_three_classes() -> None:
     refused(lambda: attacked(two, y=Y % 2, loss="dlr"), "there are 2 classes: expected margin")
     three = Around(lambda net, x: net(x)[:, :3])
     assert attacked(three, y=Y % 3, loss="dlr").shape == X.shape
+    method = Objective(views=("adv",), inner=Inner(loss="dlr"), outer=ce("adv"))
+    refused(lambda: team_of([method], classes=2), "there are 2 classes: expected margin")
 
 
 def test_starts_and_distances_of_a_threat_model() -> None:
