@@ -28,6 +28,7 @@ from torch import Tensor
 
 from fastcat.attack import Goal, Inner, Network, Views, attacked, logits, room_for
 from fastcat.batch import Batch
+from fastcat.guard import answers
 from fastcat.threat import L1_SPARSITY, Start, ThreatModel, Threats
 from fastcat.union import msd
 
@@ -131,7 +132,7 @@ def ends_official(
             length = random.abs().sum((1, 2, 3), keepdim=True)
             views.begin([x + random / length.clamp(min=model.eps)])
             _climb_l1(views, goal, x, model, second)
-            misjudged = logits(network, views.seen_by(0)).argmax(1) != batch.y
+            misjudged = answers(logits(network, views.seen_by(0))) != batch.y
             end.copy_(torch.where(misjudged[:, None, None, None], views.x_adv[0], end))
     return ends
 

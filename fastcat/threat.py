@@ -107,7 +107,7 @@ class ThreatModel:
             raise InputError(f"steps is {self.steps}, expected at least 1: type for example 10")
         if self.restarts < 1:
             raise InputError(f"restarts is {self.restarts}, expected at least 1")
-        if self.code is not None and self.code not in CODES:
+        if self.code not in (None, *CODES):
             raise InputError(f"unknown code {self.code!r}: {nearest(self.code, CODES)}")
         if self.code is not None and self.norm != "l2":
             raise InputError(f"code={self.code} is for l2, not for {self.norm}: leave it out")
