@@ -24,7 +24,7 @@ from fastcat.benchmarks.reference.union import BALLS
 from fastcat.engine import Engine, choose_engine
 from fastcat.errors import InputError
 from fastcat.evaluation import parse_attacks
-from fastcat.evaluation.evaluate import survivors
+from fastcat.evaluation.evaluate import last_answers
 from fastcat.loaders.augmentation import Augmentation
 from fastcat.loaders.dataset import Split
 from fastcat.loaders.loader import Epochs
@@ -141,11 +141,11 @@ class Ours:
         batch = self.loader.gather(*self.inputs)
         generator = torch.Generator(batch.x.device).manual_seed(0)
         for k in self.team.learners:
-            network, robust = self.engine.judge(k)
+            network, answers_after = self.engine.judge(k)
             for attack in parse_attacks(f"clean,pgd{EVALUATION_STEPS}"):
                 with self.team.precision.autocast():
-                    survivors(
-                        network, batch.x, batch.y, attack, THREAT, generator, robust
+                    last_answers(
+                        network, batch.x, batch.y, attack, THREAT, generator, answers_after
                     ).sum().item()
 
 

@@ -5,7 +5,7 @@ statistics, modes restored, also when it is interrupted.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -15,13 +15,15 @@ from torch import Tensor
 from fastcat.batch import by_share
 from fastcat.errors import InputError, nearest
 from fastcat.frozen import Frozen
-from fastcat.guard import check_images
+from fastcat.guard import NO_ANSWER, CheckedNetwork, answers, as_batch
 from fastcat.kernels import losses
 from fastcat.kernels.attack_logit_grad import KINDS, attack_logit_grad
 from fastcat.modes import NormMode, attack_mode
-from fastcat.threat import Start, ThreatModel
+from fastcat.threat import Start, ThreatModel, check_threat
 
 Network = Callable[[Tensor], Tensor]
+# in a network's place: its module is their model, and they read images in a dtype of their own
+StandIn = Frozen | CheckedNetwork
 AttackLoss = Literal["ce", "kl", "margin", "dlr", "boosted_ce"]
 
 # by the name that `attack(loss=...)` and the objectives use: what is climbed, from logits [B, C]
@@ -68,7 +70,7 @@ class Inner:
         }
         for field, names in known.items():
             name = getattr(self, field)
-            if name not in names:
+            if name not in [*names]:
                 raise InputError(f"unknown attack {field} {name!r}: {nearest(name, names)}")
         if self.target == "teacher" and self.loss != "kl":
             raise InputError(f"the attack loss {self.loss} has no teacher: expected kl")
@@ -76,6 +78,14 @@ class Inner:
             raise InputError(
                 "the KL from the clean prediction has no gradient at the image itself: "
                 "start at gaussian or uniform noise"
+            )
+
+    def check_classes(self, classes: int) -> None:
+        """Raise InputError where there are too few classes for the loss that is climbed."""
+        if self.loss == "dlr" and classes < 3:
+            raise InputError(
+                f"the attack loss dlr reads the third largest logit, but there are {classes} "
+                "classes: expected margin or ce"
             )
 
     def under(self, threat: ThreatModel) -> ThreatModel:
@@ -115,7 +125,7 @@ class Views:
     def __init__(self, networks: Sequence[Network], x: Tensor) -> None:
         self.networks = networks
         self.x_adv = room_for(len(networks), x)
-        dtypes = {network.dtype for network in networks if isinstance(network, Frozen)} - {x.dtype}
+        dtypes = {network.dtype for network in networks if isinstance(network, StandIn)} - {x.dtype}
         self.low = torch.empty_like(self.x_adv, dtype=dtypes.pop()) if dtypes else None
 
     def begin(self, starts: Sequence[Tensor]) -> None:
@@ -125,19 +135,16 @@ class Views:
             self.low.copy_(self.x_adv)
 
     def seen_by(self, k: int) -> Tensor:
-        reads_low = self.low is not None and isinstance(self.networks[k], Frozen)
+        reads_low = self.low is not None and isinstance(self.networks[k], StandIn)
         return self.low[k] if reads_low else self.x_adv[k]  # type: ignore[index]
 
     def gradients(self, logit_grad: Callable[[Tensor], Tensor]) -> Tensor:
         """[K, B, C, H, W], by a function from logits [K, B, classes] to their gradient."""
         leaves = [self.seen_by(k).detach().requires_grad_() for k in range(len(self.networks))]
         with torch.enable_grad():
-            z = [network(leaf) for network, leaf in zip(self.networks, leaves, strict=True)]
+            z = [says(network, leaf) for network, leaf in zip(self.networks, leaves, strict=True)]
         dz = logit_grad(torch.stack([z_k.detach() for z_k in z]))
-        grads = [
-            torch.autograd.grad(z_k, leaf, dz_k.to(z_k.dtype))[0]
-            for z_k, leaf, dz_k in zip(z, leaves, dz, strict=True)
-        ]
+        grads = list(map(gradient, self.networks, z, leaves, dz))
         if len(grads) == 1:
             return grads[0][None]
         return stack_images(grads)
@@ -182,6 +189,8 @@ class Goal:
 
     def logit_grad(self, z: Tensor) -> Tensor:
         """Gradients of the climbed losses like z [K, B, classes]."""
+        for inner in self.inners:
+            inner.check_classes(z.shape[2])
 
         def by(labels: Tensor) -> Tensor:
             target = z if self.target is None else self.target
@@ -192,19 +201,52 @@ class Goal:
         return by_share(by(self.y), by(self.y_mixed), self.share[:, None])
 
     def loss(self, k: int, z: Tensor) -> Tensor:
-        """The climbed loss [B] of network k's logits z [B, classes], without grad_scale."""
+        """The climbed loss [B] of network k's logits z [B, classes], without grad_scale.
+
+        NaN where these are no answer, as some losses of them are and others are not.
+        """
         z, loss = at_least_float32(z), ATTACK_LOSSES[self.inners[k].loss]
         if k in self.clean:
-            return loss(z, at_least_float32(self.clean[k]))
-        if self.y_mixed is None or self.share is None:
-            return loss(z, self.y)
-        return by_share(loss(z, self.y), loss(z, self.y_mixed), self.share)
+            values = loss(z, at_least_float32(self.clean[k]))
+        elif self.y_mixed is None or self.share is None:
+            values = loss(z, self.y)
+        else:
+            values = by_share(loss(z, self.y), loss(z, self.y_mixed), self.share)
+        return values.masked_fill(answers(z) == NO_ANSWER, torch.nan)
+
+
+def says(network: Network, images: Tensor) -> Tensor:
+    """Logits of a network for images in any float type, in its present mode; differentiable.
+
+    It gets a copy: its first operation may work in place.
+    """
+    dtype = network.dtype if isinstance(network, StandIn) else images.dtype
+    return network(images.to(dtype, copy=True))
 
 
 @torch.no_grad()
 def logits(network: Network, images: Tensor) -> Tensor:
-    """What a network says of images in any float type, in its present mode."""
-    return network(images.to(network.dtype) if isinstance(network, Frozen) else images)
+    """What a network `says`, as a constant."""
+    return says(network, images)
+
+
+def gradient(network: Network, z: Tensor, images: Tensor, dz: Tensor) -> Tensor:
+    """The gradient in the images, from that of the logits z. Raises InputError where none is."""
+    grad = None
+    if z.requires_grad:
+        with network.explained(images) if isinstance(network, CheckedNetwork) else nullcontext():
+            (grad,) = torch.autograd.grad(z, images, dz.to(z.dtype), allow_unused=True)
+    if grad is None:
+        raise InputError(
+            "the network's logits have no gradient in the images, which an attack follows: "
+            "expected a forward without no_grad, detach or numpy"
+        )
+    return grad
+
+
+def module_of(network: Network) -> Network:
+    """Whose mode counts."""
+    return network.model if isinstance(network, StandIn) else network
 
 
 @contextmanager
@@ -212,8 +254,7 @@ def attacked(networks: Sequence[Network], inners: Sequence[Inner]) -> Iterator[N
     """Networks in the modes of their attacks."""
     with ExitStack() as modes:
         for network, inner in zip(networks, inners, strict=True):
-            model = network.model if isinstance(network, Frozen) else network
-            modes.enter_context(attack_mode(model, inner.bn))
+            modes.enter_context(attack_mode(module_of(network), inner.bn))
         yield
 
 
@@ -272,6 +313,7 @@ def attack_all(
         return worst
 
 
+@torch.inference_mode(False)
 def attack(
     model: Network,
     x: Tensor,
@@ -284,15 +326,23 @@ def attack(
 ) -> Tensor:
     """Adversarial images of x under `threat`, like x in shape and dtype.
 
-    model: any nn.Module or callable from images [B, C, H, W] in [0, 1] to logits [B, C]; it is
-    attacked in the BatchNorm mode `bn` and left exactly as it was. y: [B] class indices.
+    model: any nn.Module or callable from images [B, C, H, W] in [0, 1] to logits [B, classes]; it
+    is attacked in the BatchNorm mode `bn` and left exactly as it was. One whose weights are all of
+    another float type gets the images in that.
+    x: float32 or float64. y: class indices [B], of any integer type, also as an array or a list.
     loss: "ce", "kl" (from the clean prediction, TRADES), "margin" (Carlini-Wagner), "dlr" (Croce
-    & Hein) or "boosted_ce" (MART).
-    Raises InputError for an unknown loss, start or bn and for images outside [0, 1].
+    & Hein, from three classes on) or "boosted_ce" (MART).
+    generator: of the start noise, on the images' device. None: torch's own.
+    It climbs under no_grad and inference_mode too. An image whose logits become NaN is left there.
+    Raises InputError for an unknown loss, start or bn, for images outside [0, 1], for labels that
+    are not one of the classes for each image, and for a network that gives no logits, gives them
+    without gradient, or raises an exception itself.
     """
-    check_images(x)
+    x, y = as_batch(x, y)
     inner = Inner(loss=loss, start=start, bn=bn)
     if inner.bn == "moving":
         raise InputError("bn is 'moving', which would change the model: expected eval or train")
+    check_threat(threat)
+    network = CheckedNetwork(model, x, y)
     noise = torch.stack([threat.draw_noise(start, x, generator) for _ in range(threat.restarts)])
-    return attack_all([model], [inner], x, y, threat, noise[:, None])[0]
+    return attack_all([network], [inner], x, y, threat, noise[:, None])[0]

@@ -29,6 +29,7 @@ from fastcat.peer_spec import PeerSpec, parse_peers
 from fastcat.pixels import Pixels
 from fastcat.precision import DTYPES
 from fastcat.seek import make_searches
+from fastcat.settings import settle_types
 from fastcat.threat import NO_THREAT, ThreatModel
 from fastcat.threat_spec import choose_threats, parse_threats
 
@@ -207,9 +208,9 @@ class Run:
     save_every: int | None = None
     """Steps between two checkpoints inside an epoch. None: only after each epoch."""
     on_collapse: Literal["warn", "stop", "rollback"] = "warn"
-    """When a peer answers one class, is dead or overfits catastrophically: say so, stop, or go back
-    to the last good epoch, at most three times, each time with half the learning rate; with
-    rollback also when a loss is no longer finite."""
+    """When a peer answers one class or none (NaN), is dead or overfits catastrophically: say so,
+    stop, or go back to the last good epoch, at most three times, each time with half the learning
+    rate; with rollback also when a loss is no longer finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,6 +218,7 @@ class TrainConfig(Run, Optimization, Threat, Augment, Data, Peers):
     """All settings of a run. Raises InputError when one of them means nothing."""
 
     def __post_init__(self) -> None:
+        settle_types(self)
         if not self.threats and self.norm != "linf" and self.eps == Threat.eps:
             raise InputError(
                 f"--norm {self.norm} with eps 8/255, a radius of linf: type --eps too, for example "

@@ -15,7 +15,7 @@ from torch import Tensor
 from fastcat.attack import Network
 from fastcat.batch import Batch
 from fastcat.errors import InputError, nearest
-from fastcat.evaluation.evaluate import EvalAttack, robust
+from fastcat.evaluation.evaluate import EvalAttack, answers_after
 from fastcat.kernels import winograd
 from fastcat.step import collaborative_step, start_noise
 from fastcat.team import Team
@@ -286,18 +286,18 @@ class Engine:
             torch.cuda.synchronize()
 
     def judge(self, k: int) -> tuple[Network, Callable[..., Tensor]]:
-        """Peer k as it is judged in training, and what judges it in place of `robust`."""
+        """Peer k as it is judged in training, and what stands in for `answers_after`."""
         network = self.team.attacked(k)
 
         def still(*arguments: Any) -> Tensor:
             with self.team.still(False):
-                return robust(*arguments)
+                return answers_after(*arguments)
 
         if "graph" not in self.name:
             return network, still
 
         def replayed(
-            network: Network,
+            _: Network,
             x: Tensor,
             y: Tensor,
             attack: EvalAttack,
@@ -307,7 +307,7 @@ class Engine:
             key = (k, attack, threat, x.shape)
 
             def judged(x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
-                return robust(network, x, y, attack, threat, noise)
+                return answers_after(network, x, y, attack, threat, noise)
 
             if key not in self.judges:
                 try:

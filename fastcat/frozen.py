@@ -196,7 +196,7 @@ def _trace(model: nn.Module, example: Tensor) -> tuple[fx.GraphModule, dict[str,
     """The model as a graph of folded maps, and these by name."""
     network = fx.GraphModule(model, fx.Tracer().trace(model))
     with torch.no_grad():
-        ShapeProp(network).propagate(example)
+        ShapeProp(network).propagate(example.clone())
     rewriter = _Rewriter(network)
     rewriter.rewrite()
     network.recompile()
@@ -313,7 +313,8 @@ def _outcome(network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """Logits, and the gradient in x of a sum of them."""
     x = x.detach().requires_grad_()
     with torch.enable_grad():
-        z = network(x)
+        # a copy, since the first operation may work in place
+        z = network(x.clone())
         # weights that differ, lest a sum over classes hide a difference
         weights = torch.linspace(1, 2, z.shape[-1], dtype=z.dtype, device=z.device)
         return z.detach(), torch.autograd.grad((z * weights).sum(), x)[0]

@@ -10,6 +10,7 @@ from fastcat.checkpoint import WeightsInfo, save_weights
 from fastcat.config import TrainConfig
 from fastcat.engine import Engine
 from fastcat.evaluation import evaluate
+from fastcat.guard import NO_ANSWER, answers
 from fastcat.loaders.choose import unchanged_loader
 from fastcat.loaders.dataset import Dataset, as_tensor
 from fastcat.loaders.loader import Epochs, Loader
@@ -72,8 +73,8 @@ class Judge:
         return name, monitor, int(labels.bincount().max()) / len(index)
 
     def measure(self, k: int, request: StopRequest) -> dict[str, Any]:
-        """Of member k on the monitored images, if there are any: "accuracy" by attack, and the
-        "commonest" of its answers to clean images.
+        """Of member k on the monitored images, if there are any: "accuracy" by attack, by attack
+        how many are "unanswered", and the "commonest" of its answers to clean images.
         """
         if self.monitor is None:
             return {"accuracy": {}}
@@ -84,7 +85,7 @@ class Judge:
 
         peer = self.engine.team.learners[k]
         with peer.averaged():
-            network, robust = self.engine.judge(k)
+            network, answers_after = self.engine.judge(k)
             report = evaluate(
                 network,
                 self.monitor,
@@ -93,14 +94,15 @@ class Judge:
                 seed=self.config.seed,
                 precision=self.precision,
                 after_batch=stop_if_asked,
-                robust=robust,
+                answers_after=answers_after,
             )
             commonest = self._commonest(peer)
         accuracy = {attack: report.accuracy(attack) for attack in report.correct}
         if len(self.threats) == 1:
             # what survives PGD survives the rest, but for images that an attack corrects
             del accuracy["worst"]
-        return {"accuracy": accuracy, "commonest": commonest}
+        unanswered = {attack: report.unanswered[attack] for attack in accuracy}
+        return {"accuracy": accuracy, "unanswered": unanswered, "commonest": commonest}
 
     @torch.no_grad()
     def _commonest(self, peer: Peer) -> dict[str, Any]:
@@ -109,7 +111,9 @@ class Judge:
         counts = torch.zeros(len(self.dataset.classes), device=self.engine.device)
         with attack_mode(peer.model, "eval"), self.precision.autocast():
             for batch in self.monitor:
-                counts += peer.model(batch.x).argmax(1).bincount(minlength=len(counts))
+                # one place more, the first, for what is no answer
+                said = answers(peer.model(batch.x)) - NO_ANSWER
+                counts += said.bincount(minlength=len(counts) + 1)[1:]
         answer = int(counts.argmax())
         return {
             "class": self.dataset.classes[answer],

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from fastcat.attack import Goal, Inner, Network, Views, attacked, logits, room_for
 from fastcat.batch import Batch
+from fastcat.guard import answers
 from fastcat.threat import L1_SPARSITY, Start, ThreatModel, Threats
 from fastcat.union import msd
 
@@ -144,6 +145,6 @@ def ends_official(
             random = model.eps * noise[1]
             length = random.abs().sum((1, 2, 3), keepdim=True)
             climb_l1(x + random / length.clamp(min=model.eps), model, second)
-            misjudged = logits(network, views.seen_by(0)).argmax(1) != batch.y
+            misjudged = answers(logits(network, views.seen_by(0))) != batch.y
             end.copy_(torch.where(misjudged[:, None, None, None], views.x_adv[0], end))
     return ends

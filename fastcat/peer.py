@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fastcat.awp import WeightPerturbation
 from fastcat.frozen import Frozen
@@ -28,6 +28,12 @@ class Member:
         self.model = model
         self.forward: Any = model
         self.objective = objective
+
+    def says(self, images: Tensor) -> Tensor:
+        """Logits by `forward`, of a copy: its first operation may work in place, and other members
+        read the same images.
+        """
+        return self.forward(images.clone())
 
 
 class Peer(Member):

@@ -210,13 +210,27 @@ def _evaluation(name: str, record: dict[str, Any]) -> str:
         f"{name}: percent of {first['n']} {record['split']} images, "
         f"{threats_in_words(first)}, 95 % interval"
     )
-    return f"<h2>{escape(text)}</h2>" + _table(["", *attacks], rows)
+    remarks = filter(None, (unanswered_in_words(*each) for each in peers.items()))
+    silent = "".join(f"<p>{escape(remark)}</p>" for remark in remarks)
+    return f"<h2>{escape(text)}</h2>" + _table(["", *attacks], rows) + silent
 
 
 def threats_in_words(entry: dict[str, Any]) -> str:
     """Under which attackers a peer was judged."""
     each = [f"{one['norm']} eps {one['eps']} step {one['step_size']}" for one in entry["threats"]]
     return f"{'; '.join(each)}; restarts {entry['restarts']}"
+
+
+def unanswered_in_words(peer: str, entry: dict[str, Any]) -> str | None:
+    """How many of its images a judged peer gave no answer for; None where there are none."""
+    found = {name: result.get("unanswered", 0) for name, result in entry["attacks"].items()}
+    counts = ", ".join(f"{count} under {name}" for name, count in found.items() if count)
+    if not counts:
+        return None
+    return (
+        f"{peer}: NaN or infinite logits are no answer and count as wrong; "
+        f"of {entry['n']} images they are {counts}"
+    )
 
 
 def _epoch_table(epochs: Sequence[dict[str, Any]]) -> str:

@@ -107,6 +107,12 @@ def train(config: TrainConfig, dataset: Dataset | None = None) -> RunResult:
     longer finite or another collapse, as `--on-collapse` says; Stopped after Ctrl-C or SIGTERM,
     when all is saved.
     """
+    if not isinstance(config, TrainConfig):
+        raise InputError(
+            f"the settings are {config!r:.40}, expected a TrainConfig: "
+            "type fastcat.TrainConfig(peers='trades,alp')"
+        )
+    _check_dataset(dataset)
     out = find_path(str(config.out or _free_folder(config)))
     _refuse_existing(out)
     # a run can be resumed and judged from another directory
@@ -134,6 +140,15 @@ def train(config: TrainConfig, dataset: Dataset | None = None) -> RunResult:
         write_text(out / "environment.json", json.dumps(environment(), indent=2) + "\n")
         trainer.save(out)
         return _run(trainer, out, request)
+
+
+def _check_dataset(dataset: Any) -> None:
+    """Raise InputError for what is neither None nor of `fastcat.from_items`."""
+    if not (dataset is None or isinstance(dataset, Dataset)):
+        raise InputError(
+            f"the data set is a {type(dataset).__name__}, expected one of (image, label) data "
+            "sets: type fastcat.from_items(train, test)"
+        )
 
 
 def _of_seed(config: TrainConfig, out: Path, seed: int) -> TrainConfig:
@@ -222,7 +237,7 @@ def _fitting(run: Path) -> Iterator[None]:
         ) from error
 
 
-def resume(run: Path, dataset: Dataset | None = None) -> RunResult:
+def resume(run: Path | str, dataset: Dataset | None = None) -> RunResult:
     """Continue a run where its last checkpoint stands; a finished run is returned as it is.
 
     In a folder of several seeds the finished ones are left alone, those missing begin.
@@ -231,6 +246,10 @@ def resume(run: Path, dataset: Dataset | None = None) -> RunResult:
 
     Raises what `train` raises, and InputError for a folder without a usable checkpoint.
     """
+    _check_dataset(dataset)
+    if not isinstance(run, str | os.PathLike):
+        raise InputError(f"the run is {run!r:.40}, expected its folder, as 'runs/first'")
+    run = Path(run)
     if not run.is_dir():
         raise InputError(f"{run} is not a run: there is no such folder")
     if is_over_seeds(run):

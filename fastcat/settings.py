@@ -1,8 +1,14 @@
-"""Settings of a method as they are typed, "NAME:key=value:key=value", read as its defaults are."""
+"""Settings: of a method as they are typed, "NAME:key=value:key=value", read as its defaults are;
+of a configuration as Python programs set them.
+"""
 
 import inspect
+import numbers
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from fastcat.errors import InputError
 
@@ -75,3 +81,52 @@ def _read(text: str, default: Any) -> Any:
     if isinstance(default, bool) and not isinstance(value, bool):
         raise ValueError(text)
     return value
+
+
+def settle_types(config: Any) -> None:
+    """Make the values of a frozen dataclass those of its annotations, as a file can hold them.
+
+    A path may be text and text a path, a number may be of numpy. Raises InputError for others.
+    """
+    for name, hint in get_type_hints(type(config)).items():
+        value, default = getattr(config, name), getattr(type(config), name)
+        kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        plain = [_plain(value, kind) for kind in kinds if _is_of(value, kind)]
+        if not plain:
+            expected = " or ".join(map(_in_words, kinds))
+            example = f", for example {default!r}" if default else ""
+            flag = name.replace("_", "-")
+            raise InputError(f"{flag} is {value!r:.40}, expected {expected}{example}")
+        object.__setattr__(config, name, plain[0])
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return isinstance(value, str) and value in get_args(kind)
+    # True is a number for Python alone
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, _KINDS[kind][0])
+
+
+def _plain(value: Any, kind: Any) -> Any:
+    if kind in (int, float):
+        return value if type(value) is int else kind(value)
+    if kind is str:
+        return os.fspath(value)
+    return Path(value) if kind is Path else value
+
+
+def _in_words(kind: Any) -> str:
+    return ", ".join(get_args(kind)) if get_origin(kind) is Literal else _KINDS[kind][1]
+
+
+# by annotation: what is one, and what it is called
+_KINDS: dict[Any, tuple[Any, str]] = {
+    NoneType: (NoneType, "None"),
+    bool: (bool, "True or False"),
+    int: (numbers.Integral, "a whole number"),
+    float: (numbers.Real, "a number"),
+    str: ((str, os.PathLike), "text"),
+    Path: ((str, os.PathLike), "a path"),
+}

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastcat.attack import Inner, Network, at_least_float32, room_for, stack_images
+from fastcat.attack import Inner, Network, at_least_float32, room_for, says, stack_images
 from fastcat.errors import InputError
 from fastcat.frozen import Frozen
 from fastcat.modes import NormMode, attack_mode
@@ -54,15 +54,18 @@ def select(z: Tensor, y: Tensor, official: bool = False) -> tuple[Tensor, Tensor
     """Places [B] in (adv, clean, col) of lowest and highest p_y; z: logits [3, B, C] in this order.
 
     By the log-odds of p_y, which grow with it: in float32 p_y of sure images is 1, its logarithm 0,
-    for all three alike, and p_y of hopeless ones is 0. official: by p_y itself.
+    for all three alike, and p_y of hopeless ones is 0. official: by p_y itself. NaN counts as the
+    lowest.
     """
     label = y.expand(3, -1)[..., None]
     if official:
         # of equals the clean image: (clean, col, adv)
         p = z.softmax(2).gather(2, label).squeeze(2).roll(-1, 0)
+        p = p.masked_fill(p.isnan(), -1)
         return (p.argmin(0) + 1) % 3, (p.argmax(0) + 1) % 3
     others = z.scatter(2, label, -torch.inf).logsumexp(2)
     odds = z.gather(2, label).squeeze(2) - others
+    odds = odds.masked_fill(odds.isnan(), -torch.inf)
     return odds.argmin(0), 2 - odds.flip(0).argmax(0)
 
 
@@ -97,7 +100,7 @@ def squeeze(
     def forward(images: Tensor) -> tuple[Tensor, Tensor]:
         leaf = images.to(dtype).detach().requires_grad_()
         with torch.enable_grad():
-            return leaf, network(leaf)
+            return leaf, says(network, leaf)
 
     with attack_mode(model, inner.bn):
         # a compiled twin's backward can run once only

@@ -41,7 +41,7 @@ def clean_logits(team: Team, x: Tensor) -> dict[int | None, Tensor]:
     for j in team.targets:
         member, bn = team.members[j], "train" if j in team.learners else "eval"
         with attack_mode(member.model, bn), team.precision.autocast():
-            logits[j] = member.forward(x)
+            logits[j] = member.says(x)
     return logits
 
 
@@ -91,7 +91,7 @@ def forward(team: Team, views: dict[str, Tensor]) -> dict[Place, Tensor]:
                         continue
                     mode = nullcontext() if cell.tracked else attack_mode(member.model, "train")
                     with torch.set_grad_enabled(cell.grad), mode:
-                        z[cell.place] = member.forward(views[cell.view])
+                        z[cell.place] = member.says(views[cell.view])
 
     team.lanes.run(fill)
     return z
@@ -187,7 +187,7 @@ def forward_after(team: Team, views: dict[str, Tensor]) -> None:
             member = team.members[k]
             for view in member.objective.after:
                 with team.precision.autocast(), torch.no_grad():
-                    member.forward(views[view_name(k, view)])
+                    member.says(views[view_name(k, view)])
 
     team.lanes.run(log)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from fastcat.batch import by_share
 from fastcat.collaboration.collaboration import Collaboration
 from fastcat.errors import InputError
+from fastcat.guard import answers
 from fastcat.kernels.multi_peer_loss import multi_peer_loss
 from fastcat.objectives.objective import Objective
 from fastcat.plan import Cell, Place, own_views, places_of
@@ -153,7 +154,7 @@ class TableLoss:
             y = torch.where(share < 0.5, y_mixed, y)
         if self.only:
             losses = torch.where(counted == 0, 0, losses)
-        hits = z.index_select(0, self.tested).argmax(2) == y
+        hits = answers(z.index_select(0, self.tested)) == y
         measured, count = [losses.mean(1)], len(self.rows)
         for alpha, outer, cells, views in self.own:
             row = {v: z[n].detach().to(losses.dtype) for v, n in cells.items()}

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fastcat.attack import Network
+from fastcat.attack import Inner, Network
 from fastcat.collaboration import make_collaboration
 from fastcat.collaboration.collaboration import make_students
 from fastcat.frozen import CannotFreeze, Frozen
@@ -94,6 +94,9 @@ def make_team(
     learns = [isinstance(member, Peer) for member in members]
     collaboration = make_collaboration(collab, students, alpha, teachers, learns)
     searches = make_searches(objectives, threats, collaboration.asked)
+    for search in searches:
+        if isinstance(search.inner, Inner):
+            search.inner.check_classes(classes)
     plan = make_plan(objectives, collaboration.reads, collaboration.learning, collaboration.asked)
     peers = [member for member in members if isinstance(member, Peer)]
     weight_dtype = peers[0].optimizer.flat.dtype

@@ -5,14 +5,16 @@ logits and labels to weighted scalars. Cells are what it is said of: an objectiv
 views ("clean", "adv"), a collaboration of (peer, view). The formulas stand in kernels/losses.py.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from fastcat.errors import InputError
+from fastcat.errors import InputError, check_number
+from fastcat.guard import as_labels, check_classes, check_logits
 from fastcat.kernels.multi_peer_loss import KINDS, multi_peer_loss
 
 # "clean" and "adv" in an objective, (peer, view) in a collaboration
@@ -55,15 +57,21 @@ class Term:
 
 @dataclass(frozen=True)
 class Sum:
-    """Terms that add up; `a + b`, `2.0 * a` and `a.named("pairing")` make new ones."""
+    """Terms that add up; `a + b`, `2.0 * a`, `a * 2.0` and `a.named("pairing")` make new ones."""
 
     terms: tuple[Term, ...] = ()
 
     def __add__(self, other: "Sum") -> "Sum":
-        return Sum(self.terms + other.terms)
+        return Sum(self.terms + other.terms) if isinstance(other, Sum) else NotImplemented
 
     def __rmul__(self, factor: float) -> "Sum":
+        """Raises InputError for what is no finite number."""
+        check_number("a weight", factor, "6.0")
+        if not math.isfinite(factor):
+            raise InputError(f"a weight is {factor}, expected a finite number")
         return Sum(tuple(replace(term, weight=factor * term.weight) for term in self.terms))
+
+    __mul__ = __rmul__
 
     def named(self, name: str) -> "Sum":
         return Sum(tuple(replace(term, name=name) for term in self.terms))
@@ -74,7 +82,12 @@ class Sum:
         return tuple(dict.fromkeys(cell for term in self.terms for cell in term.cells))
 
     def __call__(self, z: Mapping[CellName, Tensor], y: Tensor) -> dict[str, Tensor]:
-        """Weighted scalars by name from logits [B, C] by cell and labels [B]; differentiable."""
+        """Weighted scalars by name from logits [B, C] by cell and labels [B]; differentiable.
+
+        Raises InputError for cells without logits, for logits of different shapes, and for labels
+        that are not one class for each image; what labels a GPU holds is not looked at.
+        """
+        y = self._checked(z, y)
         table = torch.stack([z[cell] for cell in self.cells])
         rows = term_rows(self.terms, self.cells).to(table.device)
         upstream = torch.zeros(len(rows), len(y), device=table.device, dtype=table.dtype)
@@ -84,6 +97,30 @@ class Sum:
             weight = term.of_classes(table.shape[2]).weight
             values[term.name] = values.get(term.name, 0) + weight * mean
         return values
+
+    def _checked(self, z: Any, y: Any) -> Tensor:
+        """The labels as indices, where they and the logits fit this sum."""
+        if not self.terms:
+            raise InputError("the sum has no terms: expected some, as ce('clean')")
+        missing = [cell for cell in self.cells if not isinstance(z, Mapping) or cell not in z]
+        if missing:
+            raise InputError(f"there are no logits of {missing[0]!r}: expected a mapping with them")
+        first = z[self.cells[0]]
+        images = len(first) if isinstance(first, Tensor) and first.dim() else 0
+        for cell in self.cells:
+            check_logits(z[cell], images, f"cell {cell!r}")
+            if z[cell].shape != first.shape:
+                raise InputError(
+                    f"logits of {cell!r} have shape {tuple(z[cell].shape)}, those of "
+                    f"{self.cells[0]!r} {tuple(first.shape)}: expected the same"
+                )
+        if not images:
+            raise InputError("there are no images: the batch is empty")
+        y = as_labels(y, images).to(first.device)
+        if not (y.is_cuda or torch.compiler.is_compiling()):
+            lowest, highest = (int(label) for label in y.aminmax())
+            check_classes(lowest, highest, first.shape[1])
+        return y
 
 
 def term_rows(terms: Sequence[Term], cells: Sequence[CellName]) -> Tensor:
@@ -111,6 +148,7 @@ def ce(cell: CellName, smoothing: float = 0.0) -> Sum:
     (1 - s) CE(z, y) + s CE(z, uniform), one value by name (Szegedy et al. 2016, section 7). Raises
     InputError for a smoothing outside its range.
     """
+    check_number("smoothing", smoothing, "0.1")
     if not 0 <= smoothing < 1:
         raise InputError(f"smoothing is {smoothing:g}, expected a share in [0, 1), for example 0.1")
     plain = Sum((Term("ce", "ce", cell),))
@@ -137,8 +175,11 @@ def kl(
     With gradient into both, but for the one that is constant. Distillation multiplies it by T^2
     (Hinton et al. 2015), which is a weight: `T**2 * kl(..., temperature=T)`. by_class: the mean
     over images and classes, as KLDivLoss has it by default. Raises InputError for a temperature
-    outside its range.
+    outside its range, and for a constant that is neither.
     """
+    check_number("temperature", temperature, "4.0")
+    if constant not in (None, *get_args(Side)):
+        raise InputError(f"constant is {constant!r}, expected None, 'teacher' or 'student'")
     if not 0.001 <= temperature <= 1000:
         raise InputError(f"temperature is {temperature:g}, expected 0.001 to 1000, for example 4")
     term = Term("kl", "kl", student, teacher, 1.0, constant, temperature, by_class=by_class)

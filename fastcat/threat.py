@@ -7,12 +7,12 @@ pixels of [0, 1]; nothing here knows of networks or losses.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from fastcat.errors import InputError, nearest
+from fastcat.errors import InputError, check_number, nearest
 from fastcat.kernels.pgd_update import pgd_update
 
 Start = Literal["zero", "uniform", "gaussian", "unclipped"]
@@ -96,21 +96,24 @@ class ThreatModel:
     code: str | None = None
 
     def __post_init__(self) -> None:
-        if self.norm not in NORMS:
+        if self.norm not in [*NORMS]:
             raise InputError(f"unknown norm {self.norm!r}: {nearest(self.norm, NORMS)}")
         self._check_length("eps", self.eps, "8/255")
         if self.step_size is not None:
             self._check_length("step size", self.step_size, "2/255")
+        check_number("steps", self.steps, "10", whole=True)
+        check_number("restarts", self.restarts, "1", whole=True)
         if self.steps < 1:
             raise InputError(f"steps is {self.steps}, expected at least 1: type for example 10")
         if self.restarts < 1:
             raise InputError(f"restarts is {self.restarts}, expected at least 1")
-        if self.code is not None and self.code not in CODES:
+        if self.code not in (None, *CODES):
             raise InputError(f"unknown code {self.code!r}: {nearest(self.code, CODES)}")
         if self.code is not None and self.norm != "l2":
             raise InputError(f"code={self.code} is for l2, not for {self.norm}: leave it out")
 
     def _check_length(self, name: str, value: float, example: str) -> None:
+        check_number(name, value, f"{example}, without quotes")
         if self.norm == "linf" and 1 < value <= 255:
             raise InputError(
                 f"{name} is {value:g}, more than the whole range [0, 1] of a pixel: "
@@ -126,7 +129,21 @@ class ThreatModel:
         return self.eps / 4 if self.step_size is None else self.step_size
 
     def draw_noise(self, kind: Start, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Raw start noise like x: uniform in the norm's unit ball, standard normal, or zero."""
+        """Raw start noise like x: uniform in the norm's unit ball, standard normal, or zero.
+
+        generator: on x's device, None for torch's own. Raises InputError for another one.
+        """
+        _check_start(kind)
+        if not (generator is None or isinstance(generator, torch.Generator)):
+            raise InputError(
+                f"the generator is {generator!r:.40}, expected a torch.Generator: "
+                "type torch.Generator().manual_seed(0)"
+            )
+        if generator is not None and generator.device.type != x.device.type:
+            raise InputError(
+                f"the generator is on {generator.device}, the images are on {x.device}: "
+                f"type torch.Generator({x.device.type!r})"
+            )
         if kind in ("uniform", "unclipped"):
             if self.code == "rice":
                 return _l2_radius(x, generator)
@@ -140,6 +157,7 @@ class ThreatModel:
 
         Only "uniform" is clipped to [0, 1]; the first step's projection clips the others.
         """
+        _check_start(kind)
         if kind == "uniform":
             return (x + self.eps * noise).clamp(0, 1)
         if kind == "unclipped":
@@ -155,8 +173,30 @@ class ThreatModel:
         pgd_update(x_adv, low, x, grad, self.norm, self.eps, self.step, L1_SPARSITY, box_first)
 
     def distance(self, x: Tensor, x_adv: Tensor) -> Tensor:
-        """How far each image [B] has moved, in the threat model's norm."""
+        """How far each image [B] of x [B, C, H, W] has moved, in the threat model's norm.
+
+        Raises InputError for images of two shapes.
+        """
+        if x.dim() != 4 or x.shape != x_adv.shape:
+            raise InputError(
+                f"images have shapes {tuple(x.shape)} and {tuple(x_adv.shape)}, expected "
+                "[B, C, H, W] twice"
+            )
         return (x_adv - x).flatten(1).norm(NORMS[self.norm].order, dim=1)
+
+
+def _check_start(kind: Any) -> None:
+    if kind not in get_args(Start):
+        raise InputError(f"unknown start {kind!r}: {nearest(kind, get_args(Start))}")
+
+
+def check_threat(threat: Any) -> None:
+    """Raise InputError for what is no ThreatModel."""
+    if not isinstance(threat, ThreatModel):
+        raise InputError(
+            f"the threat is {threat!r:.40}, expected a ThreatModel: "
+            "fastcat.ThreatModel(eps=8 / 255, step_size=2 / 255, steps=10)"
+        )
 
 
 # how a peer meets several threat models at once

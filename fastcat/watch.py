@@ -25,9 +25,9 @@ OVERFIT_FALL = 0.05
 OVERFIT_EPOCHS = 3
 MOST_ROLLBACKS = 3
 
-ONE, ONE_SO_FAR, DEAD = "one class", "one class so far", "dead"
+ONE, ONE_SO_FAR, DEAD, SILENT = "one class", "one class so far", "dead", "no answer"
 CATASTROPHIC, ROBUST = "catastrophic overfitting", "robust overfitting"
-COLLAPSES = (ONE, DEAD, CATASTROPHIC)
+COLLAPSES = (ONE, DEAD, SILENT, CATASTROPHIC)
 
 
 class Collapse(InputError):
@@ -98,6 +98,11 @@ class Watch:
                 f"{100 * accuracy['clean']:.2f}% clean accuracy, "
                 f"for {past['at_chance']} epochs no better than one constant answer"
             )
+
+        silent = {attack: count for attack, count in entry["unanswered"].items() if count}
+        if silent:
+            counts = ", ".join(f"{count} under {attack}" for attack, count in silent.items())
+            signs[SILENT] = f"NaN or infinite logits for images of {self.images}: {counts}"
 
         if name in self.attacked:
             signs |= self._overfitting(past, accuracy, entry["train"]["accuracy"])

@@ -46,9 +46,11 @@ CLIMBED: dict[int, Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]] = {
 MOST_PEERS = 15
 
 
-def _check(z: Tensor, kinds: Sequence[int]) -> None:
-    """Raise ValueError for kinds that do not fit z [K, B, C]."""
-    peers, _, classes = z.shape
+def _check(z: Tensor, y: Tensor, kinds: Sequence[int]) -> None:
+    """Raise ValueError for labels and kinds that do not fit z [K, B, C]."""
+    peers, images, classes = z.shape
+    if y.shape != (images,):
+        raise ValueError(f"labels have shape {tuple(y.shape)}, expected ({images},)")
     if len(kinds) != peers or peers > MOST_PEERS or not CLIMBED.keys() >= set(kinds):
         raise ValueError(
             f"kinds are {list(kinds)}, expected one of {sorted(CLIMBED)} for each of {peers} peers,"
@@ -64,7 +66,8 @@ def attack_logit_grad(
     """dz [K, B, C] like z, logits of K attacked peers in any float type; y: int64 [B], in [0, C).
 
     clean: [K, B, C], read for peers that climb kl; kinds: a code of KINDS for each peer; scale is
-    any number. Raises ValueError for kinds that do not fit z, and for dlr without three classes.
+    any number. Raises ValueError for labels and kinds that do not fit z, and for dlr without three
+    classes.
     """
     return OP(z, y, clean, list(kinds), scale)
 
@@ -73,7 +76,7 @@ def attack_logit_grad_reference(
     z: Tensor, y: Tensor, clean: Tensor, kinds: list[int], scale: float
 ) -> Tensor:
     """The specification of `attack_logit_grad`; half precision is computed in float32."""
-    _check(z, kinds)
+    _check(z, y, kinds)
     wide = z if z.dtype == torch.float64 else z.float()
     grads = [CLIMBED[kind](wide[k], y, clean[k].to(wide))[-1] for k, kind in enumerate(kinds)]
     return (scale * torch.stack(grads)).to(z.dtype)
@@ -117,10 +120,9 @@ def attack_logit_grad_fused(
     z: Tensor, y: Tensor, clean: Tensor, kinds: list[int], scale: float
 ) -> Tensor:
     """Launches the Triton kernel: one program for each tile of whole rows of a peer."""
-    _check(z, kinds)
+    _check(z, y, kinds)
     K, B, C = z.shape
     assert clean.shape == z.shape
-    assert y.shape == (B,)
     dz = z.new_empty(z.shape)
     packed = sum(kind << (4 * k) for k, kind in enumerate(kinds))
     launch = tile(B, C)

@@ -58,8 +58,10 @@ def multi_peer_loss(z: Tensor, y: Tensor, terms: Tensor, upstream: Tensor) -> tu
     weight of each loss in dz; terms: float32 [T, 5] on z's device, T > 0, with columns kind (a code
     of KINDS), the student's cell, the teacher's (-1 for kinds without one), the one of them that
     gets no gradient (-1 for neither), and the temperature, in [0.001, 1000]. losses are float32, or
-    float64 where z is. Terms are not checked.
+    float64 where z is. Terms are not checked. Raises ValueError for labels of another number.
     """
+    if y.shape != z.shape[1:2]:
+        raise ValueError(f"labels have shape {tuple(y.shape)}, expected {tuple(z.shape[1:2])}")
     return OP(z, y, terms, upstream)
 
 

@@ -461,13 +461,14 @@ def test_checkpoints_that_are_no_checkpoints(run: Path, capsys: pytest.CaptureFi
     for changed in (
         {},
         {"config": {}},
-        {**state, "config": {**state["config"], "epochs": "3"}},
         {**state, "config": {**state["config"], "epochz": 3}},
         {**state, "peers": []},
         {**state, "peers": [state["peers"][0], {**state["peers"][1], "model": {}}]},
     ):
         torch.save({**changed, "format": 1}, last)
         assert "does not fit this version" in refusal(capsys, "resume", run)
+    torch.save({**state, "config": {**state["config"], "epochs": "3"}, "format": 1}, last)
+    assert "epochs is '3', expected a whole number" in refusal(capsys, "resume", run)
     # a method is named, not called
     torch.save({**state, "config": {**state["config"], "peers": "os:getcwd"}}, last)
     assert "annotated" in refusal(capsys, "resume", run)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from fastcat.attack import Inner, attack, attack_all
+from fastcat.errors import InputError
 from fastcat.modes import attack_mode
 from fastcat.threat import ThreatModel
 from tests.comparison import assert_same
@@ -84,7 +85,9 @@ def test_an_interrupted_attack_leaves_no_trace(
             raise error("in the middle")
 
     hook = net[2].bn3.register_forward_hook(fail)
-    with pytest.raises(error, match="in the middle"):
+    # what is raised in a network is told in a sentence, an interruption passes
+    seen = InputError if issubclass(error, Exception) else error
+    with pytest.raises(seen, match="in the middle"):
         attack(net, x, y, THREAT, loss="kl", bn=bn, generator=seeded())
     hook.remove()
     assert_same(before, everything(net))

@@ -24,18 +24,21 @@ def look(
     share: float = 0.14,
     images: int = 1024,
     chance: float = 0.1,
+    silent: int = 0,
 ) -> list[dict[str, Any]]:
     """Records of these clean, FGSM, PGD and training accuracies, as a fresh watch sees them.
 
-    share: of the commonest answer, "frog", in the last epoch.
+    share: of the commonest answer, "frog", in the last epoch; silent: images that then get none.
     """
     watch = Watch(["0-at"], PAIRS, "pgd10", images, chance)
     records = []
     for number, (clean, fgsm, pgd, train) in enumerate(epochs, start=1):
+        last = number == len(epochs)
         entry = {
             "accuracy": {"clean": clean, "fgsm": fgsm, "pgd10": pgd},
+            "unanswered": {"clean": 0, "fgsm": 0, "pgd10": silent if last else 0},
             "train": {"accuracy": train},
-            "commonest": {"class": "frog", "share": share if number == len(epochs) else 0.14},
+            "commonest": {"class": "frog", "share": share if last else 0.14},
         }
         peers: dict[str, dict[str, Any]] = {name: entry}
         watch.look(peers)
@@ -61,6 +64,14 @@ def test_healthy_training_shows_no_sign() -> None:
 def test_one_class(share: float, expected: set[str]) -> None:
     # PGD has fallen too, but FGSM with it, and not for long
     assert signs(*HEALTHY, (0.15, 0.12, 0.12, 0.3), share=share) == expected
+
+
+def test_a_peer_without_answers_is_named_and_has_collapsed() -> None:
+    """Catches a checkpoint that answers NaN and goes on as if nothing were."""
+    records = look(*HEALTHY, HEALTHY[-1], silent=3)
+    assert set(records[-1]["peers"]["0-at"]["signs"]) == {"no answer"}
+    assert "NaN or infinite logits for images of 1024: 3 under pgd10" in str(collapse(records[-1]))
+    assert new_signs(records[-1], records[-2])
 
 
 def test_before_anything_is_learnt_one_class_is_no_collapse() -> None:
@@ -89,7 +100,8 @@ def test_the_end_of_an_epoch_at_chance_is_nothing_to_return_to() -> None:
     watch = Watch([], PAIRS, "pgd10", 1024, 0.1)
     for clean, expected in ((0.5, True), (0.11, False), (0.4, True)):
         entry = {"accuracy": {"clean": clean, "fgsm": 0.0, "pgd10": 0.0}, "train": {}}
-        watch.look({"0-natural": {**entry, "commonest": {"class": "frog", "share": 0.1}}})
+        answers = {"unanswered": {}, "commonest": {"class": "frog", "share": 0.1}}
+        watch.look({"0-natural": {**entry, **answers}})
         assert watch.at_ease == expected
 
 

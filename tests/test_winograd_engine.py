@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastcat.attack import attack
-from fastcat.evaluation.evaluate import parse_attacks, robust
+from fastcat.evaluation.evaluate import answers_after, parse_attacks
 from fastcat.kernels.winograd import Winograd
 from fastcat.threat import ThreatModel
 from tests.engines import engine_of, run
@@ -122,7 +122,7 @@ def test_peers_are_judged_so_and_found_as_robust(launches: list[bool]) -> None:
         fast = judge(network, x, y, pgd, threat, noise)
         assert launches
         launches.clear()
-        plain = robust(network, x, y, pgd, threat, noise)
+        plain = answers_after(network, x, y, pgd, threat, noise)
     assert not launches
     assert (fast == plain).float().mean() > 0.8
 

@@ -2,6 +2,7 @@
 
 An image counts as robust under an attack when no restart fools the model; "worst" counts the
 images that survive every attack asked for. The last PGD iterate is judged, as in the papers.
+Logits that are NaN or infinite are no answer: such an image is fooled, and counted beside.
 """
 
 import re
@@ -13,15 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastcat.attack import AttackLoss, Inner, Network, attack_all
+from fastcat.attack import AttackLoss, Inner, Network, attack_all, attacked, logits
 from fastcat.cpus import shared_cpus
-from fastcat.errors import InputError
+from fastcat.errors import InputError, check_number, nearest
 from fastcat.frozen import Frozen
-from fastcat.guard import check_images
-from fastcat.modes import attack_mode
+from fastcat.guard import NO_ANSWER, CheckedNetwork, answers, as_batch
 from fastcat.precision import Precision
 from fastcat.seeds import derive_seed
-from fastcat.threat import ThreatModel
+from fastcat.threat import ThreatModel, check_threat
 
 ATTACKS = {
     "clean": "no attack",
@@ -82,30 +82,43 @@ def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[flo
 
 @dataclass(frozen=True)
 class Report:
-    """n images were judged; correct: survivors by attack, and of all attacks as "worst"."""
+    """n images were judged; correct: survivors by attack, and of all attacks as "worst";
+    unanswered: how many of the others got logits that are NaN or infinite, of "worst" under any.
+    """
 
     n: int
     correct: dict[str, int]
+    unanswered: dict[str, int]
 
     def accuracy(self, attack: str) -> float:
-        """The surviving share in [0, 1]."""
-        return self.correct[attack] / self.n
+        """The surviving share in [0, 1]. Raises InputError for an attack that was not made."""
+        return self._survivors(attack) / self.n
 
     def interval(self, attack: str) -> tuple[float, float]:
-        """Its 95 % confidence interval over the choice of images."""
-        return wilson_interval(self.correct[attack], self.n)
+        """Its 95 % confidence interval over the choice of images. Raises as `accuracy` does."""
+        return wilson_interval(self._survivors(attack), self.n)
+
+    def _survivors(self, attack: str) -> int:
+        if attack not in [*self.correct]:
+            raise InputError(f"nothing was judged by {attack!r}: {nearest(attack, self.correct)}")
+        return self.correct[attack]
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "n": self.n,
             "attacks": {
-                name: {"correct": count, "accuracy": count / self.n, "ci95": self.interval(name)}
+                name: {
+                    "correct": count,
+                    "accuracy": count / self.n,
+                    "ci95": self.interval(name),
+                    "unanswered": self.unanswered[name],
+                }
                 for name, count in self.correct.items()
             },
         }
 
 
-def robust(
+def answers_after(
     network: Network,
     x: Tensor,
     y: Tensor,
@@ -113,95 +126,154 @@ def robust(
     threat: ThreatModel,
     noise: Tensor,
 ) -> Tensor:
-    """Bool [B]: the images still right after one attack from this start noise, in eval mode.
+    """int64 [B]: what the network `answers` after one attack from this start noise, in eval mode.
 
     A function of device tensors of static shape, which asks the host nothing.
     """
     if attack.inner is not None:
         x = attack_all([network], [attack.inner], x, y, threat, noise[None, None])[0]
-    model = network.model if isinstance(network, Frozen) else network
-    with torch.no_grad(), attack_mode(model, "eval"):
-        door = x.to(network.dtype) if isinstance(network, Frozen) else x
-        return network(door).argmax(1) == y
+    with attacked([network], [Inner()]):
+        return answers(logits(network, x))
 
 
-def survivors(
+def last_answers(
     network: Network,
     x: Tensor,
     y: Tensor,
     attack: EvalAttack,
     threat: ThreatModel,
     generator: torch.Generator,
-    robust: Callable[..., Tensor] = robust,
+    answers_after: Callable[..., Tensor] = answers_after,
 ) -> Tensor:
-    """Bool [B]: the images that no restart fools."""
-    alive = torch.ones_like(y, dtype=torch.bool)
+    """int64 [B]: of each image the answer after the first restart that fools the network; its label
+    where none does.
+    """
+    said = y.clone()
     threat = attack.under(threat)
     one_start = replace(threat, restarts=1)
     start = attack.inner.start if attack.inner is not None else "zero"
     for _ in range(1 if attack.inner is None else threat.restarts):
         # what is fooled stays fooled, so only the others are attacked again
-        rows = alive.nonzero().squeeze(1)
+        rows = (said == y).nonzero().squeeze(1)
         if not len(rows):
             break
         noise = threat.draw_noise(start, x[rows], generator)
-        alive[rows] = robust(network, x[rows], y[rows], attack, one_start, noise)
-    return alive
+        said[rows] = answers_after(network, x[rows], y[rows], attack, one_start, noise)
+    return said
+
+
+def choose_attacks(attacks: Any) -> tuple[EvalAttack, ...]:
+    """Those of a text, of a list of names, or as they are. Raises InputError for anything else."""
+    if isinstance(attacks, list | tuple) and all(isinstance(each, str) for each in attacks):
+        attacks = ",".join(attacks)
+    if isinstance(attacks, str):
+        return parse_attacks(attacks)
+    if isinstance(attacks, list | tuple) and all(isinstance(each, EvalAttack) for each in attacks):
+        return tuple(attacks)
+    raise InputError(f"attacks are {attacks!r:.40}, expected names: type for example clean,pgd20")
+
+
+def make_trials(attacks: Any, threats: Any) -> list[tuple[str, EvalAttack, ThreatModel]]:
+    """Each attack under each threat model, and what a report calls it.
+
+    Raises InputError for what are no attacks or threat models, and for two under one name.
+    """
+    if not isinstance(threats, list | tuple) or not threats:
+        threats = [threats]
+    for threat in threats:
+        check_threat(threat)
+    trials: list[tuple[str, EvalAttack, ThreatModel]] = []
+    for attack in choose_attacks(attacks):
+        models = threats if attack.inner is not None else threats[:1]
+        for model in models:
+            name = attack.name if len(models) == 1 else f"{attack.name}-{model.norm}"
+            trials.append((name, attack, model))
+    names = [name for name, *_ in trials]
+    if len({*names}) < len(names):
+        raise InputError(
+            f"{', '.join(names)}: a name stands there twice, expected each attack once and threat "
+            "models of distinct norms"
+        )
+    return trials
+
+
+_BATCHES = "expected batches (images, labels), as of a DataLoader, or [(x, y)] for a single one"
+
+
+def _first_two(batch: Any) -> tuple[Any, Any]:
+    """Images and labels of what a loader gives. Raises InputError where these are not to be had."""
+    if not isinstance(batch, list | tuple) or len(batch) < 2:
+        raise InputError(f"the loader gives a {type(batch).__name__}: {_BATCHES}")
+    return batch[0], batch[1]
 
 
 @shared_cpus()
+@torch.inference_mode(False)
 def evaluate(
     model: Network,
     loader: Iterable[Sequence[Any]],
-    attacks: str | Sequence[EvalAttack],
+    attacks: str | Sequence[str] | Sequence[EvalAttack],
     threat: ThreatModel | Sequence[ThreatModel],
     *,
     seed: int = 0,
     precision: Precision | None = None,
     after_batch: Callable[[int], object] | None = None,
-    robust: Callable[..., Tensor] = robust,
+    answers_after: Callable[..., Tensor] = answers_after,
 ) -> Report:
     """Accuracy of `model` under each attack.
 
-    model: any nn.Module or callable from images [B, C, H, W] in [0, 1] to logits; left as it was.
+    model: as for `fastcat.attack`; left as it was. An image whose logits are NaN or infinite has no
+    answer: it counts as wrong, and `Report.unanswered` says how many there are.
     loader: batches whose first two members are images and labels [B], moved to the model's device.
-    attacks: names as "clean,fgsm,pgd20,cw20". threat: radius, step size and restarts; steps come
-    from the names; under several of distinct norms each attack is made, as "pgd20-l2". precision
-    None computes as the model is. after_batch gets the images so far; robust judges a batch.
-    Raises InputError for unknown attacks, images outside [0, 1], and a loader without images.
+    attacks: names as "clean,fgsm,pgd20,cw20" or in a list. threat: radius, step size and restarts;
+    steps come from the names; under several of distinct norms each attack is made, as "pgd20-l2".
+    precision: None computes as the model is. after_batch gets the images so far; answers_after
+    stands in for that of this module.
+    Raises InputError for unknown attacks, for a loader without images or without labels, and as
+    `fastcat.attack` does.
     """
-    chosen = parse_attacks(attacks) if isinstance(attacks, str) else tuple(attacks)
+    trials = make_trials(attacks, threat)
+    check_number("seed", seed, "0", whole=True)
+    if not (precision is None or isinstance(precision, Precision)):
+        raise InputError(
+            f"precision is {precision!r:.40}, expected None or a Precision: "
+            "fastcat.precision.make_precision('bf16', device)"
+        )
+    if not (after_batch is None or callable(after_batch)):
+        raise InputError(f"after_batch is {after_batch!r:.40}, expected a function of a number")
+    try:
+        batches = iter(loader)
+    except TypeError as error:
+        raise InputError(f"the loader {loader!r:.40} has no batches: {_BATCHES}") from error
     parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
-    threats = [threat] if isinstance(threat, ThreatModel) else list(threat)
-    trials = []
-    for attack in chosen:
-        models = threats if attack.inner is not None else threats[:1]
-        for under in models:
-            name = attack.name if len(models) == 1 else f"{attack.name}-{under.norm}"
-            trials.append((name, attack, under))
     correct = {name: 0 for name, *_ in trials}
-    worst = n = 0
+    unanswered = dict(correct)
+    worst = lost = n = 0
     generator: torch.Generator | None = None
-    for x, y, *_ in loader:
+    for batch in batches:
+        x, y = as_batch(*_first_two(batch))
         if parameter is not None:
             x, y = x.to(parameter.device), y.to(parameter.device)
-        check_images(x)
+        network = model if isinstance(model, Frozen) else CheckedNetwork(model, x, y)
         if generator is None:
             generator = torch.Generator(x.device).manual_seed(derive_seed(seed, "evaluation"))
-        alive_always = torch.ones_like(y, dtype=torch.bool)
+        said_by = []
         for name, attack, under in trials:
             with (
                 precision.autocast() if precision else torch.autocast(x.device.type, enabled=False)
             ):
-                alive = survivors(model, x, y, attack, under, generator, robust)
-            correct[name] += int(alive.sum())
-            alive_always &= alive
-        worst += int(alive_always.sum())
+                said = last_answers(network, x, y, attack, under, generator, answers_after)
+            said_by.append(said)
+            correct[name] += int((said == y).sum())
+            unanswered[name] += int((said == NO_ANSWER).sum())
+        each = torch.stack(said_by)
+        worst += int((each == y).all(0).sum())
+        lost += int((each == NO_ANSWER).any(0).sum())
         n += len(y)
         if after_batch is not None:
             after_batch(n)
     if n == 0:
         raise InputError("nothing to evaluate: the loader gave no images")
     if len(trials) > 1:
-        correct["worst"] = worst
-    return Report(n, correct)
+        correct["worst"], unanswered["worst"] = worst, lost
+    return Report(n, correct, unanswered)

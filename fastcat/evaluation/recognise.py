@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fastcat.checkpoint import WeightsInfo
 from fastcat.foreign import lookalikes
+from fastcat.guard import answers
 from fastcat.loaders.loader import Loader
 from fastcat.models import normalized
 
@@ -95,7 +96,7 @@ def _sample(loader: Loader) -> tuple[Tensor, Tensor]:
 def _right(network: nn.Module, x: Tensor, y: Tensor) -> int:
     """How many images the network is right on; logits that are no numbers are wrong."""
     z = torch.cat([network(part) for part in x.split(64)])
-    return int(((z.argmax(1) == y) & z.isfinite().all(1)).sum())
+    return int((answers(z) == y).sum())
 
 
 def _typed(values: Sequence[float]) -> str:

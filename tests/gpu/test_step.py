@@ -17,7 +17,7 @@ from fastcat.awp import WeightPerturbation
 from fastcat.batch import Batch
 from fastcat.engine import Engine
 from fastcat.evaluation import parse_attacks
-from fastcat.evaluation.evaluate import robust
+from fastcat.evaluation.evaluate import answers_after
 from fastcat.frozen import Frozen
 from fastcat.kernels.augment import augment
 from fastcat.models import make_model
@@ -459,15 +459,15 @@ def test_judging_by_graph_equals_judging_eagerly() -> None:
     for attack in parse_attacks("clean,pgd5,cw5"):
         threat = attack.under(THREAT)
         noise = threat.draw_noise("uniform", x, None)
-        expected = robust(network, x, y, attack, threat, noise)
+        expected = answers_after(network, x, y, attack, threat, noise)
         for _ in range(2):
             assert torch.equal(judged(network, x, y, attack, threat, noise), expected)
     run.step(*images(1, BATCH, SIDE))
     network, judged = run.engine.judge(0)
     (attack,) = parse_attacks("clean")
     noise = torch.zeros_like(x)
-    hits = judged(network, x, y, attack, THREAT, noise)
-    assert torch.equal(hits, robust(network, x, y, attack, THREAT, noise))
+    said = judged(network, x, y, attack, THREAT, noise)
+    assert torch.equal(said, answers_after(network, x, y, attack, THREAT, noise))
 
 
 def test_the_gpu_augments_like_the_cpu() -> None:
