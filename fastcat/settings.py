@@ -1,6 +1,7 @@
 """Settings of a method as they are typed, "NAME:key=value:key=value", read as its defaults are."""
 
 import inspect
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -63,7 +64,10 @@ def read_settings(
 def _read(text: str, default: Any) -> Any:
     """`text` as a number or text like the default, or else as YAML has it."""
     if type(default) in (int, float, str):
-        return type(default)(text)
+        value = type(default)(text)
+        if isinstance(value, float) and math.isinf(value):
+            raise ValueError(text)
+        return value
     # here alone, so that the methods themselves need no package but torch
     import yaml
 
