@@ -7,6 +7,7 @@ import pty
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -33,27 +34,27 @@ def _workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture
-def unread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+@contextmanager
+def unread() -> Iterator[None]:
     """Standard output goes to somebody who has left, as under `| head -1`."""
     reader, writer = os.pipe()
     os.close(reader)
-    stream = os.fdopen(writer, "w", buffering=1)
-    monkeypatch.setattr(sys, "stdout", stream)
-    yield
+    stream = os.fdopen(writer, "w")
+    with redirect_stdout(stream):
+        yield
     stream.detach().detach().close()
 
 
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+@contextmanager
+def terminal(kind: str) -> Iterator[int]:
     """Standard output is a terminal; the descriptor that reads what it shows."""
-    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("TERM", "xterm")
     shown, inside = pty.openpty()
-    with os.fdopen(inside, "w") as stream:
-        monkeypatch.setattr(sys, "stdout", stream)
-        yield shown
+    with pytest.MonkeyPatch.context() as patch, os.fdopen(inside, "w") as stream:
+        for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+            patch.delenv(name, raising=False)
+        patch.setenv("TERM", kind)
+        with redirect_stdout(stream):
+            yield shown
     os.close(shown)
 
 
@@ -115,14 +116,16 @@ def test_a_line_stays_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err.startswith(r"fastcat: no\nrun holds no weights")
 
 
-def test_nobody_reads(unread: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nobody_reads(capsys: pytest.CaptureFixture[str]) -> None:
     """Catches a run, or an epoch of one, that is lost because its lines cannot be printed."""
-    assert main(["train", *ONE_EPOCH, "--out", "run"]) == 0
+    with unread():
+        assert main(["train", *ONE_EPOCH, "--out", "run"]) == 0
     assert read_checkpoint(Path("run/checkpoints/last.pt"))["epoch"] == 1
     assert Path("run/log.txt").read_text().count("\n") >= 3
-    assert main(["eval", "run", "--attacks", "clean", "--n", "10"]) == 0
-    assert main(["list"]) == 0
-    assert capsys.readouterr().err == ""
+    with unread():
+        assert main(["eval", "run", "--attacks", "clean", "--n", "10"]) == 0
+    assert Path("run/eval/test.json").stat().st_size > 0
+    assert capsys.readouterr() == ("", "")
 
 
 def command(*arguments: str, **streams: object) -> tuple[int, str]:
@@ -169,27 +172,28 @@ def test_without_standard_error_nothing_is_said_elsewhere(
 
 
 @pytest.mark.parametrize("columns", ["20", "200"])
-def test_a_bar_with_any_name(columns: str, terminal: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bar_with_any_name(columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches names that are read as markup: a closing tag that nothing opened ends the command."""
     monkeypatch.setenv("COLUMNS", columns)
-    console = make_console()
-    assert has_bar(console)
-    with task(console, "[/b] {x} %s\n") as progress:
-        progress(1, 2)
-    assert b"[/b] {x} %s"[: int(columns) // 4] in os.read(terminal, 1 << 16)
+    with terminal("xterm") as shown:
+        console = make_console()
+        assert has_bar(console)
+        with task(console, "[/b] {x} %s\n") as progress:
+            progress(1, 2)
+        assert b"[/b] {x} %s"[: int(columns) // 4] in os.read(shown, 1 << 16)
 
 
-def test_where_no_bar_can_stand_there_are_lines(
-    terminal: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TERM", "dumb")
-    with task(make_console(), "packing [red]") as progress:
-        progress(1, 2)
-    assert os.read(terminal, 1 << 16) == b"packing [red]\r\n"
+def test_where_no_bar_can_stand_there_are_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    with terminal("dumb") as shown:
+        with task(make_console(), "packing [red]") as progress:
+            progress(1, 2)
+        assert os.read(shown, 1 << 16) == b"packing [red]\r\n"
     # colours may be wanted in a file, a bar that overwrites itself never is
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setattr(sys, "stdout", io.StringIO())
-    with task(make_console(), "packing [red]") as progress:
+    with (
+        redirect_stdout(io.StringIO()) as file,
+        task(make_console(), "packing [red]") as progress,
+    ):
         progress(1, 2)
-    assert sys.stdout.getvalue() == "packing [red]\n"
+    assert file.getvalue() == "packing [red]\n"
