@@ -47,8 +47,9 @@ from fastcat.cpus import set_threads, shared_cpus
 from fastcat.device import make_device
 from fastcat.environment import environment
 from fastcat.errors import InputError
-from fastcat.files import write_text
+from fastcat.files import claimed, write_text
 from fastcat.models import canonical_arch
+from fastcat.paths import UserPath
 from fastcat.peer_spec import parse_peers
 from fastcat.precision import make_precision
 from fastcat.trial import check_network
@@ -74,7 +75,7 @@ class BenchConfig:
     methods: str = "all"
     """For `methods`, which: names as at,trades-awp,mat, separated by commas. all: every one. Those
     of several norms have 10 steps in each, not the 40 to 100 of their papers."""
-    data: Path | None = None
+    data: UserPath | None = None
     """Image folder for `loaders`. None: 10 000 random images."""
     contestants: str = "auto"
     """plain, mixed, and ours as PRECISION/ENGINE, separated by commas. auto: what suits; for
@@ -91,9 +92,9 @@ class BenchConfig:
     """cpu, cuda or cuda:N. auto: the GPU if there is one."""
     threads: int | None = None
     """CPU threads. None: as PyTorch chooses, at most as many as the CPUs we may use."""
-    out: Path | None = None
+    out: UserPath | None = None
     """JSON file to write. None: a new one, bench-DATE-TIME.json."""
-    compare: Path | None = None
+    compare: UserPath | None = None
     """An earlier JSON file; what changed since is shown."""
 
     def __post_init__(self) -> None:
@@ -310,11 +311,21 @@ def check_architectures(config: BenchConfig) -> None:
 
 def bench(config: BenchConfig) -> dict[str, Any]:
     """Run all races, print their tables and write the JSON file; what it holds."""
+    stem = time.strftime("bench-%Y%m%d-%H%M%S")
+    names = itertools.chain([stem], (f"{stem}-{i}" for i in itertools.count(2)))
+    new = (Path(f"{name}.json") for name in names)
+    # now, before hours are spent; a file of --out that is there already is replaced
+    with claimed([config.out] if config.out is not None else new) as free:
+        out = free or config.out
+        assert out is not None
+        return _bench(config, out)
+
+
+def _bench(config: BenchConfig, out: Path) -> dict[str, Any]:
     set_threads(config.threads)
     device = make_device(config.device)
     names = contestants_for(config.contestants, device)
     opponents = opponents_for(config.contestants, device)
-    out = config.out or Path(time.strftime("bench-%Y%m%d-%H%M%S.json"))
     if config.compare is not None:
         compared([], config.compare)  # read before hours are spent
     whats = config.what.split(",")

@@ -2,10 +2,10 @@
 
 import dataclasses
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -19,11 +19,14 @@ from fastcat.errors import InputError, nearest
 from fastcat.evaluation.config import EvalConfig
 from fastcat.evaluation.runs import evaluate_run
 from fastcat.listing import LISTINGS
+from fastcat.loaders.registry import find_path
+from fastcat.output import one_line, unfailing_output
 from fastcat.over_seeds import rows, table
+from fastcat.paths import UserPath
 from fastcat.recipes import recipe
 from fastcat.runs import RunResult, SeedsResult, resume, train
 from fastcat.settings_file import yaml_arguments
-from fastcat.stop import Stopped
+from fastcat.stop import Interrupted, Stopped, first_signal, interrupt
 
 # the same fields as TrainConfig, in the groups that its bases are
 _TrainGroups = dataclasses.make_dataclass(
@@ -41,7 +44,7 @@ _TrainGroups = dataclasses.make_dataclass(
 class ResumeCommand:
     """Continue a run where its last checkpoint stands."""
 
-    run: Positional[Path]
+    run: Positional[UserPath]
     """Folder of the run, or of several seeds."""
 
 
@@ -60,12 +63,19 @@ class DoctorCommand:
 
 def _train(arguments: Sequence[str]) -> int:
     """Train peers together; --config FILE takes settings from YAML, --recipe NAME a paper's."""
-    groups = _parse(_TrainGroups, _with_config(arguments), "train", _train.__doc__)
+    arguments, files = _with_settings(arguments)
+    groups = _parse(_TrainGroups, arguments, "train", _train.__doc__)
     values: dict[str, Any] = {}
     for group in dataclasses.fields(groups):
         fields = getattr(groups, group.name)
         values |= {field.name: getattr(fields, field.name) for field in dataclasses.fields(fields)}
-    _print_result(train(TrainConfig(**values)))
+    try:
+        config = TrainConfig(**values)
+    except InputError as error:
+        if not files:
+            raise
+        raise InputError(f"{error} (with the settings of {', '.join(files)})") from error
+    _print_result(train(config))
     return 0
 
 
@@ -140,8 +150,22 @@ USAGE += "\n\n`fastcat COMMAND --help` explains a command's options."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit status: 0 done, 2 bad input, 128 + signal when stopped."""
+    """Run a command; the exit status: 0 done, 2 bad input, 128 + signal when stopped.
+
+    It is 2 as well where what was done could not be printed; when nobody reads on, as with
+    `| head`, that is no fault.
+    """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    with unfailing_output() as output:
+        status = _run(arguments)
+        output.flush()
+        if output.error is None or isinstance(output.error, BrokenPipeError):
+            return status
+        reason = getattr(output.error, "strerror", None) or output.error
+        return _complain(f"cannot write to the standard output: {reason}")
+
+
+def _run(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE)
         return 0 if arguments else 2
@@ -151,22 +175,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if arguments[0] not in COMMANDS:
             raise InputError(f"unknown command {arguments[0]!r}: {nearest(arguments[0], COMMANDS)}")
-        return COMMANDS[arguments[0]][0](arguments[1:])
+        with first_signal(interrupt):
+            return COMMANDS[arguments[0]][0](arguments[1:])
     except InputError as error:
-        print(f"fastcat: {error}", file=sys.stderr)
-        return 2
+        return _complain(str(error))
     except torch.OutOfMemoryError as error:
         reason = str(error).splitlines()[0]
-        print(f"fastcat: {reason}: lower --batch-size or try --precision bf16", file=sys.stderr)
-        return 2
+        return _complain(f"{reason}: lower --batch-size or try --precision bf16")
     except OSError as error:
-        print(f"fastcat: {error.filename or error}: {error.strerror}", file=sys.stderr)
-        return 2
+        return _complain(f"{error.filename or error}: {error.strerror}")
     except Stopped as stopped:
         return 128 + stopped.signum
-    except KeyboardInterrupt:
-        print("fastcat: interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
+        return _complain(f"stopped by {signal.Signals(signum).name}", 128 + signum)
+
+
+def _complain(sentence: str, status: int = 2) -> int:
+    print(f"fastcat: {one_line(sentence)}", file=sys.stderr)
+    return status
 
 
 def _parse(command: type, arguments: Sequence[str], name: str, text: str | None = None) -> Any:
@@ -181,16 +208,16 @@ def _parse(command: type, arguments: Sequence[str], name: str, text: str | None 
 
 # what names a file of settings: how it is found, and what is expected
 _FILES = {
-    "--config": (Path, "a YAML file, as --config runs/first/config.yaml"),
+    "--config": (find_path, "a YAML file, as --config runs/first/config.yaml"),
     "--recipe": (recipe, "a name of `fastcat list recipes`, as --recipe cat-paper"),
 }
 
 
-def _with_config(arguments: Sequence[str]) -> list[str]:
+def _with_settings(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """`--config FILE` and `--recipe NAME` replaced by what stands in them, the later overriding
-    the earlier and all other arguments both.
+    the earlier and all other arguments both; and the names of these files.
     """
-    rest, from_files = [], []
+    rest, from_files, files = [], [], []
     remaining = iter(arguments)
     for argument in remaining:
         flag, _, name = argument.partition("=")
@@ -200,9 +227,10 @@ def _with_config(arguments: Sequence[str]) -> list[str]:
             if not name:
                 raise InputError(f"{flag}: expected {expected}")
             from_files += yaml_arguments(find(name))
+            files.append(name)
         else:
             rest.append(argument)
-    return from_files + rest
+    return from_files + rest, files
 
 
 def _print_result(result: RunResult) -> None:

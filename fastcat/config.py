@@ -25,6 +25,7 @@ from fastcat.optim import (
     parse_points,
 )
 from fastcat.over_seeds import parse_seeds
+from fastcat.paths import UserPath
 from fastcat.peer_spec import PeerSpec, parse_peers
 from fastcat.pixels import Pixels
 from fastcat.precision import DTYPES
@@ -60,7 +61,7 @@ class Data:
 
     data: Annotated[str, arg(aliases=["--dataset"])] = "cifar10"
     """A name of `fastcat list datasets`, or a path: a folder of images, .packed, .beton, .npz."""
-    data_dir: Path = Path("data")
+    data_dir: UserPath = Path("data")
     """Where data sets by name are kept or downloaded to."""
     class_order: Literal["text", "number"] = "text"
     """Order of class folders with numbers for names, and so their labels. text: 0, 1, 10, 2, as
@@ -76,7 +77,7 @@ class Data:
     workers: int | None = None
     """Processes that read data sets item by item (loader torch; 0: this one), and threads of ffcv.
     None: four processes at most, none for arrays, and as many threads as PyTorch has."""
-    extra: Annotated[Path | None, arg(aliases=["--aux-data-filename"])] = None
+    extra: Annotated[UserPath | None, arg(aliases=["--aux-data-filename"])] = None
     """More training images: an .npz with image and label, or what --data takes."""
     extra_fraction: Annotated[float, arg(aliases=["--unsup-fraction"])] = 0.7
     """Share of every batch that --extra takes, in (0, 1)."""
@@ -186,7 +187,7 @@ class Optimization:
 class Run:
     """Where and how it runs."""
 
-    out: Path | None = None
+    out: UserPath | None = None
     """Folder of the run, which must not exist. None: a new one under runs/."""
     seed: int = 0
     """Seed of weights, data order, augmentation, attack noise and held-out split."""
@@ -266,6 +267,8 @@ class TrainConfig(Run, Optimization, Threat, Augment, Data, Peers):
             if value is not None and not least <= value < math.inf:
                 flag = name.replace("_", "-")
                 raise InputError(f"{flag} is {value:g}, expected at least {least:g}")
+        if self.threads is not None and self.threads > _MOST_THREADS:
+            raise InputError(f"threads is {self.threads}, expected at most {_MOST_THREADS}")
         if not 0 < self.lr < math.inf:
             raise InputError(f"lr is {self.lr:g}, expected more than 0, for example 0.1")
         if not 0 <= self.momentum < 1:
@@ -390,6 +393,8 @@ class TrainConfig(Run, Optimization, Threat, Augment, Data, Peers):
 
 # of CIFAR, as Maini et al. 2020 have them
 _RADII = {"l2": 0.5, "l1": 12}
+# more than any machine has, and no more than a system starts
+_MOST_THREADS = 1024
 _LEAST = {
     "train_size": 2,
     "val_size": 0,

@@ -14,6 +14,7 @@ from fastcat.loaders.inspection import describe, findings
 from fastcat.loaders.pictures import UnreadableError
 from fastcat.loaders.registry import load_dataset
 from fastcat.loaders.sheet import check_sheet, write_sheet
+from fastcat.paths import UserPath
 from fastcat.progress import make_console, task
 
 
@@ -23,9 +24,9 @@ class ConvertCommand:
 
     source: Positional[str]
     """Image folder, folder of parquet files, .npz file, torchvision:NAME, or a data set's name."""
-    out: Positional[Path]
+    out: Positional[UserPath]
     """What to write: NAME.packed, or NAME.beton for FFCV."""
-    data_dir: Path = Path("data")
+    data_dir: UserPath = Path("data")
     """Where data sets by name are kept or downloaded to."""
     resize: int | None = None
     """Side in pixels: the shorter side becomes that, and of the longer one the middle is kept."""
@@ -46,9 +47,9 @@ class InfoCommand:
 
     data: Positional[str]
     """What --data of fastcat train takes: a name, a folder, NAME.packed, an .npz file."""
-    data_dir: Path = Path("data")
+    data_dir: UserPath = Path("data")
     """Where data sets by name are kept or downloaded to."""
-    sheet: Path | None = None
+    sheet: UserPath | None = None
     """A PNG file to write, with ten images of each of the first ten classes."""
 
 
@@ -58,7 +59,7 @@ class VerifyCommand:
 
     data: Positional[str]
     """What --data of fastcat train takes: a name, a folder, NAME.packed, an .npz file."""
-    data_dir: Path = Path("data")
+    data_dir: UserPath = Path("data")
     """Where data sets by name are kept or downloaded to."""
 
 

@@ -1,12 +1,14 @@
 """Files that are written completely or not at all."""
 
+import fcntl
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from fastcat.errors import InputError
+from fastcat.output import encodable
 
 
 @contextmanager
@@ -25,10 +27,13 @@ def explained(path: Path) -> Iterator[None]:
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Replace `path` by what `write` puts into the open file, or leave it as it was.
 
-    Raises InputError when the system refuses, for example on a full disk.
+    Raises InputError when the system refuses, for example on a full disk, and for a device.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # cut, so that the longest name that the system takes can be written
+    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}.tmp")
     with explained(path):
+        if path.exists() and not path.is_file():
+            raise InputError(f"cannot write {path}: it is no file that could be replaced")
         try:
             with open(temporary, "wb") as file:
                 write(file)
@@ -37,6 +42,59 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def claimed(paths: Iterable[Path]) -> Iterator[Path | None]:
+    """The first of the paths that no file is at, as an empty file with its folder, which keeps all
+    others from it while entered; None where there is none. What is not replaced by then is removed.
+
+    An empty file that nobody holds any more, as a killed process leaves it, counts as free.
+    Raises InputError when the system refuses.
+    """
+    for path in paths:
+        with explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = _hold(path)
+        if handle is None:
+            continue
+        try:
+            yield path
+        finally:
+            if _is(path, handle):
+                path.unlink()
+            os.close(handle)
+        return
+    yield None
+
+
+def _hold(path: Path) -> int | None:
+    """A descriptor of the empty file, made if need be, with its lock; None if it is another's."""
+    try:
+        handle, fresh = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL), True
+    except FileExistsError:
+        if not path.is_file() or path.stat().st_size:
+            return None
+        handle, fresh = os.open(path, os.O_RDWR), False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        mine = True
+    except BlockingIOError:
+        mine = False
+    except OSError:
+        mine = fresh  # a file system without locks
+    if mine and _is(path, handle) and not os.fstat(handle).st_size:
+        return handle
+    os.close(handle)
+    return None
+
+
+def _is(path: Path, handle: int) -> bool:
+    """Whether an open file is the one at the path, which may have been replaced or removed."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(handle))
+    except FileNotFoundError:
+        return False
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -59,4 +117,5 @@ def _alive(pid: int) -> bool:
 
 
 def write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write(text.encode()))
+    """In UTF-8, whatever the locale."""
+    write_atomically(path, lambda file: file.write(encodable(text).encode()))

@@ -42,7 +42,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     Raises InputError when it cannot be read.
     """
     try:
-        record = json.loads((folder / SEEDS_FILE).read_text())
+        record = json.loads((folder / SEEDS_FILE).read_text("utf-8"))
         parse_seeds(record["config"]["seeds"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{folder / SEEDS_FILE} cannot be read: {error!r}") from error

@@ -1,27 +1,39 @@
 """Progress bars on a terminal, and plain lines elsewhere."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TextIO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fastcat.output import Output, one_line
+
 
 def make_console() -> Console:
-    """A console that prints text as it is, without wrapping lines."""
-    return Console(soft_wrap=True, highlight=False, markup=False)
+    """A console that prints text as it is, without wrapping lines, and never fails."""
+    output = cast(TextIO, Output(sys.stdout))
+    return Console(file=output, soft_wrap=True, highlight=False, markup=False)
+
+
+def has_bar(console: Console) -> bool:
+    """Whether a bar can stand there: not in a file, whatever is said of colours, nor on a terminal
+    that cannot move its cursor.
+    """
+    return console.is_interactive and console.file.isatty()
 
 
 def make_progress(console: Console) -> Progress:
     """A bar with the time left, which vanishes when done; nothing where there is no terminal."""
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("time left"),
         TimeRemainingColumn(),
         console=console,
-        disable=not console.is_terminal,
+        disable=not has_bar(console),
         transient=True,
     )
 
@@ -29,6 +41,7 @@ def make_progress(console: Console) -> Progress:
 @contextmanager
 def task(console: Console, description: str) -> Iterator[Callable[[int, int], None]]:
     """Yields progress(done, total) for a task that may take long; its first call announces it."""
+    description = one_line(description)
     announced = False
 
     with make_progress(console) as bar:
@@ -38,7 +51,7 @@ def task(console: Console, description: str) -> Iterator[Callable[[int, int], No
             if not announced:
                 announced = True
                 bar.add_task(description, total=total)
-                if not console.is_terminal:
+                if not has_bar(console):
                     console.print(description)
             bar.update(bar.task_ids[0], completed=done, total=total)
 

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from fastcat.files import explained, write_text
-from fastcat.progress import make_console, make_progress
+from fastcat.output import one_line
+from fastcat.progress import has_bar, make_console, make_progress
 from fastcat.report import headline, renew_report
 
 
@@ -31,7 +32,8 @@ class Recorder:
         self.progress.stop()
 
     def line(self, text: str) -> None:
-        """A line for people."""
+        """A line for people; names that would break it are escaped."""
+        text = one_line(text)
         self.console.print(text)
         self._append("log.txt", text)
 
@@ -50,7 +52,7 @@ class Recorder:
     def steps(self, record: dict[str, Any]) -> None:
         """A line of steps.jsonl and, where no bar can stand, a sign of life."""
         self._append("steps.jsonl", json.dumps(record))
-        if not self.console.is_terminal:
+        if not has_bar(self.console):
             task = self.progress.tasks[0]
             left = "" if task.time_remaining is None else f", {task.time_remaining:.0f} s left"
             losses = [
@@ -68,7 +70,7 @@ class Recorder:
         for name, key, last in (("metrics.jsonl", "epoch", epoch), ("steps.jsonl", "step", step)):
             path = self.run / name
             kept = []
-            for text in path.read_text(errors="replace").splitlines() if path.exists() else []:
+            for text in path.read_text("utf-8", "replace").splitlines() if path.exists() else []:
                 try:
                     known = json.loads(text)[key] <= last
                 except (json.JSONDecodeError, KeyError, TypeError):
@@ -79,7 +81,7 @@ class Recorder:
 
     def _append(self, name: str, text: str) -> None:
         path = self.run / name
-        with explained(path), open(path, "a") as file:
+        with explained(path), open(path, "a", encoding="utf-8") as file:
             file.write(text + "\n")
 
 

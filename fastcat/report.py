@@ -107,7 +107,7 @@ def headline(accuracy: dict[str, float]) -> dict[str, float]:
 
 
 def _read(path: Path) -> str:
-    return path.read_text() if path.exists() else ""
+    return path.read_text("utf-8") if path.exists() else ""
 
 
 def _curves(epochs: Sequence[dict[str, Any]]) -> list[str]:

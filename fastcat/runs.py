@@ -7,7 +7,7 @@ import json
 import os
 import shlex
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,11 @@ from fastcat.over_seeds import (
     spreads_of,
     write_record,
 )
+from fastcat.progress import make_console
 from fastcat.recorder import Recorder
 from fastcat.report import renew_report
 from fastcat.settings_file import to_yaml
-from fastcat.stop import Stopped, StopRequest
+from fastcat.stop import Stopped, StopRequest, stop_request
 from fastcat.teacher import with_absolute_weights
 from fastcat.trainer import Trainer
 
@@ -80,12 +81,32 @@ def _locked(run: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _free_folder(config: TrainConfig) -> Path:
-    """The first of runs/digits-trades-alp, runs/digits-trades-alp-2, ... that is free."""
-    peers = "-".join(spec.method for spec in config.peer_specs())
-    stem = f"{Path(config.data).name}-{peers}"
-    names = itertools.chain([stem], (f"{stem}-{i}" for i in itertools.count(2)))
-    return next(path for path in (Path("runs") / name for name in names) if not path.exists())
+def _claim(config: TrainConfig) -> Path:
+    """Make the folder of a run: `config.out`, or else the first of runs/digits-trades-alp,
+    runs/digits-trades-alp-2, ... that is not there, also where several processes ask at once.
+    """
+    if config.out is not None:
+        with explained(config.out):
+            config.out.mkdir(parents=True, exist_ok=True)
+        return config.out
+    runs = Path("runs")
+    with explained(runs):
+        runs.mkdir(exist_ok=True)
+    stem = _short_name(config)
+    for name in itertools.chain([stem], (f"{stem}-{i}" for i in itertools.count(2))):
+        with explained(runs / name), suppress(FileExistsError):
+            (runs / name).mkdir()
+            break
+    return runs / name
+
+
+def _short_name(config: TrainConfig) -> str:
+    """The data and the methods, as long as a file system takes, with room for a number."""
+    data = Path(os.path.abspath(config.data)).name or "data"
+    name = "-".join([data, *(spec.method for spec in config.peer_specs())])
+    while len(os.fsencode(name)) > 200:
+        name = name[:-1]
+    return name
 
 
 def _refuse_existing(out: Path) -> None:
@@ -104,8 +125,8 @@ def train(config: TrainConfig, dataset: Dataset | None = None) -> RunResult:
     With `config.seeds` there is a run a seed, one after the other, and a SeedsResult.
 
     Raises InputError for settings, data or a folder that cannot be used, and for a loss that is no
-    longer finite or another collapse, as `--on-collapse` says; Stopped after Ctrl-C or SIGTERM,
-    when all is saved.
+    longer finite or another collapse, as `--on-collapse` says; Stopped after Ctrl-C, SIGTERM or
+    SIGHUP, when all is saved.
     """
     if not isinstance(config, TrainConfig):
         raise InputError(
@@ -113,8 +134,9 @@ def train(config: TrainConfig, dataset: Dataset | None = None) -> RunResult:
             "type fastcat.TrainConfig(peers='trades,alp')"
         )
     _check_dataset(dataset)
-    out = find_path(str(config.out or _free_folder(config)))
-    _refuse_existing(out)
+    out = None if config.out is None else find_path(str(config.out))
+    if out is not None:
+        _refuse_existing(out)
     # a run can be resumed and judged from another directory
     data, extra = config.data, config.extra
     if dataset is not None:
@@ -127,11 +149,11 @@ def train(config: TrainConfig, dataset: Dataset | None = None) -> RunResult:
     peers = with_absolute_weights(config.peers)
     config = replace(config, out=out, data=data, data_dir=data_dir, extra=extra, peers=peers)
     if config.seeds is not None:
-        return _train_seeds(config, out, dataset)
+        return _train_seeds(config, dataset)
     trainer = Trainer(config, dataset)
-    with explained(out):
-        out.mkdir(parents=True, exist_ok=True)
-    with _locked(out), StopRequest() as request:
+    out = _claim(config)
+    trainer.config = replace(trainer.config, out=out)
+    with _locked(out), stop_request() as request:
         _refuse_existing(out)  # another process may have begun while the data were read
         with explained(out):
             for folder in ("checkpoints", "peers"):
@@ -156,13 +178,12 @@ def _of_seed(config: TrainConfig, out: Path, seed: int) -> TrainConfig:
     return replace(config, out=run_of_seed(out, seed), seed=seed, seeds=None)
 
 
-def _train_seeds(config: TrainConfig, out: Path, dataset: Dataset | None) -> SeedsResult:
-    seeds = parse_seeds(config.seeds or "")
+def _train_seeds(config: TrainConfig, dataset: Dataset | None) -> SeedsResult:
+    first, *_ = parse_seeds(config.seeds or "")
     # refuses what cannot be trained while there is no folder, and settles what "auto" means
-    settled = Trainer(_of_seed(config, out, seeds[0]), dataset).config
+    settled = Trainer(replace(config, seed=first, seeds=None), dataset).config
+    out = _claim(config)
     config = replace(settled, out=out, seed=config.seed, seeds=config.seeds)
-    with explained(out):
-        out.mkdir(parents=True, exist_ok=True)
     with _locked(out):
         _refuse_existing(out)
         write_text(out / "config.yaml", to_yaml(config))
@@ -181,13 +202,13 @@ def _run_seeds(config: TrainConfig, out: Path, dataset: Dataset | None) -> Seeds
                 runs[seed] = train(_of_seed(config, out, seed), dataset)
             else:
                 runs[seed] = _finished(run) or resume(run, dataset)
-        except Stopped:
-            print(f"go on with all seeds: fastcat resume {shlex.quote(str(out))}")
+        except (Stopped, KeyboardInterrupt):
+            make_console().print(f"go on with all seeds: fastcat resume {shlex.quote(str(out))}")
             raise
     last = _spreads([result.peers for result in runs.values()])
     best = _spreads([result.best for result in runs.values()])
     _write_record(config, out, best=best, last=last)
-    renew_report(out, print)
+    renew_report(out, make_console().print)
     return SeedsResult(out, _means(last), _means(best), runs, _judged_on(config), last, best)
 
 
@@ -258,7 +279,7 @@ def resume(run: Path | str, dataset: Dataset | None = None) -> RunResult:
                 config = TrainConfig.from_dict({**read_record(run)["config"], "out": run})
             remove_leftovers(run)
             return _run_seeds(config, run, dataset)
-    with _locked(run), StopRequest() as request:
+    with _locked(run), stop_request() as request:
         state, remark = load_last_checkpoint(run)
         with _fitting(run):
             config = TrainConfig.from_dict({**state["config"], "out": run})

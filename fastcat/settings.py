@@ -3,6 +3,7 @@ of a configuration as Python programs set them.
 """
 
 import inspect
+import math
 import numbers
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -70,7 +71,10 @@ def read_settings(
 def _read(text: str, default: Any) -> Any:
     """`text` as a number or text like the default, or else as YAML has it."""
     if type(default) in (int, float, str):
-        return type(default)(text)
+        value = type(default)(text)
+        if isinstance(value, float) and math.isinf(value):
+            raise ValueError(text)
+        return value
     # here alone, so that the methods themselves need no package but torch
     import yaml
 

@@ -1,8 +1,12 @@
-"""Ctrl-C and SIGTERM as a request to finish the step, save and say how to go on."""
+"""Signals that ask for an end: Ctrl-C, SIGTERM, and the SIGHUP of a terminal that is closed."""
 
 import signal
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stopped(Exception):
@@ -13,27 +17,59 @@ class Stopped(Exception):
         self.signum = signum
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal ended what was under way where it stood; `signum` is the signal."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
+@contextmanager
+def first_signal(receive: Callable[[int], object]) -> Iterator[None]:
+    """While entered, the first of SIGNALS goes to `receive`; from then on they act as before.
+
+    SIGHUP stays ignored where it was, as `nohup` has it.
+    """
+    former: dict[int, object] = {}
+
+    def restore() -> None:
+        while former:
+            signal.signal(*former.popitem())  # type: ignore[arg-type]
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        restore()
+        receive(signum)
+
+    # Python delivers signals to the main thread alone
+    if threading.current_thread() is threading.main_thread():
+        for signum in SIGNALS:
+            if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:
+                former[signum] = signal.signal(signum, handle)
+    try:
+        yield
+    finally:
+        restore()
+
+
+def interrupt(signum: int) -> None:
+    """Raise Interrupted, so that what is half written is removed on the way out."""
+    raise Interrupted(signum)
+
+
 class StopRequest:
-    """While entered, the first SIGINT or SIGTERM is kept in `signum`; a second one acts at once."""
+    """The signal that asked for a stop; None as long as none has."""
 
     def __init__(self) -> None:
         self.signum: int | None = None
-        self._former: dict[int, object] = {}
 
-    def __enter__(self) -> "StopRequest":
-        # Python delivers signals to the main thread alone
-        if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                self._former[signum] = signal.signal(signum, self._ask)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._restore()
-
-    def _ask(self, signum: int, frame: FrameType | None) -> None:
+    def note(self, signum: int) -> None:
         self.signum = signum
-        self._restore()
 
-    def _restore(self) -> None:
-        while self._former:
-            signal.signal(*self._former.popitem())  # type: ignore[arg-type]
+
+@contextmanager
+def stop_request() -> Iterator[StopRequest]:
+    """While entered, the first signal asks to finish the step, save and say how to go on."""
+    request = StopRequest()
+    with first_signal(request.note):
+        yield request

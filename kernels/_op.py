@@ -4,6 +4,8 @@ Ops are registered with torch under `fastcat::NAME`, so they can stand inside to
 """
 
 import importlib
+import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +32,22 @@ except ModuleNotFoundError:  # it is for Linux; elsewhere the references run
     triton = tl = _Absent()
 else:
     HAS_TRITON = True
+
+
+def _private_cache() -> tempfile.TemporaryDirectory[str] | None:
+    """A folder for what Triton compiles, until this process ends, where its own cannot be written:
+    of users without a home it would be called "~", in the current folder.
+    """
+    folder = Path(triton.knobs.cache.dir)
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if folder.is_absolute() and os.access(there, os.W_OK | os.X_OK):
+        return None
+    private = tempfile.TemporaryDirectory(prefix="triton-")
+    os.environ["TRITON_CACHE_DIR"] = private.name
+    return private
+
+
+_cache = _private_cache() if HAS_TRITON else None
 
 
 @dataclass(frozen=True, kw_only=True)

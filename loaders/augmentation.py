@@ -56,11 +56,15 @@ class Augmentation:
                 f"crop-pad is {self.crop_pad}, but images of {width} x {height} pixels mirror "
                 f"at most {side - 1}: type --crop-pad {side - 1} or leave out --crop-reflect"
             )
-        for name, length in (("crop-shift", self.crop_shift), ("cutout", self.cutout)):
-            if length >= side:
+        for name, length, limit in (
+            ("crop-pad", self.crop_pad, side + 1),
+            ("crop-shift", self.crop_shift, side),
+            ("cutout", self.cutout, side),
+        ):
+            if length >= limit:
                 raise InputError(
                     f"{name} is {length}, but the images are {width} x {height} pixels: "
-                    f"expected less than {side}"
+                    f"expected less than {limit}"
                 )
 
     def draw(self, index: Tensor, height: int, width: int, seed: int, epoch: int) -> Tensor:

@@ -64,7 +64,7 @@ def convert(
     Raises InputError for what cannot be read, used or written; a killed conversion goes on when it
     is started again.
     """
-    out = Path(os.path.abspath(out.expanduser()))
+    out = Path(os.path.abspath(find_path(str(out))))
     _check_out(out)
     if resize is not None and resize not in _SIDES:
         raise InputError(

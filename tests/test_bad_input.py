@@ -220,6 +220,9 @@ SETTINGS = {
     "two ways of shifting": ("--crop-pad 2 --crop-shift 2", "both move the image"),
     "two ways of mixing": ("--mixup 1 --cutmix 1", "choose one of them"),
     "shifted out of sight": ("--crop-shift 8", "images are 8 x 8 pixels: expected less than 8"),
+    "padded out of sight": ("--crop-pad 9", "crop-pad is 9, .* expected less than 9"),
+    "more threads than can be": ("--threads 100000000000", "expected at most 1024"),
+    "an infinite setting": ("--peers trades:beta=inf", "trades:beta=inf is no float"),
     "a hole as large as the image": ("--cutout 9", "expected less than 8"),
     "negative mixup": ("--mixup -1", "at least 0"),
     "mirrored from beyond": ("--crop-pad 8 --crop-reflect", "mirror at most 7: type --crop-pad 7"),
@@ -336,24 +339,6 @@ def test_data_alone_shows_its_commands(capsys: pytest.CaptureFixture[str]) -> No
     assert main(["data", "--help"]) == 0
     out = capsys.readouterr().out
     assert all(f"fastcat data {name}" in out for name in ("convert", "info", "verify"))
-
-
-CONFIGS = {
-    "unknown setting": ("epochz: 3", "did you mean 'epochs'"),
-    "no mapping": ("- 3", "lines like"),
-    "a list": ("peers: [trades, alp]", "expected one value"),
-    "broken": ("peers: 'trades", "is not YAML"),
-    "no date": ("epochs: 2024-13-45", "is not YAML"),
-    "code": ("!!python/object/apply:os.system ['true']", "is not YAML"),
-}
-
-
-@pytest.mark.parametrize(("text", "expected"), CONFIGS.values(), ids=CONFIGS.keys())
-def test_config_files(
-    text: str, expected: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    (tmp_path / "c.yaml").write_text(text)
-    assert re.search(expected, refusal(capsys, "train", "--config", "c.yaml"))
 
 
 def test_an_unknown_option_exits_with_2_and_names_the_nearest(

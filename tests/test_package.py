@@ -35,8 +35,8 @@ LAYERS = (
     "union", "attack", "frozen", "lanes", "threat", "terms",
     "awp", "optim", "swa", "checkpoint", "foreign", "models",
     "trial", "precision", "report", "watch",
-    "recipes", "environment", "device", "progress", "stop", "pixels", "settings", "modes",
-    "loaders", "guard", "batch", "over_seeds", "seeds", "files", "cpus", "errors",
+    "recipes", "environment", "device", "progress", "stop", "paths", "pixels", "settings", "modes",
+    "loaders", "guard", "batch", "over_seeds", "seeds", "files", "output", "cpus", "errors",
     "kernels",
 )  # fmt: skip
 LOADERS_MAY_IMPORT = {"kernels", "guard", "batch", "seeds", "errors", "files", "cpus"}

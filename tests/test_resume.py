@@ -77,7 +77,7 @@ def test_ten_kills_change_no_bit(whole_run: Path, tmp_path: Path) -> None:
     assert records(out, "steps.jsonl") == records(whole_run, "steps.jsonl")
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM], ids=lambda s: s.name)
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGHUP], ids=lambda s: s.name)
 def test_a_signal_saves_and_says_how_to_go_on(
     signum: signal.Signals, whole_run: Path, tmp_path: Path
 ) -> None:

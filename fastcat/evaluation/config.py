@@ -2,13 +2,13 @@
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
 from fastcat.errors import InputError
 from fastcat.models import canonical_arch
+from fastcat.paths import UserPath
 from fastcat.pixels import Pixels
 
 
@@ -16,7 +16,7 @@ from fastcat.pixels import Pixels
 class EvalConfig:
     """Judge the weights of a run, or one weight file, under attacks; strictly in float32."""
 
-    target: Positional[Path]
+    target: Positional[UserPath]
     """Folder of a run or of several seeds, one peers/*.safetensors file, or with --arch another's
     checkpoint."""
     arch: Annotated[str | None, arg(aliases=["--model"])] = None
@@ -40,7 +40,7 @@ class EvalConfig:
     """Which images of the data set."""
     data: Annotated[str | None, arg(aliases=["--dataset"])] = None
     """Data set or image folder. None: what the weights were trained on."""
-    data_dir: Path | None = None
+    data_dir: UserPath | None = None
     """Where data sets by name are kept or downloaded to. None: as trained, else data."""
     class_order: Literal["text", "number"] | None = None
     """Order of class folders with numbers for names. text: 0, 1, 10, 2; number: 0, 1, 2, 10. None:
@@ -59,7 +59,7 @@ class EvalConfig:
     """Seed of the attacks' starts and of the choice of images."""
     device: str = "auto"
     """cpu, cuda or cuda:N. auto: the GPU if there is one."""
-    out: Path | None = None
+    out: UserPath | None = None
     """JSON file to write. None: a new one under RUN/eval/, or none for a single weight file."""
 
     def __post_init__(self) -> None:
@@ -67,8 +67,6 @@ class EvalConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise InputError(f"{name.replace('_', '-')} is {value}, expected at least {least}")
-        if self.out is not None and self.out.exists():
-            raise InputError(f"{self.out} exists already: choose another --out")
         if self.arch is not None:
             canonical_arch(self.arch)
         elif (self.mean, self.std) != (None, None):

@@ -24,7 +24,7 @@ from fastcat.errors import InputError, nearest
 from fastcat.evaluation.config import EvalConfig
 from fastcat.evaluation.evaluate import evaluate, parse_attacks
 from fastcat.evaluation.recognise import recognise
-from fastcat.files import explained, write_text
+from fastcat.files import claimed, write_text
 from fastcat.foreign import load_foreign
 from fastcat.loaders.choose import unchanged_loader
 from fastcat.loaders.class_order import in_order, numeric_order, order_note
@@ -114,19 +114,20 @@ def evaluate_run(config: EvalConfig) -> dict[str, Any]:
 def reserved(config: EvalConfig) -> Iterator[Path | None]:
     """The JSON file to write, made now and not only after hours of attacks, gone if not written;
     None for a single weight file without --out.
+
+    It is --out, else the first free one of eval/test.json, eval/test-2.json, ... in the run.
+    Raises InputError where --out is there already.
     """
-    out = config.out or (free_file(config) if config.target.is_dir() else None)
-    if out is None:
+    if config.out is None and not config.target.is_dir():
         yield None
         return
-    with explained(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.touch(exist_ok=False)
-    try:
+    split = config.split
+    names = itertools.chain([split], (f"{split}-{i}" for i in itertools.count(2)))
+    files = (config.target / "eval" / f"{name}.json" for name in names)
+    with claimed(files if config.out is None else [config.out]) as out:
+        if out is None:
+            raise InputError(f"{config.out} exists already: choose another --out")
         yield out
-    finally:
-        if out.stat().st_size == 0:
-            out.unlink()
 
 
 def judge_seeds(config: EvalConfig) -> dict[str, Any]:
@@ -298,7 +299,7 @@ def find_data(config: EvalConfig, info: WeightsInfo | None) -> tuple[str, Path]:
     trained: dict[str, Any] = {"data": info.data, "data_dir": "data"}
     if config.target.is_dir():
         with suppress(OSError, yaml.YAMLError, ValueError):
-            settings = yaml.safe_load((config.target / "config.yaml").read_text())
+            settings = yaml.safe_load((config.target / "config.yaml").read_bytes())
             if isinstance(settings, dict):
                 trained |= {key: str(settings.get(key, trained[key])) for key in trained}
     elif config.data is None and info.data not in DATASETS:
@@ -359,10 +360,3 @@ def table(info: WeightsInfo, data: str, split: str, entry: dict[str, Any]) -> st
     if silent is not None:
         lines.append(f"note: {silent}")
     return "\n".join(lines)
-
-
-def free_file(config: EvalConfig) -> Path:
-    """The first of eval/test.json, eval/test-2.json, ... that does not exist yet."""
-    folder = config.target / "eval"
-    names = itertools.chain([config.split], (f"{config.split}-{i}" for i in itertools.count(2)))
-    return next(path for path in (folder / f"{name}.json" for name in names) if not path.exists())

@@ -20,4 +20,4 @@ def recipe(name: str) -> Path:
 
 def about(path: Path) -> str:
     """The first line of a recipe, which is a comment."""
-    return path.read_text().partition("\n")[0].removeprefix("# ")
+    return path.read_text("utf-8").partition("\n")[0].removeprefix("# ")
