@@ -4,6 +4,7 @@ An attack reads a network and leaves no trace in it: no gradients in parameters,
 statistics, modes restored, also when it is interrupted.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -218,10 +219,10 @@ class Goal:
 def says(network: Network, images: Tensor) -> Tensor:
     """Logits of a network for images in any float type, in its present mode; differentiable.
 
-    It gets a copy: its first operation may work in place.
+    It gets a copy, as its first operation may work in place; of a frozen one that is known.
     """
     dtype = network.dtype if isinstance(network, StandIn) else images.dtype
-    return network(images.to(dtype, copy=True))
+    return network(images.to(dtype, copy=not isinstance(network, Frozen) or network.in_place))
 
 
 @torch.no_grad()
@@ -241,6 +242,8 @@ def gradient(network: Network, z: Tensor, images: Tensor, dz: Tensor) -> Tensor:
             "the network's logits have no gradient in the images, which an attack follows: "
             "expected a forward without no_grad, detach or numpy"
         )
+    if isinstance(network, CheckedNetwork):
+        network.look_at(grad)
     return grad
 
 
@@ -333,7 +336,8 @@ def attack(
     loss: "ce", "kl" (from the clean prediction, TRADES), "margin" (Carlini-Wagner), "dlr" (Croce
     & Hein, from three classes on) or "boosted_ce" (MART).
     generator: of the start noise, on the images' device. None: torch's own.
-    It climbs under no_grad and inference_mode too. An image whose logits become NaN is left there.
+    It climbs under no_grad and inference_mode too. An image whose logits become NaN is left there,
+    pixels whose gradient is NaN where they are, with a RuntimeWarning.
     Raises InputError for an unknown loss, start or bn, for images outside [0, 1], for labels that
     are not one of the classes for each image, and for a network that gives no logits, gives them
     without gradient, or raises an exception itself.
@@ -345,4 +349,12 @@ def attack(
     check_threat(threat)
     network = CheckedNetwork(model, x, y)
     noise = torch.stack([threat.draw_noise(start, x, generator) for _ in range(threat.restarts)])
-    return attack_all([network], [inner], x, y, threat, noise[:, None])[0]
+    x_adv = attack_all([network], [inner], x, y, threat, noise[:, None])[0]
+    if network.without_gradient:
+        warnings.warn(
+            f"gradients have NaN for {int(network.without_gradient)} of {len(x)} images, where the "
+            "attack cannot follow them: little is known of their robustness",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return x_adv

@@ -4,6 +4,7 @@ import importlib.util
 
 import torch
 
+from fastcat.cpus import usable_cpus
 from fastcat.environment import environment, too_old
 from fastcat.kernels import winograd
 from fastcat.loaders.ffcv import INSTALL
@@ -24,7 +25,8 @@ def report() -> tuple[list[str], bool]:
     lines = [
         f"python {facts['python']} on {facts['platform']}",
         *(f"{name} {version or 'not installed'}" for name, version in facts["packages"].items()),
-        f"cpu: {facts['cpu_threads']} threads, {facts['cpu_capability']}",
+        f"cpu: {facts['cpu_threads']} threads on {usable_cpus()} usable CPUs, "
+        f"{facts['cpu_capability']}",
     ]
     if facts["gpus"]:
         lines += [

@@ -31,7 +31,8 @@ class CannotFreeze(Exception):
 class Frozen:
     """The twin of a model: images [B, C, H, W] in `dtype` -> logits, differentiable in the images.
 
-    fused: whether cuDNN adds bias, residual and ReLU inside the convolution.
+    fused: whether cuDNN adds bias, residual and ReLU inside the convolution; in_place: whether its
+    first operation writes to the images that it is given.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Frozen:
                 self._network, self._maps = _trace(model, example)
                 self.refold()
                 agrees = _agree(model, self._network, example)
+                self.in_place = _writes_to(self._network, example)
             except Exception as error:  # whatever a foreign forward does under tracing
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 raise CannotFreeze(f"it cannot be traced: {reason}") from error
@@ -318,6 +320,15 @@ def _outcome(network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
         # weights that differ, lest a sum over classes hide a difference
         weights = torch.linspace(1, 2, z.shape[-1], dtype=z.dtype, device=z.device)
         return z.detach(), torch.autograd.grad((z * weights).sum(), x)[0]
+
+
+@torch.no_grad()
+def _writes_to(network: nn.Module, x: Tensor) -> bool:
+    """Whether the network writes to the images that it is given, be it the same values."""
+    given = x.clone()
+    before = given._version
+    network(given)
+    return given._version != before
 
 
 def _agree(model: nn.Module, twin: nn.Module, example: Tensor) -> bool:

@@ -3,7 +3,7 @@
 Images are pixels in [0, 1], normalised nowhere but in the model.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -154,11 +154,20 @@ def check_classes(lowest: int, highest: int, classes: int) -> None:
         )
 
 
+def check_initialised(weights: Iterable[Tensor], who: str) -> None:
+    """Raise InputError for weights without values."""
+    if any(isinstance(weight, UninitializedParameter) or weight.is_meta for weight in weights):
+        raise InputError(
+            f"{who} has weights without values, on the meta device or of lazy layers, expected an "
+            "initialised network: run it once on an image [1, C, H, W], or load its weights"
+        )
+
+
 class CheckedNetwork:
     """A network of the caller's, at images and labels that are attacked or judged.
 
     model: what was given; dtype: in which it reads images, that of its weights where all have the
-    same, else that of x.
+    same, else that of x; without_gradient: the most images [] of a call whose gradients had NaN.
     """
 
     def __init__(self, model: Any, x: Tensor, y: Tensor) -> None:
@@ -167,15 +176,17 @@ class CheckedNetwork:
             what = f"the class {model.__name__}" if isinstance(model, type) else repr(model)[:40]
             raise InputError(f"the network is {what}, expected an nn.Module or another callable")
         weights = list(model.parameters()) if isinstance(model, nn.Module) else []
-        if any(isinstance(p, UninitializedParameter) or p.is_meta for p in weights):
-            raise InputError(
-                "the network has weights without values, on the meta device or of lazy layers: "
-                "load or initialise them first"
-            )
+        check_initialised(weights, "the network")
         dtypes = {p.dtype for p in weights if p.is_floating_point()}
         self.model: Callable[[Tensor], Tensor] = model
         self.dtype = dtypes.pop() if len(dtypes) == 1 else x.dtype
         self.lowest, self.highest = (int(label) for label in y.aminmax())
+        self.without_gradient = torch.zeros((), dtype=torch.int64, device=x.device)
+
+    def look_at(self, grad: Tensor) -> None:
+        """Count the images whose gradient, of [B, C, H, W], has NaN."""
+        count = grad.flatten(1).isnan().any(1).sum()
+        self.without_gradient = torch.maximum(self.without_gradient, count)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits [B, C]. Raises InputError for anything else, and where a label is none of C."""

@@ -210,7 +210,7 @@ def _evaluation(name: str, record: dict[str, Any]) -> str:
         f"{name}: percent of {first['n']} {record['split']} images, "
         f"{threats_in_words(first)}, 95 % interval"
     )
-    remarks = filter(None, (unanswered_in_words(*each) for each in peers.items()))
+    remarks = [line for each in peers.items() for line in doubts(*each)]
     silent = "".join(f"<p>{escape(remark)}</p>" for remark in remarks)
     return f"<h2>{escape(text)}</h2>" + _table(["", *attacks], rows) + silent
 
@@ -221,16 +221,24 @@ def threats_in_words(entry: dict[str, Any]) -> str:
     return f"{'; '.join(each)}; restarts {entry['restarts']}"
 
 
-def unanswered_in_words(peer: str, entry: dict[str, Any]) -> str | None:
-    """How many of its images a judged peer gave no answer for; None where there are none."""
+def doubts(peer: str, entry: dict[str, Any]) -> list[str]:
+    """What a judged peer's accuracies do not say: logits that are no answer, images that attacks
+    could not move.
+    """
+    lines = []
     found = {name: result.get("unanswered", 0) for name, result in entry["attacks"].items()}
     counts = ", ".join(f"{count} under {name}" for name, count in found.items() if count)
-    if not counts:
-        return None
-    return (
-        f"{peer}: NaN or infinite logits are no answer and count as wrong; "
-        f"of {entry['n']} images they are {counts}"
-    )
+    if counts:
+        lines.append(
+            f"{peer}: NaN or infinite logits are no answer and count as wrong; "
+            f"of {entry['n']} images they are {counts}"
+        )
+    if entry.get("without_gradient"):
+        lines.append(
+            f"{peer}: gradients have NaN for {entry['without_gradient']} of {entry['n']} images, "
+            "where attacks cannot follow them: little is known of their robustness"
+        )
+    return lines
 
 
 def _epoch_table(epochs: Sequence[dict[str, Any]]) -> str:

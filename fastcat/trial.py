@@ -5,10 +5,9 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
 
 from fastcat.errors import InputError
-from fastcat.guard import check_logits
+from fastcat.guard import check_initialised, check_logits
 from fastcat.precision import Precision
 
 
@@ -28,11 +27,7 @@ def check_network(
     is only judged.
     """
     tensors = [*model.parameters(), *model.buffers()]
-    if any(isinstance(t, UninitializedParameter) or t.is_meta for t in tensors):
-        raise InputError(
-            f"{who} has weights without values, on the meta device or of lazy layers, expected an "
-            "initialised network: run it once on an image [1, C, H, W] before you return it"
-        )
+    check_initialised(tensors, who)
     others = [p.dtype for p in model.parameters() if p.dtype != torch.float32]
     if others:
         raise InputError(

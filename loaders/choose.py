@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from fastcat.cpus import usable_cpus
 from fastcat.errors import InputError, nearest
 
 from .beton import BetonImages
@@ -12,7 +13,6 @@ from .dataset import Dataset, Split
 from .ffcv import FfcvReader, has_ffcv
 from .items import ItemImages, item_reader
 from .loader import Epochs, Loader
-from .pictures import usable_cores
 from .readers import Reader, array_reader
 from .resident import ResidentLoader, needs_copy, resident_bytes
 from .streamed import StreamedLoader
@@ -85,7 +85,7 @@ def make_loader(
         if workers is None:
             # arrays are read faster than workers are told what to read
             computed = isinstance(split.images, ItemImages)
-            workers = min(_WORKERS, usable_cores()) if computed else 0
+            workers = min(_WORKERS, usable_cpus()) if computed else 0
         read = item_reader(split, workers)
     else:
         read = array_reader(split)

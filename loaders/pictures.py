@@ -14,6 +14,7 @@ from itertools import islice
 
 import numpy as np
 
+from fastcat.cpus import usable_cpus
 from fastcat.errors import InputError
 
 from .decode import Size, UnusableError
@@ -92,7 +93,7 @@ def decode_blocks(pictures: Iterator[Picture], size: Size | int) -> Generator[Bl
     """Decode in order, in blocks; only a few blocks are in memory at any time."""
     height, width = (size, size) if isinstance(size, int) else (size.height, size.width)
     count = min(_BLOCK_IMAGES, max(1, _BLOCK_BYTES // (3 * height * width)))
-    workers = min(_MAX_WORKERS, usable_cores())
+    workers = min(_MAX_WORKERS, usable_cpus())
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     waiting: deque[Future[Block]] = deque()
     try:
@@ -121,9 +122,3 @@ def _decode_block(part: Sequence[Picture], size: Size | int, height: int, width:
         images[number] = pixels
         grey = grey and pixels.shape[2] == 1
     return Block(images if kept.all() else images[kept], kept, grey, faults)
-
-
-def usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

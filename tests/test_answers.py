@@ -15,6 +15,7 @@ from fastcat.batch import Batch
 from fastcat.cli import main
 from fastcat.guard import NO_ANSWER, answers
 from fastcat.models import ARCHS
+from fastcat.report import doubts
 from fastcat.squeeze import select
 from fastcat.threat import ThreatModel
 from fastcat.union import worst
@@ -202,3 +203,27 @@ def test_images_of_zero_contrast_are_answered_beside_others() -> None:
     assert (y == NO_ANSWER).tolist() == [False, True] * 3
     report = fastcat.evaluate(net, [(x, y.clamp(min=0))], "clean", THREAT)
     assert (report.correct["clean"], report.unanswered["clean"]) == (3, 3)
+
+
+class Masked(nn.Module):
+    """Right answers, with a NaN gradient where the first pixel is 0: sqrt has none there."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean((1, 2, 3)) + x[:, 0, 0, 0].sqrt() * 0
+        return torch.stack([0.5 - mean, mean - 0.5], 1)
+
+
+def test_images_that_no_attack_can_move_are_counted() -> None:
+    """They would pass for robust: NaN moves no pixel."""
+    x = torch.full((4, 1, 2, 2), 0.45)
+    x[1:3, 0, 0, 0] = 0
+    y = torch.zeros(4, dtype=torch.long)
+    with pytest.warns(RuntimeWarning, match="gradients have NaN for 2 of 4 images"):
+        x_adv = fastcat.attack(Masked(), x, y, THREAT, start="zero")
+    assert not x_adv[1:3, 0, 0, 0].any()
+    batches = [(x, y), (x[:1], y[:1])]
+    report = fastcat.evaluate(Masked(), batches, "clean,fgsm", THREAT)
+    assert report.without_gradient == report.to_dict()["without_gradient"] == 2
+    (line,) = doubts("0-at", report.to_dict())
+    assert "gradients have NaN for 2 of 5 images" in line
+    assert fastcat.evaluate(Masked(), batches[1:], "clean,fgsm", THREAT).without_gradient == 0

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import fastcat
-from fastcat.attack import ATTACK_LOSSES, attack
+from fastcat.attack import ATTACK_LOSSES, attack, says
 from fastcat.batch import Batch
 from fastcat.frozen import Frozen
 from fastcat.objectives import make_objective
@@ -139,3 +139,24 @@ def test_trained(twin: bool, name: str) -> None:
         assert torch.equal(ours, theirs)
     for ours, theirs in zip(*(states for _, states in found), strict=True):
         assert_same(ours, theirs)
+
+
+def test_only_twins_that_write_to_their_images_get_a_copy() -> None:
+    """A copy in every step of an attack is work that most networks can do without."""
+    x = images(0, 2)[0]
+    for inplace, plain in PAIRS.values():
+        assert Frozen(First(inplace), torch.float32, x).in_place
+        assert not Frozen(First(plain), torch.float32, x).in_place
+    twin = Frozen(tiny_net(0), torch.float32, x)
+    seen: list[int] = []
+    network = twin._network
+
+    def watched(images: Tensor) -> Tensor:
+        seen.append(images.data_ptr())
+        return network(images)
+
+    twin.forward = watched
+    says(twin, x)
+    twin.in_place = True
+    says(twin, x)
+    assert seen[0] == x.data_ptr() != seen[1]

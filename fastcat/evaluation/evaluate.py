@@ -83,12 +83,14 @@ def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[flo
 @dataclass(frozen=True)
 class Report:
     """n images were judged; correct: survivors by attack, and of all attacks as "worst";
-    unanswered: how many of the others got logits that are NaN or infinite, of "worst" under any.
+    unanswered: how many of the others got logits that are NaN or infinite, of "worst" under any;
+    without_gradient: images whose gradient had NaN, where no attack moves a pixel.
     """
 
     n: int
     correct: dict[str, int]
     unanswered: dict[str, int]
+    without_gradient: int = 0
 
     def accuracy(self, attack: str) -> float:
         """The surviving share in [0, 1]. Raises InputError for an attack that was not made."""
@@ -106,6 +108,7 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         return {
             "n": self.n,
+            "without_gradient": self.without_gradient,
             "attacks": {
                 name: {
                     "correct": count,
@@ -223,7 +226,8 @@ def evaluate(
     """Accuracy of `model` under each attack.
 
     model: as for `fastcat.attack`; left as it was. An image whose logits are NaN or infinite has no
-    answer: it counts as wrong, and `Report.unanswered` says how many there are.
+    answer: it counts as wrong, and `Report.unanswered` says how many there are. Where a gradient is
+    NaN no attack moves a pixel: `Report.without_gradient` counts such images.
     loader: batches whose first two members are images and labels [B], moved to the model's device.
     attacks: names as "clean,fgsm,pgd20,cw20" or in a list. threat: radius, step size and restarts;
     steps come from the names; under several of distinct norms each attack is made, as "pgd20-l2".
@@ -248,7 +252,7 @@ def evaluate(
     parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
     correct = {name: 0 for name, *_ in trials}
     unanswered = dict(correct)
-    worst = lost = n = 0
+    worst = lost = blind = n = 0
     generator: torch.Generator | None = None
     for batch in batches:
         x, y = as_batch(*_first_two(batch))
@@ -269,6 +273,8 @@ def evaluate(
         each = torch.stack(said_by)
         worst += int((each == y).all(0).sum())
         lost += int((each == NO_ANSWER).any(0).sum())
+        if isinstance(network, CheckedNetwork):
+            blind += int(network.without_gradient)
         n += len(y)
         if after_batch is not None:
             after_batch(n)
@@ -276,4 +282,4 @@ def evaluate(
         raise InputError("nothing to evaluate: the loader gave no images")
     if len(trials) > 1:
         correct["worst"], unanswered["worst"] = worst, lost
-    return Report(n, correct, unanswered)
+    return Report(n, correct, unanswered, blind)

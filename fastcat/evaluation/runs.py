@@ -38,7 +38,7 @@ from fastcat.over_seeds import table as table_of
 from fastcat.pixels import format_pixels
 from fastcat.precision import make_precision
 from fastcat.progress import make_console, make_progress, task
-from fastcat.report import renew_report, threats_in_words, unanswered_in_words
+from fastcat.report import doubts, renew_report, threats_in_words
 from fastcat.seeds import derive_seed
 from fastcat.threat import ThreatModel
 from fastcat.threat_spec import format_length, format_threats, parse_threats
@@ -356,7 +356,5 @@ def table(info: WeightsInfo, data: str, split: str, entry: dict[str, Any]) -> st
             f"  {name:{width}} {100 * result['accuracy']:6.2f}%   "
             f"95% interval {100 * low:5.2f} .. {100 * high:5.2f}"
         )
-    silent = unanswered_in_words(info.peer, entry)
-    if silent is not None:
-        lines.append(f"note: {silent}")
+    lines += [f"note: {doubt}" for doubt in doubts(info.peer, entry)]
     return "\n".join(lines)
