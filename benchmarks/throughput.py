@@ -10,7 +10,7 @@ import itertools
 import json
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -43,6 +43,13 @@ from fastcat.benchmarks.measure import (
     synchronize,
 )
 from fastcat.benchmarks.methods import METHODS, parse_methods, reference_for, typed
+from fastcat.benchmarks.tables import (
+    BESIDE_COLUMNS,
+    COLUMNS,
+    LAYER_COLUMNS,
+    METHOD_COLUMNS,
+    table,
+)
 from fastcat.cpus import set_threads, shared_cpus
 from fastcat.device import make_device
 from fastcat.environment import environment
@@ -159,41 +166,37 @@ def race(
             "gflop_per_image": flop / 1e9,
             "peak_memory_mib": memory.mib(),
         }
-    timed = []
+    timed: list[dict[str, Any]] = []
+    quiet: dict[str, float] = {}
     for count in map(int, config.beside.split(",")):
         with busy_processes(count):
             times = _take_turns(turns, steps, config.repetitions, device)
         for name, result in results.items():
             ms = median(times[name])
             tflops = result["gflop_per_image"] * batch / ms  # GFLOP a millisecond
-            turns_apart = [
-                plain / own for plain, own in zip(times.get("plain", ()), times[name], strict=False)
-            ]
-            timed.append(
-                result
-                | {
-                    "beside": count,
-                    "ms": ms,
-                    "ms_low": min(times[name]),
-                    "ms_high": max(times[name]),
-                    "images_per_second": 1000 * batch / ms,
-                    "seconds_per_epoch": config.images / batch * ms / 1000,
-                    "tflops": tflops,
-                    "share_of_matmul": tflops / matmul[arithmetic_of(name, device)],
-                }
-            )
+            result = result | {
+                "beside": count,
+                "ms": ms,
+                "ms_low": min(times[name]),
+                "ms_high": max(times[name]),
+                "images_per_second": 1000 * batch / ms,
+                "seconds_per_epoch": config.images / batch * ms / 1000,
+                "tflops": tflops,
+                "share_of_matmul": tflops / matmul[arithmetic_of(name, device)],
+            }
             if "plain" in times:
-                plain_ms = median(times["plain"])
-                timed[-1] |= {
-                    "plain_ms": plain_ms,
-                    "speedup": plain_ms / ms,
+                turns_apart = [a / b for a, b in zip(times["plain"], times[name], strict=True)]
+                result |= {
+                    "plain_ms": median(times["plain"]),
+                    "speedup": median(times["plain"]) / ms,
                     "speedup_low": min(turns_apart),
                     "speedup_high": max(turns_apart),
                 }
-    quiet = {result["contestant"]: result["ms"] for result in timed if not result["beside"]}
-    for result in timed if len(timed) > len(results) else ():
-        if result["contestant"] in quiet:
-            result["slowdown"] = result["ms"] / quiet[result["contestant"]]
+            if not count:
+                quiet[name] = ms
+            if name in quiet:
+                result["slowdown"] = ms / quiet[name]
+            timed.append(result)
     return timed
 
 
@@ -211,64 +214,6 @@ def _take_turns(
                 turn()
                 times[name].append(milliseconds(turn, steps, device))
     return times
-
-
-COLUMNS = (
-    ("contestant", "{contestant}"),
-    ("ms/step", "{ms:.1f}"),
-    ("low..high", "{ms_low:.1f}..{ms_high:.1f}"),
-    ("images/s", "{images_per_second:.1f}"),
-    ("s/epoch", "{seconds_per_epoch:.1f}"),
-    ("peak MiB", "{peak_memory_mib:.0f}"),
-    ("GFLOP/image", "{gflop_per_image:.1f}"),
-    ("TFLOP/s", "{tflops:.3f}"),
-    ("of matmul", "{share_of_matmul:.0%}"),
-    ("speedup", "{speedup:.2f}x"),
-)
-
-BESIDE_COLUMNS = (
-    ("beside", "{beside}"),
-    *(column for column in COLUMNS if column[0] in ("contestant", "ms/step", "low..high")),
-    ("of the quiet step", "{slowdown:.2f}x"),
-    ("speedup", "{speedup:.2f}x"),
-)
-
-METHOD_COLUMNS = (
-    ("method", "{method}"),
-    ("peers", "{peers}"),
-    ("contestant", "{contestant}"),
-    ("reference ms/step", "{plain_ms:.1f}"),
-    ("ms/step", "{ms:.1f}"),
-    ("speedup", "{speedup:.2f}x"),
-    ("low..high", "{speedup_low:.2f}..{speedup_high:.2f}"),
-)
-
-LAYER_COLUMNS = (
-    ("in, out, kernel, stride, padding, side", "{shape}"),
-    ("count", "{count}"),
-    ("pass", "{pass}"),
-    ("ms", "{ms:.3f}"),
-    ("TFLOP/s", "{tflops:.3f}"),
-    ("FLOP/byte", "{flop_per_byte:.0f}"),
-)
-
-
-def table(results: list[dict[str, Any]], columns: Sequence[tuple[str, str]] = COLUMNS) -> str:
-    """Results as aligned text; what was not measured is a dash."""
-
-    def cell(form: str, result: dict[str, Any]) -> str:
-        try:
-            return form.format(**result)
-        except (KeyError, TypeError):
-            return "-"
-
-    rows = [[head for head, _ in columns]]
-    rows += [[cell(form, result) for _, form in columns] for result in results]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True))
-        for row in rows
-    )
 
 
 def compared(results: list[dict[str, Any]], path: Path) -> str:

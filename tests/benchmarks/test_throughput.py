@@ -26,7 +26,8 @@ from fastcat.benchmarks.reference.plain import PlainLoop
 from fastcat.benchmarks.reference.squeeze import SqueezeLoop
 from fastcat.benchmarks.reference.trades import TradesLoop
 from fastcat.benchmarks.reference.union import BALLS, UnionLoop
-from fastcat.benchmarks.throughput import BenchConfig, bench, race, table
+from fastcat.benchmarks.tables import table
+from fastcat.benchmarks.throughput import BenchConfig, bench, race
 from fastcat.cli import main
 from fastcat.errors import InputError
 from fastcat.loaders.augmentation import Augmentation
