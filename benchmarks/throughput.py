@@ -56,7 +56,6 @@ from fastcat.environment import environment
 from fastcat.errors import InputError
 from fastcat.files import claimed, write_text
 from fastcat.models import canonical_arch
-from fastcat.paths import UserPath
 from fastcat.peer_spec import parse_peers
 from fastcat.precision import make_precision
 from fastcat.trial import check_network
@@ -82,7 +81,7 @@ class BenchConfig:
     methods: str = "all"
     """For `methods`, which: names as at,trades-awp,mat, separated by commas. all: every one. Those
     of several norms have 10 steps in each, not the 40 to 100 of their papers."""
-    data: UserPath | None = None
+    data: Path | None = None
     """Image folder for `loaders`. None: 10 000 random images."""
     contestants: str = "auto"
     """plain, mixed, and ours as PRECISION/ENGINE, separated by commas. auto: what suits; for
@@ -99,9 +98,9 @@ class BenchConfig:
     """cpu, cuda or cuda:N. auto: the GPU if there is one."""
     threads: int | None = None
     """CPU threads. None: as PyTorch chooses, at most as many as the CPUs we may use."""
-    out: UserPath | None = None
+    out: Path | None = None
     """JSON file to write. None: a new one, bench-DATE-TIME.json."""
-    compare: UserPath | None = None
+    compare: Path | None = None
     """An earlier JSON file; what changed since is shown."""
 
     def __post_init__(self) -> None:

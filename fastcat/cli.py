@@ -93,7 +93,11 @@ def _bench(arguments: Sequence[str]) -> int:
     # imported here: no other command needs the reference loops
     from fastcat.benchmarks.throughput import BenchConfig, bench
 
-    bench(_parse(BenchConfig, arguments, "bench"))
+    config = _parse(BenchConfig, arguments, "bench")
+    # not UserPath, as the GPU check reads these settings where there is no tyro
+    paths = {name: getattr(config, name) for name in ("data", "out", "compare")}
+    given = {name: find_path(str(path)) for name, path in paths.items() if path is not None}
+    bench(dataclasses.replace(config, **given))
     return 0
 
 
