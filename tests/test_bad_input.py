@@ -507,7 +507,7 @@ EVALS = {
     "no images": ("--n 0", "at least 1"),
     "eps in grey levels": ("--eps 8", "type 8/255"),
     "out inside a file": ("--out run/config.yaml/x.json", "cannot write run/config.yaml/x.json"),
-    "other classes": ("--data pets", "2 .*cat, dog"),
+    "other channels": ("--data pets", "1 channels.*have 3"),
     "restarts 0": ("--restarts 0", "at least 1"),
 }
 

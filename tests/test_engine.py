@@ -303,7 +303,7 @@ def test_without_a_compiler_a_run_goes_on_eagerly_and_says_so(
     monkeypatch.setattr(winograd, "library", winograd.library.__wrapped__)
     said: list[str] = []
     assert choose_engine("auto", CPU, said.append) == "eager"
-    reason = "there is no C++ compiler: install g++"
+    reason = "there is no C++ compiler, 'no-such-compiler' of CXX is not there: install g++"
     assert said == [f"no winograd engine, going on with eager: {reason}"]
     with pytest.raises(InputError) as caught:
         choose_engine("winograd", CPU)

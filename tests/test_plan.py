@@ -114,7 +114,7 @@ def test_forward_fills_the_table_in_the_order_of_the_plan(
 
     def watch(k: int, net: nn.Module) -> None:
         def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            (view,) = [name for name, x in views.items() if x is args[0]]
+            (view,) = [name for name, x in views.items() if torch.equal(x, args[0])]
             assert net.training
             forwarded.append((k, view))
 

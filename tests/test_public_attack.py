@@ -108,7 +108,7 @@ def test_an_unknown_start_or_bn_is_refused(settings: dict[str, Any], text: str) 
         ),
         pytest.param([-1.0], "images range from -1 to 1", "about 4/255 in pixels", id="to -1 .. 1"),
         pytest.param([1e4], "images range from 0 to 1e+04", "pixels of that range", id="far above"),
-        pytest.param([math.nan], "images range from nan to nan", "pixels of that", id="nan"),
+        pytest.param([math.nan], "images range from nan to nan", "some pixels are NaN", id="nan"),
     ],
 )
 def test_images_outside_the_box_are_refused(values: list[float], text: str, why: str) -> None:
