@@ -15,12 +15,20 @@ from fastcat.errors import InputError
 
 
 def split_settings(parts: Sequence[str], where: str, example: str) -> dict[str, str]:
-    """ "key=value" of each part; InputError says `where`, and the example, for one that is not."""
-    settings = {}
+    """ "key=value" of each part; InputError says `where`, and the example, for one that is not.
+
+    A dash in a key is an underscore; a key twice is refused.
+    """
+    settings: dict[str, str] = {}
     for part in parts:
         key, equals, value = part.partition("=")
         if not equals or not key or not value:
             raise InputError(f"{where}: expected settings like {example}")
+        key = key.replace("-", "_")
+        if key in settings:
+            raise InputError(
+                f"{where}: {key} stands there twice, as {settings[key]} and {value}: leave one out"
+            )
         settings[key] = value
     return settings
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from fastcat.errors import InputError, nearest
 from fastcat.pixels import format_pixels, parse_pixels
+from fastcat.settings import split_settings
 from fastcat.threat import NORMS, OFFICIAL, WAYS, ThreatModel, Threats
 
 
@@ -22,9 +23,8 @@ def parse_threats(text: str, base: ThreatModel) -> tuple[ThreatModel, ...]:
         if norm not in NORMS:
             raise InputError(f"threats {text!r}: unknown norm {norm!r}: {nearest(norm, NORMS)}")
         settings: dict[str, float | str] = {}
-        for part in parts:
-            key, _, value = part.partition("=")
-            name = key.replace("-", "_")
+        example = f"{norm}:eps=0.5:step_size=0.05:steps=50"
+        for name, value in split_settings(parts, f"threats {text!r}", example).items():
             if name in ("eps", "step_size"):
                 settings[name] = parse_pixels(value)
             elif name == "steps" and value.isdecimal():
@@ -33,8 +33,8 @@ def parse_threats(text: str, base: ThreatModel) -> tuple[ThreatModel, ...]:
                 settings[name] = value
             else:
                 raise InputError(
-                    f"threats {text!r}: cannot read {part!r}, expected eps, step_size, steps or "
-                    f"code, as {norm}:eps=0.5:step_size=0.05:steps=50"
+                    f"threats {text!r}: cannot read '{name}={value}', expected eps, step_size, "
+                    f"steps or code, as {example}"
                 )
         if "eps" not in settings:
             raise InputError(

@@ -60,6 +60,11 @@ SETTINGS = {
     "unknown setting": ("--peers trades:bta=6", "no setting 'bta'.*beta=6.0"),
     "setting of the wrong type": ("--peers trades:beta=six", "beta=six is no float"),
     "setting without value": ("--peers trades:beta=", "settings like trades:beta=6"),
+    "setting twice": ("--peers trades:beta=6:beta=1", "beta stands there twice, as 6 and 1"),
+    "setting of a collaboration twice": (
+        "--collab cat:own_first=true:own-first=false",
+        "own_first stands there twice",
+    ),
     "negative setting": ("--peers alp:weight=-1", "weight=-1: expected"),
     "a function that is no method": ("--peers os:getcwd", "annotated .-> Objective."),
     "code in a setting": ("--peers 'os:system:command=touch x'", "annotated .-> Objective."),
@@ -122,7 +127,7 @@ SETTINGS = {
         "--threats l2:eps=0.5:code=rise",
         "unknown code 'rise': did you mean 'rice'",
     ),
-    "code without a name": ("--threats l2:eps=0.5:code", "unknown code '': known are rice, trades"),
+    "code without a name": ("--threats l2:eps=0.5:code", "expected settings like l2:eps=0.5"),
     "no specialist": (
         f"--peers at:threat=avg,at:threat=linf --collab mat-mp {TWO_THREATS}",
         "nobody who teaches peer 0 specialises in l2: add a peer like boosted:threat=l2",
