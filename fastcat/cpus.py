@@ -23,6 +23,8 @@ PERIOD = 0.25
 # 0.5 and more beside one busy process
 HELD_UP = 0.2
 _SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+# held by whoever watches: one is enough
+_watching = threading.Lock()
 
 
 def usable_cpus() -> int:
@@ -79,7 +81,8 @@ def shared_cpus() -> Iterator[None]:
     GOMP_SPINCOUNT), and where torch has another OpenMP than libgomp, nothing is done.
     """
     libgomp = any("libgomp" in line for line in _lines(Path("/proc/self/maps")))
-    if torch.get_num_threads() == 1 or not libgomp or any(map(os.environ.get, _SETTINGS)):
+    settled = torch.get_num_threads() == 1 or any(map(os.environ.get, _SETTINGS))
+    if settled or not libgomp or not _watching.acquire(blocking=False):
         yield
         return
     ended = threading.Event()
@@ -90,6 +93,7 @@ def shared_cpus() -> Iterator[None]:
     finally:
         ended.set()
         watch.join()
+        _watching.release()
 
 
 def _watch(ended: threading.Event) -> None:
