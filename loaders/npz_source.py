@@ -189,10 +189,9 @@ def _check_images(archive: zipfile.ZipFile, path: Path, key: str) -> tuple[int, 
 def _other_type(path: Path, key: str, dtype: np.dtype) -> str:
     if dtype.kind not in "iuf":
         return f"{key} in {path} is {dtype}, expected images of uint8: save it with another name"
-    low, high = np.inf, -np.inf
-    for _, part in stream(path, key):
-        if part.size:
-            low, high = min(low, float(part.min())), max(high, float(part.max()))
+    ends = [(part.min(), part.max()) for _, part in stream(path, key) if part.size]
+    # NaN stays NaN
+    low, high = (float(np.min(ends)), float(np.max(ends))) if ends else (0.0, 0.0)
     found = f"{key} in {path} is {dtype} from {low:g} to {high:g}, expected uint8 from 0 to 255: "
     if not (low >= 0 and high <= 255):
         return found + "save the pixels themselves, not normalised, as np.uint8"

@@ -169,6 +169,7 @@ def stretched(path: Path) -> None:
 
 FLOATS = np.linspace(0, 1, 30 * 90, dtype=np.float32).reshape(30, 6, 5, 3)
 REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "with NaN": (replaced(x_train=np.where(FLOATS > 0.9, np.nan, FLOATS)), r"from nan to nan"),
     "normalised": (replaced(x_train=4 * FLOATS - 2), r"from -2 to 2, .* not normalised"),
     "floats": (replaced(x_train=FLOATS), r"float32 from 0 to 1, .*\(x_train \* 255\)\.round"),
     "floats of grey levels": (
