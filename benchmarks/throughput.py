@@ -313,7 +313,7 @@ def _bench(config: BenchConfig, out: Path) -> dict[str, Any]:
         for peers, what in itertools.product(config.peers.split(";"), timed):
             print(f"\n{what}: {typed(peers, config.collab)} {place}")
             results = race(names, arch, peers, config.collab, batch, what, config, device, matmul)
-            print(table(results, BESIDE_COLUMNS if "," in config.beside else COLUMNS))
+            print(table(results, COLUMNS if config.beside == "0" else BESIDE_COLUMNS))
             record["results"] += results
             # after each race, so that an interruption loses only the race under way
             write_text(out, json.dumps(record, indent=2) + "\n")

@@ -14,10 +14,8 @@ from fastcat.collaboration import make_collaboration
 from fastcat.collaboration.collaboration import make_students
 from fastcat.errors import InputError
 from fastcat.loaders.augmentation import Augmentation
-from fastcat.loaders.class_order import ORDERS
 from fastcat.objectives.objective import under
 from fastcat.optim import (
-    LR_AT,
     Schedule,
     make_momentum,
     make_schedule,
@@ -252,10 +250,6 @@ class TrainConfig(Run, Optimization, Threat, Augment, Data, Peers):
             )
         if self.select_on not in ("val", "test", "last"):
             raise InputError(f"select-on is {self.select_on!r}, expected val, test or last")
-        if self.lr_at not in LR_AT:
-            raise InputError(f"lr-at is {self.lr_at!r}, expected {', '.join(LR_AT)}")
-        if self.class_order not in ORDERS:
-            raise InputError(f"class-order is {self.class_order!r}, expected text or number")
         if self.on_collapse not in ("warn", "stop", "rollback"):
             raise InputError(
                 f"on-collapse is {self.on_collapse!r}, expected warn, stop or rollback"

@@ -136,8 +136,9 @@ def _end_capture(pool: Any) -> None:
     device = torch.cuda.current_device()
     with suppress(RuntimeError):  # the pool was closed already
         torch._C._cuda_endAllocateToPool(device, pool)
-    generator = torch.cuda.default_generators[device]
-    generator.graphsafe_set_state(generator.clone_state())
+    with suppress(RuntimeError):  # the device is lost, which the capture's own error tells
+        generator = torch.cuda.default_generators[device]
+        generator.graphsafe_set_state(generator.clone_state())
 
 
 class Engine:

@@ -8,13 +8,12 @@ import numpy as np
 
 from fastcat.errors import InputError
 
-from .dataset import Dataset, Split
+from .classes import relabelled, some
+from .dataset import Dataset
 from .digest import dataset_digest
 from .source import Source
 
-ORDERS = ("text", "number")
 _NUMBERED = re.compile(r"(\D*)([0-9]{1,18})(\D*)")
-_SHOWN = 4
 
 
 def numeric_order(classes: Sequence[str]) -> tuple[str, ...] | None:
@@ -34,8 +33,8 @@ def order_note(classes: Sequence[str]) -> str | None:
     if numbers in (None, tuple(classes)) or list(classes) != sorted(classes):
         return None
     return (
-        f"the classes are called by numbers and stand in the order of text, {_some(classes)}; "
-        f"for {_some(numbers)}, as a network of others may have them, type --class-order number"
+        f"the classes are called by numbers and stand in the order of text, {some(classes, 4)}; "
+        f"for {some(numbers, 4)}, as a network of others may have them, type --class-order number"
     )
 
 
@@ -49,11 +48,8 @@ def in_order(dataset: Dataset, order: str) -> Dataset:
     classes, labels = _renumbered(dataset.classes, dataset.name)
     if classes == dataset.classes:
         return dataset
-    train, test = (
-        Split(split.images, labels[split.labels]) for split in (dataset.train, dataset.test)
-    )
     digest = dataset_digest(classes, [dataset.digest])
-    return replace(dataset, classes=classes, train=train, test=test, digest=digest)
+    return replace(relabelled(dataset, labels, classes), digest=digest)
 
 
 def source_in_order(source: Source, order: str) -> Source:
@@ -77,11 +73,7 @@ def _renumbered(classes: tuple[str, ...], origin: str) -> tuple[tuple[str, ...],
     if numbers is None:
         raise InputError(
             f"--class-order number needs classes that are called by numbers, but those of {origin} "
-            f"are {_some(classes)}: leave it out"
+            f"are {some(classes, 4)}: leave it out"
         )
     label_of = {name: label for label, name in enumerate(numbers)}
     return numbers, np.array([label_of[name] for name in classes])
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

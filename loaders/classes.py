@@ -14,8 +14,6 @@ from fastcat.errors import InputError
 
 from .dataset import Dataset, Split
 
-_SHOWN = 3
-
 
 def numbered(count: int) -> tuple[str, ...]:
     """What classes without names are called."""
@@ -89,6 +87,6 @@ def never_learnt(dataset: Dataset, labels: np.ndarray) -> list[str]:
     return [f"classes of the test images without training images: {len(absent)} ({names})"]
 
 
-def some(names: Sequence[str]) -> str:
+def some(names: Sequence[str], shown: int = 3) -> str:
     """The first of them, for a sentence."""
-    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+    return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")

@@ -74,7 +74,7 @@ def evaluate_run(config: EvalConfig) -> dict[str, Any]:
         dataset = in_order(dataset, config.class_order or ("number" if as_trained else "text"))
         if config.arch is not None:
             if note := order_note(dataset.classes):
-                console.print(f"note: {note}")
+                _note(console, note)
             peers = [foreign_weights(config, dataset, console)]
         for file, (_, info) in zip(files, peers, strict=True):
             dataset = in_its_classes(dataset, file, info, console)
