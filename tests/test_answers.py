@@ -13,7 +13,7 @@ import fastcat
 from fastcat.attack import Inner, attack_all
 from fastcat.batch import Batch
 from fastcat.cli import main
-from fastcat.guard import NO_ANSWER, answers
+from fastcat.guard import NO_ANSWER, CheckedNetwork, answers
 from fastcat.models import ARCHS
 from fastcat.report import doubts
 from fastcat.squeeze import select
@@ -227,3 +227,10 @@ def test_images_that_no_attack_can_move_are_counted() -> None:
     (line,) = doubts("0-at", report.to_dict())
     assert "gradients have NaN for 2 of 5 images" in line
     assert fastcat.evaluate(Masked(), batches[1:], "clean,fgsm", THREAT).without_gradient == 0
+    # a later step or attack that is free of it takes nothing back
+    network = CheckedNetwork(Masked(), x, y)
+    for count in (1, 2, 0):
+        grad = torch.zeros_like(x)
+        grad[:count] = NAN
+        network.look_at(grad)
+    assert network.without_gradient == 2

@@ -63,6 +63,16 @@ def limited(monkeypatch: pytest.MonkeyPatch, affinity: int, files: dict[str, str
             id="v2, of a group above",
         ),
         pytest.param(
+            8,
+            {
+                CGROUP: "0::/pod/job",
+                "/sys/fs/cgroup/pod/job/cpu.max": "200000 100000",
+                "/sys/fs/cgroup/pod/cpu.max": "600000 100000",
+            },
+            2,
+            id="v2, the least of several",
+        ),
+        pytest.param(
             2, {CGROUP: "0::/", "/sys/fs/cgroup/cpu.max": "800000 100000"}, 2, id="v2, wider"
         ),
         pytest.param(
