@@ -1,8 +1,9 @@
 """Writes docs/methods.md: `python -m tests.methods_page`, completely or not at all.
 
 Formulas and deviations are the docstrings of the code. The measured errors come from the tests
-marked `measured(dtype, *subjects)`: whatever they compare by `tests.comparison.assert_close`
-counts for those subjects and for `case.subjects`, where the test has a `case`.
+marked `measured(dtype, *subjects)`: whatever they compare by `assert_close` of
+tests/harness/comparison.py counts for those subjects and for `case.subjects`, where the test has a
+`case`.
 """
 
 import inspect
@@ -29,10 +30,13 @@ from fastcat.objectives.objective import spread
 from fastcat.optim import FlatSGD
 from fastcat.recipes import RECIPES, about
 from fastcat.threat import OFFICIAL
-from tests.comparison import LARGEST
-from tests.test_multi_norm import KL_TOLERANCE
-from tests.test_parity import FLOAT32_TOLERANCE, FLOAT64_TOLERANCE
-from tests.test_swa import TOLERANCE as SWA_TOLERANCE
+from tests.harness.comparison import (
+    FLOAT32_TOLERANCE,
+    FLOAT64_TOLERANCE,
+    KL_TOLERANCE,
+    LARGEST,
+    SWA_TOLERANCE,
+)
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "methods.md"

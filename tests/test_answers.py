@@ -19,10 +19,10 @@ from fastcat.report import doubts
 from fastcat.squeeze import select
 from fastcat.threat import ThreatModel
 from fastcat.union import worst
-from tests.networks import CLASSES, images
-from tests.run_helpers import SMALL
-from tests.teams import team_of
-from tests.tiny import Tiny
+from tests.harness.networks import CLASSES, images
+from tests.harness.runs import SMALL
+from tests.harness.teams import team_of
+from tests.harness.tiny import Tiny
 
 NAN, INF = math.nan, math.inf
 THREAT = ThreatModel(eps=0.1, step_size=0.2, steps=2)

@@ -18,7 +18,8 @@ from fastcat.attack import (
 )
 from fastcat.errors import InputError
 from fastcat.threat import Start, ThreatModel
-from tests.networks import CLASSES, images, mixing, seeded, tiny_net
+from tests.harness.attack_losses import climbed
+from tests.harness.networks import CLASSES, images, mixing, seeded, tiny_net
 
 THREAT = ThreatModel(eps=8 / 255, step_size=3 / 255, steps=4)
 # x + eps is rounded to float32, and so is the difference
@@ -108,28 +109,6 @@ def trained() -> Trained:
         optimizer.step()
     net.requires_grad_(False).eval()
     return net, x, y
-
-
-def climbed(loss: str, net: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
-    """What each attack climbs, per image, written with torch's own losses."""
-    z = net(x_adv)
-    if loss == "kl":
-        return F.kl_div(z.log_softmax(1), net(x).softmax(1), reduction="none").sum(1)
-    if loss == "margin":
-        others = torch.stack(
-            [torch.cat([row[:k], row[k + 1 :]]).max() for row, k in zip(z, y, strict=True)]
-        )
-        return others - z[torch.arange(len(y)), y]
-    if loss == "dlr":
-        largest = z.sort(dim=1, descending=True).values
-        return climbed("margin", net, x, x_adv, y) / (largest[:, 0] - largest[:, 2])
-    if loss == "boosted_ce":
-        p = z.softmax(1)
-        wrong = torch.stack(
-            [torch.cat([row[:k], row[k + 1 :]]).max() for row, k in zip(p, y, strict=True)]
-        )
-        return F.cross_entropy(z, y, reduction="none") - (1.0001 - wrong).log()
-    return F.cross_entropy(z, y, reduction="none")
 
 
 @pytest.mark.parametrize("start", ["uniform", "gaussian"])

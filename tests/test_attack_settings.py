@@ -19,9 +19,8 @@ from fastcat.terms import ce
 from fastcat.threat import NORMS, ThreatModel
 from fastcat.threat_spec import choose_threats
 from fastcat.union import msd_start
-from tests.networks import images, seeded, tiny_net
-from tests.teams import team_of
-from tests.test_squeeze import noise_of
+from tests.harness.networks import images, noise_of, seeded, tiny_net
+from tests.harness.teams import team_of
 
 THREAT = ThreatModel(eps=8 / 255, step_size=3 / 255, steps=3)
 NOT_ATTACKED = ("natural", "free", "teacher")

@@ -18,11 +18,11 @@ from fastcat.precision import make_precision
 from fastcat.step import collaborative_step, perturbed, start_noise
 from fastcat.team import Team
 from fastcat.trainer import Trainer
-from tests import tiny
-from tests.comparison import assert_same
-from tests.networks import images, seeded, tiny_net
-from tests.teams import SGD, peer_of, team_of
-from tests.test_no_trace import everything
+from tests.harness import tiny
+from tests.harness.comparison import assert_same
+from tests.harness.networks import images, seeded, tiny_net
+from tests.harness.teams import SGD, peer_of, team_of
+from tests.harness.traces import everything
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

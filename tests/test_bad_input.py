@@ -23,8 +23,8 @@ from fastcat.cli import main
 from fastcat.config import TrainConfig
 from fastcat.errors import InputError
 from fastcat.trainer import Trainer
-from tests import tiny
-from tests.run_helpers import SMALL
+from tests.harness import tiny
+from tests.harness.runs import SMALL
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,8 @@ from fastcat.cli import main
 from fastcat.errors import InputError
 from fastcat.loaders.folder import load_folder
 from fastcat.teacher import load_teacher
-from tests import tiny
-from tests.loaders.image_folders import make_folder
+from tests.harness import tiny
+from tests.harness.image_folders import make_folder
 
 NAMES = ("ant", "bee", "cow")
 WEIGHTS = Path("run/peers/0-natural.last.safetensors")

@@ -6,9 +6,9 @@ import torch
 from fastcat.collaboration import make_collaboration
 from fastcat.errors import InputError
 from fastcat.terms import Sum
-from tests.logit_rows import B, C, labels, logits
+from tests.harness.logit_rows import B, C, labels, logits
+from tests.harness.teams import taught_on
 from tests.reference import losses as reference
-from tests.teams import taught_on
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.05, 0.3, 1.0])

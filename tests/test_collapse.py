@@ -16,8 +16,8 @@ import fastcat.trainer
 from fastcat.checkpoint import good_checkpoint, read_checkpoint
 from fastcat.cli import main
 from fastcat.trainer import Trainer
-from tests import tiny
-from tests.run_helpers import assert_same_end
+from tests.harness import tiny
+from tests.harness.runs import assert_same_end
 
 # at such a rate the network stays at chance, at an eighth of it it learns
 RUN = shlex.split(

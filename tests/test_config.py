@@ -14,8 +14,8 @@ from fastcat.errors import InputError
 from fastcat.peer_spec import parse_peers
 from fastcat.pixels import format_pixels, parse_pixels
 from fastcat.settings_file import to_yaml
-from tests import tiny
-from tests.run_helpers import SMALL, assert_same_end
+from tests.harness import tiny
+from tests.harness.runs import SMALL, assert_same_end
 
 
 @given(st.floats(min_value=1e-6, max_value=1.0))

@@ -19,11 +19,11 @@ from fastcat.step import attack_views, collaborative_step, start_noise
 from fastcat.team import Team
 from fastcat.terms import ce, kl
 from fastcat.threat import ThreatModel, Threats
-from tests import tiny
-from tests.networks import CLASSES, images, seeded
+from tests.harness import tiny
+from tests.harness.networks import CLASSES, images, seeded
+from tests.harness.runs import SMALL, assert_same_end
+from tests.harness.teams import team_of
 from tests.reference import losses as reference
-from tests.run_helpers import SMALL, assert_same_end
-from tests.teams import team_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -13,8 +13,8 @@ from fastcat.errors import InputError
 from fastcat.frozen import Frozen
 from fastcat.models import canonical_arch, make_model
 from fastcat.peer_spec import parse_peers
-from tests.networks import images
-from tests.run_helpers import SMALL
+from tests.harness.networks import images
+from tests.harness.runs import SMALL
 
 OWN_NETWORKS = """
 import torch

@@ -19,12 +19,13 @@ from fastcat.kernels import winograd
 from fastcat.step import collaborative_step, start_noise
 from fastcat.team import Team
 from fastcat.trainer import Trainer
-from tests import tiny
-from tests.comparison import assert_close, assert_same
-from tests.engines import BATCH, engine_of, gather, run, stand_in, state_of
-from tests.networks import images, seeded, tiny_net
-from tests.teams import team_of
-from tests.test_parity import CASES, Case, Ours, networks
+from tests.harness import tiny
+from tests.harness.comparison import assert_close, assert_same
+from tests.harness.engines import BATCH, engine_of, gather, run, stand_in, state_of
+from tests.harness.networks import images, seeded, tiny_net
+from tests.harness.parity import Ours, networks
+from tests.harness.parity_cases import CASES, Case
+from tests.harness.teams import team_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

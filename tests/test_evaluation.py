@@ -15,10 +15,10 @@ from fastcat.errors import InputError
 from fastcat.evaluation import parse_attacks
 from fastcat.evaluation.evaluate import wilson_interval
 from fastcat.threat import ThreatModel
-from tests import tiny
-from tests.networks import images, seeded, tiny_net
+from tests.harness import tiny
+from tests.harness.networks import images, seeded, tiny_net
+from tests.harness.runs import SMALL
 from tests.reference.single_network import gradient
-from tests.run_helpers import SMALL
 
 THREAT = ThreatModel(eps=0.1, step_size=0.03)
 

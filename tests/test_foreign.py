@@ -16,8 +16,8 @@ from fastcat.errors import InputError
 from fastcat.foreign import load_foreign, lookalikes
 from fastcat.models import make_model, normalized
 from fastcat.models.wide_resnet import WideBlock, WideResNet
-from tests import tiny
-from tests.networks import images
+from tests.harness import tiny
+from tests.harness.networks import images
 
 State = dict[str, Tensor]
 

@@ -23,10 +23,10 @@ from fastcat.objectives import make_objective
 from fastcat.precision import make_precision
 from fastcat.step import attack_views, collaborative_step, start_noise
 from fastcat.threat import ThreatModel
-from tests.comparison import assert_same
-from tests.foldable import NETWORKS
-from tests.networks import images, seeded, tiny_net
-from tests.teams import team_of
+from tests.harness.comparison import assert_same
+from tests.harness.foldable import NETWORKS
+from tests.harness.networks import images, seeded, tiny_net
+from tests.harness.teams import team_of
 
 TOLERANCE = 1e-12
 

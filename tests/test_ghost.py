@@ -12,7 +12,7 @@ from fastcat.frozen import Frozen
 from fastcat.models import make_model
 from fastcat.models.ghost import split_norms
 from fastcat.modes import attack_mode
-from tests.networks import images, tiny_net
+from tests.harness.networks import images, tiny_net
 from tests.reference.ghost import use_ghost_norms
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -15,9 +15,9 @@ from fastcat.replay import Carried
 from fastcat.step import attack_views, collaborative_step, start_noise
 from fastcat.team import Team
 from fastcat.threat import ThreatModel, Threats
-from tests.comparison import assert_same
-from tests.networks import images, seeded, tiny_net
-from tests.teams import team_of
+from tests.harness.comparison import assert_same
+from tests.harness.networks import images, seeded, tiny_net
+from tests.harness.teams import team_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

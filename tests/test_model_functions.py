@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fastcat.models.wide_resnet import WideResNet
 from fastcat.models.wide_resnet_swish import SwishWideResNet
-from tests.networks import images, lived, randomised
+from tests.harness.networks import images, lived, randomised
 
 
 def as_torchvision(name: str) -> str:

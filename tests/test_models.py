@@ -14,7 +14,7 @@ from fastcat.models import ARCHS, Normalize, canonical_arch, make_model, normali
 from fastcat.models.preact_resnet import PreActResNet, RawShortcutBlock
 from fastcat.models.wide_resnet import WideResNet
 from fastcat.models.wide_resnet_swish import SwishWideResNet
-from tests.networks import images, lived, randomised
+from tests.harness.networks import images, lived, randomised
 
 DEPTHS = {
     "resnet18": (2, 2, 2, 2),

@@ -22,18 +22,18 @@ from fastcat.precision import Precision, make_precision
 from fastcat.step import attack_views, collaborative_step
 from fastcat.threat import OFFICIAL, WAYS, ThreatModel
 from fastcat.threat_spec import choose_threats
-from tests.comparison import assert_close
-from tests.networks import images, mixing, tiny_net
-from tests.reference.multi_norm import Ball, Learner, Task, Views, multi_norm_step
-from tests.reference.step import StepResult
-from tests.teams import FP32, team_of
-from tests.test_parity import (
+from tests.harness.comparison import (
     FLOAT32_TOLERANCE,
     FLOAT64_TOLERANCE,
-    START,
-    STEPS,
-    assert_left_behind,
+    KL_TOLERANCE,
+    assert_close,
 )
+from tests.harness.networks import images, mixing, tiny_net
+from tests.harness.parity import STEPS, assert_left_behind
+from tests.harness.teams import FP32, team_of
+from tests.reference.attack import START
+from tests.reference.multi_norm import Ball, Learner, Task, Views, multi_norm_step
+from tests.reference.step import StepResult
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -45,7 +45,6 @@ BALLS = (
     Ball(norm="l1", eps=2.4, step_size=0.9, steps=4),
 )
 SIZE, SIDE = 7, 8
-KL_TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,8 @@ from fastcat.models import make_model
 from fastcat.models.ghost import split_norms
 from fastcat.precision import Precision
 from fastcat.trial import check_network
-from tests import tiny
-from tests.run_helpers import SMALL
+from tests.harness import tiny
+from tests.harness.runs import SMALL
 
 FP32 = Precision("fp32", "cpu")
 HERE = "tests.test_network_fits"

@@ -5,46 +5,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from fastcat.attack import Inner, attack, attack_all
 from fastcat.errors import InputError
 from fastcat.modes import attack_mode
 from fastcat.threat import ThreatModel
-from tests.comparison import assert_same
-from tests.networks import images, seeded, tiny_net
+from tests.harness.comparison import assert_same
+from tests.harness.engines import Interrupted
+from tests.harness.networks import images, seeded
+from tests.harness.traces import everything, mixed_net
 
 THREAT = ThreatModel(eps=8 / 255, step_size=3 / 255, steps=4)
-
-
-class Interrupted(BaseException):
-    """Like KeyboardInterrupt, no Exception."""
-
-
-def mixed_net() -> nn.Module:
-    """Modules in different modes, frozen parameters, old gradients, a BatchNorm without moments."""
-    net = tiny_net(0)
-    net.bn2.eval()
-    net.act.eval()
-    net.conv3.weight.requires_grad_(False)
-    net.bn3.bias.requires_grad_(False)
-    for p in (net.conv1.weight, net.linear.bias):
-        p.grad = torch.rand(p.shape, generator=seeded())
-    without_statistics = nn.BatchNorm2d(3, track_running_stats=False)
-    return nn.Sequential(nn.Dropout(0.2).eval(), without_statistics, net)
-
-
-def everything(net: nn.Module) -> dict[str, Any]:
-    """All that an attack could disturb, by name."""
-    found: dict[str, Any] = {f"state {k}": v.clone() for k, v in net.state_dict().items()}
-    for name, p in net.named_parameters():
-        found[f"grad {name}"] = None if p.grad is None else p.grad.clone()
-        found[f"requires_grad {name}"] = p.requires_grad
-    for name, module in net.named_modules():
-        found[f"training {name}"] = module.training
-        found[f"tracks {name}"] = getattr(module, "track_running_stats", None)
-        found[f"hooks {name}"] = len(module._forward_hooks) + len(module._forward_pre_hooks)
-    return found
 
 
 @pytest.mark.parametrize("restarts", [1, 2])

@@ -11,9 +11,9 @@ from fastcat.errors import InputError
 from fastcat.objectives import METHODS, make_objective
 from fastcat.squeeze import Squeeze
 from fastcat.terms import ce
-from tests.logit_rows import B, C, labels, logits, rows
+from tests.harness.logit_rows import B, C, labels, logits, rows
+from tests.harness.teams import taught_on
 from tests.reference import losses as reference
-from tests.teams import taught_on
 
 ALL_METHODS = ["natural", "at", "trades", "alp", "mart", "boosted", "st"]
 ALL_METHODS += ["ard", "rslad", "iad", "act"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcat.optim import FlatSGD, make_schedule
-from tests.networks import CLASSES, images, tiny_net
+from tests.harness.networks import CLASSES, images, tiny_net
 from tests.reference.step import sgd_update
 
 SETTINGS: dict[str, Any] = {"momentum": 0.9, "weight_decay": 0.05, "nesterov": False}

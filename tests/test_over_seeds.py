@@ -13,8 +13,8 @@ import yaml
 import fastcat
 from fastcat.cli import main
 from fastcat.over_seeds import parse_seeds, spread_of
-from tests import tiny
-from tests.run_helpers import SMALL, assert_same_end, run_tiny, tiny_command
+from tests.harness import tiny
+from tests.harness.runs import SMALL, assert_same_end, run_tiny, tiny_command
 
 SETTINGS = [*SMALL, "--epochs", "3", "--lr", "0.3"]
 SEEDS = (3, 0, 11)

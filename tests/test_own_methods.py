@@ -9,7 +9,7 @@ import torch
 from fastcat.attack import Inner
 from fastcat.errors import InputError
 from fastcat.objectives import find_method, make_objective
-from tests.logit_rows import labels, rows
+from tests.harness.logit_rows import labels, rows
 from tests.reference import losses as reference
 
 OWN_METHODS = """

@@ -11,8 +11,8 @@ from fastcat.collaboration.collaboration import Collaboration, Student
 from fastcat.objectives import make_objective
 from fastcat.plan import Cell, make_plan, own_views, view_name
 from fastcat.step import forward
-from tests.networks import CLASSES, images
-from tests.teams import team_of
+from tests.harness.networks import CLASSES, images
+from tests.harness.teams import team_of
 
 
 def cells(text: str) -> tuple[Cell, ...]:

@@ -13,7 +13,7 @@ from fastcat.attack import attack
 from fastcat.errors import InputError
 from fastcat.guard import check_images
 from fastcat.threat import Start, ThreatModel
-from tests.networks import images, seeded, tiny_net
+from tests.harness.networks import images, seeded, tiny_net
 
 THREAT = ThreatModel(eps=8 / 255, step_size=3 / 255, steps=4)
 

@@ -22,10 +22,10 @@ from fastcat.guard import as_batch
 from fastcat.objectives.objective import Objective
 from fastcat.precision import make_precision
 from fastcat.terms import Sum, ce, kl, mart_kl
-from tests.comparison import assert_same
-from tests.networks import CLASSES, images, seeded, tiny_net
-from tests.teams import team_of
-from tests.test_no_trace import everything
+from tests.harness.comparison import assert_same
+from tests.harness.networks import CLASSES, images, seeded, tiny_net
+from tests.harness.teams import team_of
+from tests.harness.traces import everything
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -12,7 +12,7 @@ import pytest
 
 from fastcat.optim import elapsed
 from fastcat.recipes import RECIPES
-from tests.test_recipes import settings
+from tests.harness.recipes import recipe_settings
 
 # of CIFAR's training set
 IMAGES = 50_000
@@ -147,7 +147,7 @@ def test_every_step_of_a_recipe_has_the_published_rate(name: str) -> None:
     """Catches milestones copied as published, a drop that comes a step late, a rate half a step
     off, and one that moves within epochs where the published one does not.
     """
-    config = settings(name)
+    config = recipe_settings(name)
     schedule, published = config.lr_schedule(), PUBLISHED[name]
     batches = math.ceil(IMAGES / config.batch_size)
     steps = batches * config.replays
@@ -167,7 +167,7 @@ def test_momentum_moves_where_the_published_scheduler_moves_it() -> None:
     ends = {"fast-at": (0.9, 0.8), "fast-n-fgsm": (0.9, 0.8), "free-at": (0.9, 0.8),
             "dm-cifar10": (0.95, 0.85)}  # fmt: skip
     for name in RECIPES:
-        config = settings(name)
+        config = recipe_settings(name)
         momentum = config.momentum_schedule()
         if name not in ends:
             assert (config.momentum, momentum) == (0.9, None), name

@@ -6,26 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tyro
 import yaml
 
 from fastcat.checkpoint import read_checkpoint
 from fastcat.cli import main
-from fastcat.config import TrainConfig
 from fastcat.peer_spec import parse_peers
 from fastcat.recipes import RECIPES
-from fastcat.settings_file import yaml_arguments
-from tests import tiny
-from tests.run_helpers import SMALL, assert_same_end
-
-
-def settings(name: str) -> TrainConfig:
-    return tyro.cli(TrainConfig, args=yaml_arguments(RECIPES[name]))
+from tests.harness import tiny
+from tests.harness.recipes import recipe_settings
+from tests.harness.runs import SMALL, assert_same_end
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_setting_of_a_recipe_names_its_source(name: str) -> None:
-    settings(name)
+    recipe_settings(name)
     lines = RECIPES[name].read_text().splitlines()
     assert lines[0].startswith("# ")
     assert not [line for line in lines if "#" not in line]
@@ -34,7 +28,7 @@ def test_every_setting_of_a_recipe_names_its_source(name: str) -> None:
 
 def test_a_recipe_computes_as_its_source_or_says_how_that_did() -> None:
     """Catches a recipe of a float32 run that trains in bfloat16 where the GPU can."""
-    unset = {name for name in RECIPES if settings(name).precision == "auto"}
+    unset = {name for name in RECIPES if recipe_settings(name).precision == "auto"}
     assert unset == {"fast-at", "free-at", "maini-avg", "maini-max", "maini-msd"}
     for name in unset:
         text = RECIPES[name].read_text()
@@ -61,9 +55,9 @@ def test_a_recipe_trains_and_resumes(
     for extra in ("pseudo-labelled.npz", "generated.npz"):
         np.savez(extra, image=digits, label=np.arange(30) % 10)
     small = [*SMALL, "--epochs", "2", "--awp-warmup", "1", "--device", "cpu"]
-    if settings(name).swa is not None:
+    if recipe_settings(name).swa is not None:
         small += ["--swa", "1"]
-    if settings(name).threats:
+    if recipe_settings(name).threats:
         # as many norms, in fewer steps
         small += ["--threats", "linf:eps=0.1,l2:eps=0.5,l1:eps=2"]
     assert main(["train", "--recipe", name, *small, "--out", "run"]) == 0

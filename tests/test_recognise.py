@@ -10,7 +10,7 @@ from fastcat.batch import Batch
 from fastcat.checkpoint import WeightsInfo
 from fastcat.evaluation.recognise import recognise
 from fastcat.models import ARCHS, normalized
-from tests.networks import images
+from tests.harness.networks import images
 
 CLASSES = 5
 STATISTICS = ((0.5, 0.5, 0.5), (0.3, 0.3, 0.3))

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from fastcat.frozen import Frozen
 from fastcat.precision import make_precision
 from fastcat.team import Team
-from tests.comparison import assert_same
-from tests.engines import Interrupted, engine_of, run, stand_in, state_of
-from tests.networks import tiny_net
-from tests.teams import team_of
+from tests.harness.comparison import assert_same
+from tests.harness.engines import Interrupted, engine_of, run, stand_in, state_of
+from tests.harness.networks import tiny_net
+from tests.harness.teams import team_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

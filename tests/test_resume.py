@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fastcat.checkpoint import load_last_checkpoint, read_checkpoint
-from tests.run_helpers import SMALL, assert_same_end, run_tiny, tiny_command
+from tests.harness.runs import SMALL, assert_same_end, run_tiny, tiny_command
 
 EPOCHS = 12
 RUN = [*SMALL, "--peers", "trades,alp,natural", "--epochs", str(EPOCHS), "--ema", "0.9"]

@@ -10,8 +10,8 @@ from fastcat.cli import main
 from fastcat.config import TrainConfig
 from fastcat.errors import InputError
 from fastcat.runs import _claim
-from tests import tiny
-from tests.run_helpers import SMALL
+from tests.harness import tiny
+from tests.harness.runs import SMALL
 
 AT = TrainConfig(data="digits", peers="at")
 

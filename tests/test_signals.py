@@ -11,8 +11,8 @@ import pytest
 
 from fastcat.cli import main
 from fastcat.stop import Interrupted, first_signal, interrupt, stop_request
-from tests import tiny
-from tests.run_helpers import SMALL, tiny_command
+from tests.harness import tiny
+from tests.harness.runs import SMALL, tiny_command
 
 
 def send(signum: int) -> None:

@@ -24,16 +24,15 @@ from fastcat.replay import Carried
 from fastcat.step import attack_views, collaborative_step, start_noise
 from fastcat.team import Team
 from fastcat.threat import WAYS, ThreatModel, Threats
-from tests import tiny
-from tests.comparison import assert_close
-from tests.networks import images, seeded, tiny_net
+from tests.harness import tiny
+from tests.harness.comparison import FLOAT32_TOLERANCE, FLOAT64_TOLERANCE, assert_close
+from tests.harness.networks import images, seeded, tiny_net
+from tests.harness.runs import SMALL, assert_same_end
+from tests.harness.teams import SGD, team_of
 from tests.reference import single_network as reference
 from tests.reference.attack import attack_copy
 from tests.reference.losses import cross_entropy
 from tests.reference.step import sgd_update
-from tests.run_helpers import SMALL, assert_same_end
-from tests.teams import SGD, team_of
-from tests.test_parity import FLOAT32_TOLERANCE, FLOAT64_TOLERANCE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

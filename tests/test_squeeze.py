@@ -15,17 +15,14 @@ from fastcat.precision import make_precision
 from fastcat.squeeze import Squeeze, pick, select, squeeze
 from fastcat.step import attack_views, collaborative_step, start_noise
 from fastcat.threat import ThreatModel
-from tests.comparison import assert_same
-from tests.networks import CLASSES, images, seeded, tiny_net
+from tests.harness.comparison import assert_same
+from tests.harness.engines import Interrupted
+from tests.harness.networks import CLASSES, images, noise_of, seeded, tiny_net
+from tests.harness.teams import team_of
+from tests.harness.traces import everything, mixed_net
 from tests.reference import losses as reference
-from tests.teams import team_of
-from tests.test_no_trace import Interrupted, everything, mixed_net
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def noise_of(threat: ThreatModel, x: Tensor, start: Any) -> Tensor:
-    return torch.stack([threat.draw_noise(start, x, seeded(seed)) for seed in range(2)])
 
 
 def test_roles_by_hand() -> None:

@@ -19,13 +19,11 @@ from fastcat.optim import FlatSGD
 from fastcat.stop import Stopped
 from fastcat.swa import WeightAverage, recompute_statistics
 from fastcat.trainer import Trainer
-from tests import tiny
-from tests.comparison import assert_close
+from tests.harness import tiny
+from tests.harness.comparison import SWA_TOLERANCE, assert_close
+from tests.harness.runs import SMALL, assert_same_end, flat_tensors
 from tests.reference.swa import statistics
-from tests.run_helpers import SMALL, assert_same_end, flat_tensors
 
-# means of a few tensors in float64
-TOLERANCE = 1e-12
 RUN = [*SMALL, "--peers", "at,natural", "--epochs", "4", "--select-on", "last", "--val-size", "30"]
 
 
@@ -55,7 +53,7 @@ def test_statistics_are_the_mean_over_images_of_what_the_layers_see() -> None:
     random_state = torch.get_rng_state()
     recompute_statistics(net, batches)
     for name, expected in statistics(net, batches).items():
-        assert_close(net.get_buffer(name), expected, TOLERANCE, name)
+        assert_close(net.get_buffer(name), expected, SWA_TOLERANCE, name)
     assert net.bn1.momentum == 0.01
     assert all(module.training for module in net.modules())
     assert torch.equal(torch.get_rng_state(), random_state)
@@ -79,9 +77,9 @@ def test_the_average_weighs_every_epoch_alike_and_leaves_the_weights_alone() -> 
     with swa.in_place():
         for name, parameter in net.named_parameters():
             expected = torch.stack([weights[name] for weights in seen]).mean(0)
-            assert_close(parameter.detach(), expected, TOLERANCE, name)
+            assert_close(parameter.detach(), expected, SWA_TOLERANCE, name)
         for name, expected in statistics(net, batches).items():
-            assert_close(net.get_buffer(name), expected, TOLERANCE, name)
+            assert_close(net.get_buffer(name), expected, SWA_TOLERANCE, name)
     assert all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
 
 

@@ -17,7 +17,7 @@ from fastcat.objectives.objective import Objective
 from fastcat.plan import Cell, make_plan, own_views, view_name
 from fastcat.table_loss import TableLoss
 from fastcat.terms import Sum, ce, kl
-from tests.teams import team_of
+from tests.harness.teams import team_of
 
 B, C = 9, 6
 CPU = torch.device("cpu")

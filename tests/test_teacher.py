@@ -15,9 +15,9 @@ from fastcat.collaboration.teaching import parse_teachers
 from fastcat.config import TrainConfig
 from fastcat.errors import InputError
 from fastcat.trainer import Trainer
-from tests import tiny
-from tests.comparison import assert_same
-from tests.run_helpers import SMALL, assert_same_end
+from tests.harness import tiny
+from tests.harness.comparison import assert_same
+from tests.harness.runs import SMALL, assert_same_end
 
 WEIGHTS = Path("natural/peers/0-natural.last.safetensors")
 

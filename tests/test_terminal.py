@@ -20,8 +20,8 @@ from fastcat.cli import main
 from fastcat.output import Output, encodable, one_line
 from fastcat.progress import has_bar, make_console, task
 from fastcat.recorder import Recorder
-from tests import tiny
-from tests.run_helpers import SMALL, tiny_command
+from tests.harness import tiny
+from tests.harness.runs import SMALL, tiny_command
 
 # as in a container without a locale, before Python makes UTF-8 of it
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

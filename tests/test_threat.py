@@ -10,9 +10,9 @@ from fastcat.attack import attack
 from fastcat.errors import InputError
 from fastcat.step import start_noise
 from fastcat.threat import CODES, Start, ThreatModel
-from tests.networks import images, seeded, tiny_net
-from tests.teams import team_of
-from tests.test_attack import climbed
+from tests.harness.attack_losses import climbed
+from tests.harness.networks import images, seeded, tiny_net
+from tests.harness.teams import team_of
 
 THREAT = ThreatModel(eps=8 / 255, step_size=3 / 255, steps=4)
 

@@ -21,8 +21,8 @@ from fastcat.threat import ThreatModel
 from fastcat.threat_spec import choose_threats, format_threats, parse_threats
 from fastcat.trainer import Trainer
 from fastcat.watch import Watch
-from tests import tiny
-from tests.run_helpers import SMALL, assert_same_end
+from tests.harness import tiny
+from tests.harness.runs import SMALL, assert_same_end
 
 BASE = ThreatModel(steps=7, restarts=2)
 TEXT = "linf:eps=0.1:step_size=0.04:steps=2,l2:eps=0.6:code=rice,l1:eps=4:steps=1"

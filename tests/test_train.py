@@ -16,8 +16,8 @@ from fastcat.config import TrainConfig
 from fastcat.evaluation import evaluate
 from fastcat.threat import ThreatModel
 from fastcat.trainer import Trainer
-from tests import tiny
-from tests.run_helpers import SMALL, assert_same_end
+from tests.harness import tiny
+from tests.harness.runs import SMALL, assert_same_end
 
 
 @pytest.fixture(autouse=True)

@@ -13,11 +13,11 @@ from fastcat.objectives import make_objective
 from fastcat.step import attack_views, start_noise
 from fastcat.team import Team
 from fastcat.threat import ThreatModel, Threats
-from tests.comparison import assert_same
-from tests.networks import images, seeded, tiny_net
+from tests.harness.comparison import assert_same
+from tests.harness.networks import images, seeded, tiny_net
+from tests.harness.teams import team_of
+from tests.harness.traces import everything
 from tests.reference.losses import cross_entropy
-from tests.teams import team_of
-from tests.test_no_trace import everything
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

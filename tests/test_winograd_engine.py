@@ -9,13 +9,9 @@ from fastcat.attack import attack
 from fastcat.evaluation.evaluate import answers_after, parse_attacks
 from fastcat.kernels.winograd import Winograd
 from fastcat.threat import ThreatModel
-from tests.engines import engine_of, run
-from tests.networks import images, tiny_net
-from tests.teams import team_of
-from tests.test_parity import (
-    CASES,
-    GIVEN_VIEWS,
-    Case,
+from tests.harness.engines import engine_of, run
+from tests.harness.networks import images, tiny_net
+from tests.harness.parity import (
     assert_views_agree,
     check_float32_on_the_same_views,
     check_half_on_the_same_views,
@@ -24,6 +20,8 @@ from tests.test_parity import (
     half_against_float64,
     oracle_step,
 )
+from tests.harness.parity_cases import CASES, GIVEN_VIEWS, Case
+from tests.harness.teams import team_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -28,8 +28,8 @@ from fastcat.step import collaborative_step, start_noise
 from fastcat.team import Team
 from fastcat.threat import ThreatModel
 from fastcat.threat_spec import choose_threats
-from tests.networks import CLASSES, images, seeded
-from tests.teams import team_of
+from tests.harness.networks import CLASSES, images, seeded
+from tests.harness.teams import team_of
 
 BATCH = 2
 

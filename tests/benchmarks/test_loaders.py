@@ -8,7 +8,7 @@ import torch
 
 from fastcat.benchmarks import loaders
 from fastcat.cli import main
-from tests.loaders.image_folders import beside, make_folder
+from tests.harness.image_folders import beside, make_folder
 
 CPU = torch.device("cpu")
 

@@ -16,8 +16,8 @@ from fastcat.benchmarks.reference import mixed
 from fastcat.benchmarks.reference.plain import PlainLoop
 from fastcat.benchmarks.reference.squeeze import SqueezeLoop
 from fastcat.peer_spec import parse_peers
-from tests.benchmarks.watched import ATTACK, start_noise, watched
-from tests.networks import images, tiny_net
+from tests.harness.networks import images, tiny_net
+from tests.harness.watched import ATTACK, start_noise, watched
 from tests.reference.losses import OBJECTIVES
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -12,9 +12,16 @@ import torch
 
 from fastcat.benchmarks.methods import METHODS, reference_for
 from fastcat.peer_spec import parse_peers
-from tests.benchmarks.test_reference_loops import SGD, TOLERANCE, published_statistics
-from tests.benchmarks.watched import ATTACK, assert_close, start_noise, watched
-from tests.networks import images, tiny_net
+from tests.harness.networks import images, tiny_net
+from tests.harness.watched import (
+    ATTACK,
+    SGD,
+    TOLERANCE,
+    assert_close,
+    published_statistics,
+    start_noise,
+    watched,
+)
 from tests.reference.step import cat_step
 
 pytestmark = pytest.mark.usefixtures("one_thread")

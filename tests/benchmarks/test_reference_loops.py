@@ -7,7 +7,6 @@ MART adds 1e-12 inside its logarithms, which the oracle does not.
 """
 
 import copy
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -17,26 +16,24 @@ from torch import Tensor, nn
 from fastcat.benchmarks.methods import reference_for
 from fastcat.benchmarks.reference.plain import PlainLoop
 from fastcat.peer_spec import parse_peers
-from tests.benchmarks.watched import ALPHA, ATTACK, assert_close, start_noise, watched
-from tests.networks import images, tiny_net
+from tests.harness.networks import images, tiny_net
+from tests.harness.watched import (
+    ALPHA,
+    ATTACK,
+    SGD,
+    TOLERANCE,
+    assert_close,
+    published_statistics,
+    start_noise,
+    watched,
+)
 from tests.reference.attack import pgd
 from tests.reference.awp import add, perturbation
 from tests.reference.step import cat_step, forward_and_backward
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SGD: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-3}
-TOLERANCE = 1e-11
 MART_TOLERANCE = 1e-8
-
-
-def published_statistics(before: nn.Module, net: nn.Module, views: Sequence[Tensor]) -> None:
-    """Gives net the buffers that `before` has after train-mode forwards of the views."""
-    twin = copy.deepcopy(before).train()
-    with torch.no_grad():
-        for view in views:
-            twin(view)
-    net.load_state_dict(dict(twin.named_buffers()), strict=False)
 
 
 def at_perturbed(

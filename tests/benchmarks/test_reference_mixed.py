@@ -14,8 +14,8 @@ from fastcat.benchmarks.reference import mixed
 from fastcat.benchmarks.reference.mixed import MixedLoop
 from fastcat.benchmarks.reference.plain import PlainLoop
 from fastcat.peer_spec import parse_peers
-from tests.benchmarks.watched import ALPHA, ATTACK, assert_close, start_noise, watched
-from tests.networks import images, tiny_net
+from tests.harness.networks import images, tiny_net
+from tests.harness.watched import ALPHA, ATTACK, assert_close, start_noise, watched
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

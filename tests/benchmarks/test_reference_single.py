@@ -13,9 +13,17 @@ from fastcat.benchmarks.reference.fast import FastLoop, NFgsmLoop
 from fastcat.benchmarks.reference.free import FreeLoop
 from fastcat.benchmarks.reference.pgd_cw import PgdCwLoop
 from fastcat.benchmarks.reference.plain import PlainLoop
-from tests.benchmarks.test_reference_loops import SGD, TOLERANCE, published_statistics
-from tests.benchmarks.watched import ALPHA, ATTACK, assert_close, start_noise, watched
-from tests.networks import images, tiny_net
+from tests.harness.networks import images, tiny_net
+from tests.harness.watched import (
+    ALPHA,
+    ATTACK,
+    SGD,
+    TOLERANCE,
+    assert_close,
+    published_statistics,
+    start_noise,
+    watched,
+)
 from tests.reference import single_network as reference
 from tests.reference.attack import attack_copy
 from tests.reference.losses import cross_entropy

@@ -32,7 +32,7 @@ from fastcat.cli import main
 from fastcat.errors import InputError
 from fastcat.loaders.augmentation import Augmentation
 from fastcat.peer_spec import parse_peers
-from tests import tiny
+from tests.harness import tiny
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from fastcat.kernels import augment, pgd_update
-from tests.kernels.cases import Case, cases
-from tests.kernels.comparison import check, guarded, results
+from tests.harness.kernel_cases import Case, cases
+from tests.harness.kernel_comparison import check, guarded, results
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.kernels.logit_cases import CONTENTS, Case, check_attack, check_each_term, check_sum
+from tests.harness.logit_cases import CONTENTS, Case, check_attack, check_each_term, check_sum
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -28,8 +28,8 @@ from fastcat.peer import Peer
 from fastcat.precision import make_precision
 from fastcat.team import make_team
 from fastcat.threat import OFFICIAL, ThreatModel, Threats
-from tests.kernels.cases import augment_draws
-from tests.networks import CLASSES, images, mixing, tiny_net
+from tests.harness.kernel_cases import augment_draws
+from tests.harness.networks import CLASSES, images, mixing, tiny_net
 from tests.reference.step import StepResult, cat_step
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

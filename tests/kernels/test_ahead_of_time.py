@@ -19,7 +19,7 @@ triton = pytest.importorskip("triton", reason="no Triton for this system")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
-from tests.kernels.cases import Case, cases  # noqa: E402
+from tests.harness.kernel_cases import Case, cases  # noqa: E402
 
 # A100, H100 and H200, B200
 CAPABILITIES = (80, 90, 100)

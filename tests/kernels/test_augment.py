@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fastcat.kernels.augment import augment
-from tests.kernels.cases import augment_draws
+from tests.harness.kernel_cases import augment_draws
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])

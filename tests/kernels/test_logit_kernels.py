@@ -12,7 +12,7 @@ from fastcat.kernels import attack_logit_grad as attack_file
 from fastcat.kernels import multi_peer_loss as loss_file
 from fastcat.kernels.attack_logit_grad import attack_logit_grad
 from fastcat.kernels.multi_peer_loss import KINDS, multi_peer_loss
-from tests.kernels.logit_cases import PAIRS, Case, every_term, labels, logits
+from tests.harness.logit_cases import PAIRS, Case, every_term, labels, logits
 from tests.reference import losses as reference
 
 

@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastcat.kernels._op import all_ops
-from tests.kernels.cases import Case, cases
+from tests.harness.kernel_cases import Case, cases
 
 CASES = cases(torch.float32, torch.bfloat16)
 

@@ -71,7 +71,7 @@ def outcome(function: Any, given: dict[str, Any], grad: Tensor) -> dict[str, Ten
 def assert_as_good_as_torch(
     ours: dict[str, Tensor], plain: dict[str, Tensor], gold: dict[str, Tensor]
 ) -> None:
-    """As in tests/kernels/comparison.py, but with four times what is granted in float32 there.
+    """As in tests/harness/kernel_comparison.py, but four times what is granted in float32 there.
 
     It rounds more: in the root mean square 2.2 times as much in ResNet-18's layers, and 5 times
     where torch sums few pixels in parts; the largest error seen here is 2e-6 of the largest value.

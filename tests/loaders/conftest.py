@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.loaders.image_folders import make_folder
+from tests.harness.image_folders import make_folder
 
 
 @pytest.fixture

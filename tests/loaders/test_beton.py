@@ -22,8 +22,8 @@ from fastcat.loaders.dataset import Split
 from fastcat.loaders.ffcv import FfcvReader
 from fastcat.loaders.loader import Epochs
 from fastcat.loaders.registry import load_dataset
-from tests.loaders.test_loaders import CPU, random_dataset, random_split
-from tests.peak_memory import peak_mib
+from tests.harness.peak_memory import peak_mib
+from tests.harness.random_images import CPU, random_dataset, random_split
 
 
 def refusal_of(path: Path) -> str:
@@ -185,7 +185,7 @@ def test_a_full_disk_ends_in_a_sentence_and_leaves_nothing(tmp_path: Path) -> No
         "from pathlib import Path\n"
         "from fastcat.errors import InputError\n"
         "from fastcat.loaders.beton_set import write_betons\n"
-        "from tests.loaders.test_loaders import random_dataset\n"
+        "from tests.harness.random_images import random_dataset\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
         "try:\n    write_betons(random_dataset(), Path(sys.argv[1]))\n"
@@ -207,7 +207,7 @@ def test_a_writer_that_is_killed_leaves_nothing_that_is_taken_for_a_set(tmp_path
         "import sys, time\n"
         "from pathlib import Path\n"
         "from fastcat.loaders.beton_set import write_betons\n"
-        "from tests.loaders.test_loaders import random_dataset\n"
+        "from tests.harness.random_images import random_dataset\n"
         "def wait(done, total):\n    print(done, flush=True); time.sleep(60)\n"
         "write_betons(random_dataset(), Path(sys.argv[1]), wait)\n"
     )

@@ -16,8 +16,8 @@ from fastcat.loaders.class_order import in_order, numeric_order, order_note
 from fastcat.loaders.folder import load_folder
 from fastcat.loaders.pack import load_pack
 from fastcat.loaders.registry import load_dataset
-from tests.loaders.image_folders import beside, refusal_of
-from tests.run_helpers import run_tiny
+from tests.harness.image_folders import beside, refusal_of
+from tests.harness.runs import run_tiny
 
 NFC, NFD = (partial(unicodedata.normalize, form) for form in ("NFC", "NFD"))
 SMALL = "--peers at --steps 1 --val-steps 1 --epochs 1 --val-size 3 --batch-size 6 --threads 1"

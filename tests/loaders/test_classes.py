@@ -6,7 +6,7 @@ import pytest
 
 from fastcat.errors import InputError
 from fastcat.loaders.classes import match, never_learnt, relabelled
-from tests.loaders.test_loaders import random_dataset
+from tests.harness.random_images import random_dataset
 
 
 @pytest.mark.parametrize(

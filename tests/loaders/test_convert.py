@@ -20,7 +20,7 @@ from fastcat.loaders.dataset import Dataset
 from fastcat.loaders.digits import load_digits
 from fastcat.loaders.folder import load_folder
 from fastcat.loaders.registry import load_dataset
-from tests.loaders.image_folders import beside, make_folder
+from tests.harness.image_folders import beside, make_folder
 
 CHECKOUT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "fastcat", "data", "convert"]

@@ -18,8 +18,7 @@ from fastcat.errors import InputError
 from fastcat.loaders import tiny_imagenet
 from fastcat.loaders.convert import convert
 from fastcat.loaders.registry import load_dataset
-from tests.loaders.image_folders import noise
-from tests.loaders.test_layouts import make_tiny
+from tests.harness.image_folders import make_tiny_imagenet, noise
 
 
 def md5(path: Path) -> str:
@@ -83,7 +82,7 @@ def zip_tree(folder: Path, archive: Path) -> None:
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The archive at its file:// address."""
-    root = make_tiny(tmp_path / "net" / tiny_imagenet.NAME)
+    root = make_tiny_imagenet(tmp_path / "net" / tiny_imagenet.NAME)
     archive = root.with_name(f"{tiny_imagenet.NAME}.zip")
     zip_tree(root, archive)
     monkeypatch.setattr(tiny_imagenet, "URL", archive.as_uri())

@@ -14,9 +14,9 @@ from fastcat.errors import InputError
 from fastcat.loaders.convert import convert
 from fastcat.loaders.extra import load_extra
 from fastcat.loaders.folder import load_folder
-from tests.loaders.image_folders import make_folder
-from tests.loaders.test_loaders import random_dataset, random_split
-from tests.run_helpers import SMALL, assert_same_end, run_tiny
+from tests.harness.image_folders import make_folder
+from tests.harness.random_images import random_dataset, random_split
+from tests.harness.runs import SMALL, assert_same_end, run_tiny
 
 DATASET = random_dataset()
 
@@ -167,7 +167,7 @@ def test_a_large_generated_set_stays_on_the_disk(tmp_path: Path) -> None:
         "from fastcat.loaders.dataset import Dataset, Split\n"
         "from fastcat.loaders.extra import load_extra\n"
         "from fastcat.loaders.loader import Epochs\n"
-        "from tests.peak_memory import peak_mib\n"
+        "from tests.harness.peak_memory import peak_mib\n"
         "own = Split(np.zeros((1000, 32, 32, 3), np.uint8), np.arange(1000) % 2)\n"
         "data = Dataset(name='own', classes=('a', 'b'), train=own, test=own, crop_pad=4, flip=True,"
         " digest='')\n"

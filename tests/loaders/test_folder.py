@@ -16,7 +16,7 @@ from fastcat.cli import main
 from fastcat.loaders import pictures
 from fastcat.loaders.folder import load_folder
 from fastcat.loaders.registry import load_dataset
-from tests.loaders.image_folders import beside, make_folder, noise, refusal_of
+from tests.harness.image_folders import beside, make_folder, noise, refusal_of
 
 
 def test_png_pixels_and_labels_are_exact_and_in_name_order(images: Path) -> None:

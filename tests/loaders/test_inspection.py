@@ -14,7 +14,7 @@ from fastcat.loaders.dataset import Dataset, Split
 from fastcat.loaders.folder import load_folder
 from fastcat.loaders.inspection import counts, describe, findings
 from fastcat.loaders.sheet import CELL, GAP, NAMES, make_sheet, write_sheet
-from tests.loaders.image_folders import make_folder, noise
+from tests.harness.image_folders import make_folder, noise
 
 
 def made(train: int = 6, test: int = 4, classes: int = 2, **form: int) -> Dataset:

@@ -14,7 +14,7 @@ from torchvision.datasets import ImageFolder
 from fastcat.errors import InputError
 from fastcat.loaders.item_classes import known_labels
 from fastcat.loaders.items import from_items
-from tests.loaders.image_folders import make_folder, noise
+from tests.harness.image_folders import make_folder, noise
 
 NAMES = ("ant", "bee", "cow", "dog")
 

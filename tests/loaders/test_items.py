@@ -19,9 +19,9 @@ from fastcat.errors import InputError
 from fastcat.loaders.choose import choose_loader, make_loader
 from fastcat.loaders.items import from_items
 from fastcat.loaders.loader import Epochs
-from tests import tiny
-from tests.loaders.test_loaders import CPU, MOVED, random_split, same
-from tests.run_helpers import assert_same_end
+from tests.harness import tiny
+from tests.harness.random_images import CPU, MOVED, random_split, same
+from tests.harness.runs import assert_same_end
 
 SPLIT = random_split(24, 8, 8)
 

@@ -18,8 +18,8 @@ from fastcat.loaders.extra import load_extra
 from fastcat.loaders.items import from_items
 from fastcat.loaders.labels import class_number, class_numbers
 from fastcat.loaders.registry import load_dataset
-from tests.loaders.test_loaders import random_dataset
-from tests.loaders.test_parquet import png
+from tests.harness.parquet import png
+from tests.harness.random_images import random_dataset
 
 NUMBERS = np.array([1, 0, 1, 1, 0, 0, 1, 0])
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 6, 9, 3), dtype=np.uint8)

@@ -15,9 +15,7 @@ from fastcat.loaders import tiny_imagenet
 from fastcat.loaders.decode import UnusableError, decode, read_image
 from fastcat.loaders.folder import load_folder
 from fastcat.loaders.registry import load_dataset
-from tests.loaders.image_folders import make_folder, noise, refusal_of
-
-WNIDS = ("n02124075", "n01443537", "n02012849")
+from tests.harness.image_folders import make_folder, make_tiny_imagenet, noise, refusal_of
 
 
 @pytest.mark.parametrize("name", ["val", "valid", "validation"])
@@ -33,34 +31,8 @@ def test_test_counts_before_val(images: Path) -> None:
     assert len(load_folder(images).test) == 4
 
 
-def make_tiny(root: Path, images: int = 3) -> Path:
-    """Tiny ImageNet's layout with three classes of noise; test/ has no labels."""
-    seed = 0
-    for wnid in WNIDS:
-        (root / "train" / wnid / "images").mkdir(parents=True)
-        (root / "train" / wnid / f"{wnid}_boxes.txt").write_text("x_0.JPEG\t0\t0\t63\t63\n")
-        for number in range(images):
-            image = Image.fromarray(noise(seed, 64, 64))
-            image.save(root / "train" / wnid / "images" / f"{wnid}_{number}.JPEG")
-            seed += 1
-    for split in ("val", "test"):
-        (root / split / "images").mkdir(parents=True)
-        for number in range(images):
-            image = Image.fromarray(noise(seed, 64, 64))
-            image.save(root / split / "images" / f"{split}_{number}.JPEG")
-            seed += 1
-    # not in the order of the class folders
-    lines = [f"val_{n}.JPEG\t{WNIDS[n % 3]}\t0\t32\t44\t62\n" for n in range(images)]
-    (root / "val/val_annotations.txt").write_text("".join(lines))
-    (root / "wnids.txt").write_text("\n".join(WNIDS))
-    words = [("n02124075", "Egyptian cat"), ("n01443537", "goldfish, Carassius auratus")]
-    words += [("n02012849", "crane"), ("n03126707", "crane")]
-    (root / "words.txt").write_text("".join(f"{wnid}\t{text}\n" for wnid, text in words))
-    return root
-
-
 def test_tiny_imagenet_as_it_is_unpacked(tmp_path: Path) -> None:
-    root = make_tiny(tmp_path / "tiny-imagenet-200")
+    root = make_tiny_imagenet(tmp_path / "tiny-imagenet-200")
     data = load_folder(root)
     assert data.classes == ("goldfish", "crane", "Egyptian cat")
     assert data.train.labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3
@@ -72,7 +44,7 @@ def test_tiny_imagenet_as_it_is_unpacked(tmp_path: Path) -> None:
 
 
 def test_classes_of_one_word_are_told_apart(tmp_path: Path) -> None:
-    root = make_tiny(tmp_path / "tiny")
+    root = make_tiny_imagenet(tmp_path / "tiny")
     (root / "words.txt").write_text("n02124075\tcrane\nn02012849\tcrane, bird\n")
     names = ("n01443537", "crane (n02012849)", "crane (n02124075)")
     assert load_folder(root).classes == names
@@ -92,7 +64,7 @@ def test_classes_of_one_word_are_told_apart(tmp_path: Path) -> None:
 def test_a_table_of_labels_that_does_not_fit_is_refused(
     tmp_path: Path, table: str, words: str
 ) -> None:
-    root = make_tiny(tmp_path / "tiny")
+    root = make_tiny_imagenet(tmp_path / "tiny")
     (root / "val/val_annotations.txt").write_text(table, encoding="latin-1")
     with pytest.raises(InputError, match=words):
         load_folder(root)
@@ -105,7 +77,7 @@ def test_images_without_classes_are_no_test_split(images: Path) -> None:
 
 
 def test_tiny_imagenet_by_name_is_the_folder_in_the_data_folder(tmp_path: Path) -> None:
-    make_tiny(tmp_path / "tiny-imagenet-200")
+    make_tiny_imagenet(tmp_path / "tiny-imagenet-200")
     data = load_dataset(tiny_imagenet.NAME, tmp_path)
     assert data.name == tiny_imagenet.NAME
     assert len(data.train) == 9

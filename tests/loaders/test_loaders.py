@@ -9,52 +9,22 @@ import numpy as np
 import pytest
 import torch
 
-from fastcat.batch import Batch
 from fastcat.errors import InputError
 from fastcat.loaders.augmentation import Augmentation
 from fastcat.loaders.beton import read_beton, write_beton
 from fastcat.loaders.choose import LOADERS, choose_loader, make_loader, unchanged_loader
-from fastcat.loaders.dataset import Dataset, Split, channel_statistics
+from fastcat.loaders.dataset import Split, channel_statistics
 from fastcat.loaders.extra import Extra
 from fastcat.loaders.loader import Epochs, Loader
 from fastcat.loaders.resident import ResidentLoader
 from fastcat.loaders.split import split_indices
 from fastcat.loaders.streamed import StreamedLoader, ahead
-
-CPU = torch.device("cpu")
-MOVED = Augmentation(crop_pad=2, flip=True)
-
-
-def random_split(n: int = 23, height: int = 6, width: int = 9, channels: int = 3) -> Split:
-    rng = np.random.default_rng(n)
-    images = rng.integers(0, 256, (n, height, width, channels), dtype=np.uint8)
-    return Split(images, rng.integers(0, 5, n))
+from tests.harness.random_images import CPU, MOVED, random_dataset, random_split, same
 
 
 def make(split: Split, **settings: object) -> ResidentLoader:
     defaults: dict[str, object] = {"index": torch.arange(len(split)), "batch_size": 4}
     return ResidentLoader(split, Epochs(**{**defaults, **settings}), CPU)  # type: ignore[arg-type]
-
-
-def random_dataset(channels: int = 3, n: int = 23) -> Dataset:
-    return Dataset(
-        name="random",
-        classes=tuple("abcde"),
-        train=random_split(n, channels=channels),
-        test=random_split(7, channels=channels),
-        crop_pad=2,
-        flip=True,
-        digest=f"{channels}{n:011}",
-    )
-
-
-def same(batch: Batch, other: Batch) -> bool:
-    """Equal in every bit, and alike in memory layout."""
-    return all(
-        (a is None and b is None)
-        or (torch.equal(a, b) and a.dtype == b.dtype and a.stride() == b.stride())  # type: ignore
-        for a, b in zip(batch, other, strict=True)
-    )
 
 
 AUGMENTATIONS = {

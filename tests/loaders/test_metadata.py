@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from fastcat.loaders.bare import without_metadata
 from fastcat.loaders.decode import UnusableError, decode
 from fastcat.loaders.folder import load_folder
-from tests.loaders.image_folders import noise
+from tests.harness.image_folders import noise
 
 PIXELS = noise(1, 5, 9)
 BOMB = zlib.compress(bytes(9 << 20))

@@ -15,10 +15,9 @@ from fastcat.errors import InputError
 from fastcat.loaders.convert import convert
 from fastcat.loaders.folder import load_folder
 from fastcat.loaders.registry import load_dataset
-from tests.loaders.image_folders import make_folder, noise
-from tests.loaders.test_layouts import make_tiny
-from tests.loaders.test_npz import ARRAYS
-from tests.loaders.test_parquet import write as write_parquet
+from tests.harness.image_folders import make_folder, make_tiny_imagenet, noise
+from tests.harness.parquet import write_parquet
+from tests.harness.random_images import ARRAYS
 
 SECONDS = 10  # generous: what is caught is a loop or an allocation without end
 PARTS = (
@@ -144,7 +143,7 @@ def test_packs(images: Path, name: str, count: int) -> None:
 
 @pytest.mark.parametrize("name", ["val/val_annotations.txt", "words.txt"])
 def test_tables_of_tiny_imagenet(tmp_path: Path, name: str) -> None:
-    root = make_tiny(tmp_path / "tiny")
+    root = make_tiny_imagenet(tmp_path / "tiny")
     whole = (root / name).read_bytes()
     random = np.random.default_rng(4)
     for number in range(15):

@@ -17,14 +17,9 @@ from fastcat.loaders.npz import map_npz, npz_digest
 from fastcat.loaders.npz_source import npz_source
 from fastcat.loaders.pack import load_pack
 from fastcat.loaders.registry import load_dataset
+from tests.harness.random_images import ARRAYS
 
 CHECKOUT = Path(__file__).parents[2]
-ARRAYS = {
-    "x_train": np.random.default_rng(0).integers(0, 256, (30, 6, 5, 3), dtype=np.uint8),
-    "y_train": np.arange(30) % 3,
-    "x_test": np.random.default_rng(1).integers(0, 256, (9, 6, 5, 3), dtype=np.uint8),
-    "y_test": np.arange(9, dtype=np.uint8)[:, None] % 3,
-}
 MEDMNIST = dict(
     zip(
         ("train_images", "train_labels", "test_images", "test_labels"),
@@ -261,7 +256,7 @@ import sys
 from pathlib import Path
 from fastcat.loaders.npz_source import npz_source
 from fastcat.loaders.packing import write_pack
-from tests.peak_memory import peak_mib
+from tests.harness.peak_memory import peak_mib
 folder = Path(sys.argv[1])
 before = peak_mib()
 write_pack(npz_source(folder / "x.npz"), folder / "x.packed", None)

@@ -19,7 +19,7 @@ from PIL import Image
 from fastcat.loaders import pack, workplace
 from fastcat.loaders.digest import array_checksum, dataset_digest
 from fastcat.loaders.folder import load_folder
-from tests.loaders.image_folders import beside, make_folder, noise, refusal_of
+from tests.harness.image_folders import beside, make_folder, noise, refusal_of
 
 CHECKOUT = Path(__file__).parents[2]
 CAP_DAC_OVERRIDE, PR_CAPBSET_DROP = 1, 24

@@ -16,7 +16,7 @@ from fastcat.loaders import packing, pictures, workplace
 from fastcat.loaders.folder import folder_source, load_folder
 from fastcat.loaders.pack import load_pack
 from fastcat.loaders.packing import write_pack
-from tests.loaders.image_folders import beside, make_folder, noise, refusal_of
+from tests.harness.image_folders import beside, make_folder, noise, refusal_of
 
 CHECKOUT = Path(__file__).parents[2]
 

@@ -1,7 +1,5 @@
 """Folders of parquet files as Hugging Face's hub has them."""
 
-import io
-import json
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -9,57 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 import pytest
-from PIL import Image
 
 from fastcat.errors import InputError
 from fastcat.loaders.convert import convert, open_source
 from fastcat.loaders.registry import load_dataset
 from fastcat.loaders.source import SPLITS
-from tests.loaders.image_folders import make_folder, noise
-
-NAMES = ["ant", "bee", "cow"]
-
-
-def png(seed: int, **form: int) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(noise(seed, **form)).save(out, "PNG")
-    return out.getvalue()
-
-
-def write(
-    path: Path,
-    seeds: range,
-    *,
-    image: str = "image",
-    label: str = "label",
-    names: list[str] | None = NAMES,
-    labels: list[Any] | None = None,
-    cells: list[Any] | None = None,
-    rows: int = 4,
-) -> Path:
-    """Images of noise by seed, `rows` in a row group; labels are seed % 3."""
-    cells = cells or [{"bytes": png(seed), "path": f"{seed}.png"} for seed in seeds]
-    labels = labels or [seed % 3 for seed in seeds]
-    table = pyarrow.table({"number": list(seeds), label: labels, image: cells})
-    if names:
-        features = {image: {"_type": "Image"}, label: {"names": names, "_type": "ClassLabel"}}
-        metadata = {"huggingface": json.dumps({"info": {"features": features}})}
-        table = table.replace_schema_metadata(metadata)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pyarrow.parquet.write_table(table, path, row_group_size=rows)
-    return path
+from tests.harness.image_folders import make_folder, noise
+from tests.harness.parquet import NAMES, png, write_parquet
 
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Path:
     """Two training files of 7 and 6 images, one test file of 5."""
     folder = tmp_path / "hub"
-    write(folder / "data/train-00000-of-00002.parquet", range(7))
-    write(folder / "data/train-00001-of-00002.parquet", range(7, 13))
-    write(folder / "data/test-00000-of-00001.parquet", range(20, 25))
+    write_parquet(folder / "data/train-00000-of-00002.parquet", range(7))
+    write_parquet(folder / "data/train-00001-of-00002.parquet", range(7, 13))
+    write_parquet(folder / "data/test-00000-of-00001.parquet", range(20, 25))
     return folder
 
 
@@ -92,13 +56,13 @@ def test_other_column_names_and_no_class_names(tmp_path: Path) -> None:
     folder = tmp_path / "cifar100"
     for split in SPLITS:
         path = folder / f"{split}-00000-of-00001.parquet"
-        write(path, range(6), image="img", label="fine_label", names=None)
+        write_parquet(path, range(6), image="img", label="fine_label", names=None)
     assert converted(folder).classes == ("0", "1", "2")
 
 
 def test_a_test_split_without_labels_gives_way_to_validation(hub: Path) -> None:
-    write(hub / "data/test-00000-of-00001.parquet", range(5), labels=[-1] * 5)
-    write(hub / "data/validation-00000-of-00001.parquet", range(40, 44))
+    write_parquet(hub / "data/test-00000-of-00001.parquet", range(5), labels=[-1] * 5)
+    write_parquet(hub / "data/validation-00000-of-00001.parquet", range(40, 44))
     assert np.array_equal(converted(hub).test.images, expected(range(40, 44)))
 
 
@@ -106,7 +70,7 @@ def test_unreadable_rows_are_named_or_left_out(hub: Path) -> None:
     cells = [{"bytes": png(seed), "path": None} for seed in range(7)]
     cells[2] = {"bytes": b"no image", "path": None}
     cells[5] = {"bytes": None, "path": "x.png"}
-    write(hub / "data/train-00000-of-00002.parquet", range(7), cells=cells)
+    write_parquet(hub / "data/train-00000-of-00002.parquet", range(7), cells=cells)
     with pytest.raises(InputError, match=r"2 of 18 .*00002.parquet row 2' is not an image.*row 5'"):
         converted(hub)
     assert len(converted(hub, skip_unreadable=True).train) == 11
@@ -130,14 +94,14 @@ def test_without_pyarrow_the_line_that_installs_it_is_named(
 def test_every_file_names_its_classes_in_an_order_of_its_own(hub: Path) -> None:
     """A second training file and the test file, with names in other orders, fewer, or none."""
     turned, two = ["cow", "ant", "bee"], ["bee", "cow"]
-    write(
+    write_parquet(
         hub / "data/train-00001-of-00002.parquet",
         range(7, 13),
         names=turned,
         labels=[turned.index(NAMES[seed % 3]) for seed in range(7, 13)],
     )
     seeds = [20, 22, 23]
-    write(
+    write_parquet(
         hub / "data/test-00000-of-00001.parquet",
         range(3),
         names=two,
@@ -152,14 +116,14 @@ def test_every_file_names_its_classes_in_an_order_of_its_own(hub: Path) -> None:
 @pytest.mark.parametrize("unnamed", ["train-00000-of-00002", "train-00001-of-00002"])
 def test_a_file_without_names_goes_by_number(hub: Path, unnamed: str) -> None:
     rows = range(7) if "00000-of" in unnamed else range(7, 13)
-    write(hub / f"data/{unnamed}.parquet", rows, names=None)
+    write_parquet(hub / f"data/{unnamed}.parquet", rows, names=None)
     data = converted(hub)
     assert data.classes == tuple(NAMES)
     assert data.train.labels.tolist() == [seed % 3 for seed in range(13)]
 
 
 def spoiled(name: str, **how: Any) -> Callable[[Path], object]:
-    return lambda hub: write(hub / "data" / f"{name}.parquet", range(3), **how)
+    return lambda hub: write_parquet(hub / "data" / f"{name}.parquet", range(3), **how)
 
 
 TEST, TRAIN = "test-00000-of-00001", "train-00000-of-00002"
@@ -216,7 +180,7 @@ def test_the_root_of_a_repository_is_the_data(hub: Path, tmp_path: Path, inner: 
 
 def test_of_several_configurations_one_is_asked_for(hub: Path, tmp_path: Path) -> None:
     (hub / "data").rename(hub / "large")
-    write(hub / "small/train-00000-of-00001.parquet", range(4))
+    write_parquet(hub / "small/train-00000-of-00001.parquet", range(4))
     with pytest.raises(InputError, match=r"configurations, large, small: type .* as \S+large$"):
         convert(str(hub), tmp_path / "x.packed", data_dir=tmp_path)
     done = convert(str(hub / "large"), tmp_path / "x.packed", data_dir=tmp_path)

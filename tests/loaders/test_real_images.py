@@ -15,8 +15,8 @@ from fastcat.loaders.choose import LOADERS, make_loader
 from fastcat.loaders.convert import convert
 from fastcat.loaders.loader import Epochs
 from fastcat.loaders.registry import load_dataset
-from tests.loaders.image_folders import noise
-from tests.loaders.test_loaders import CPU, same
+from tests.harness.image_folders import noise
+from tests.harness.random_images import CPU, same
 
 IMAGES = os.environ.get("FASTCAT_CIFAR10_FOLDER")
 
@@ -65,7 +65,7 @@ from fastcat.loaders.choose import choose_loader, make_loader
 from fastcat.loaders.convert import convert
 from fastcat.loaders.loader import Epochs
 from fastcat.loaders.registry import load_dataset
-from tests.peak_memory import peak_mib
+from tests.harness.peak_memory import peak_mib
 place = Path(sys.argv[1])
 convert(str(place / "tiny"), place / "tiny.packed", data_dir=place)
 data = load_dataset(str(place / "tiny.packed"), place)

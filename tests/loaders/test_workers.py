@@ -17,8 +17,8 @@ from fastcat.loaders.choose import make_loader, unchanged_loader
 from fastcat.loaders.items import from_items
 from fastcat.loaders.loader import Epochs
 from fastcat.trainer import Trainer
-from tests import tiny
-from tests.loaders.test_loaders import CPU, random_dataset
+from tests.harness import tiny
+from tests.harness.random_images import CPU, random_dataset
 
 EPOCHS = Epochs(index=torch.arange(12), batch_size=4)
 

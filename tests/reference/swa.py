@@ -1,9 +1,9 @@
-"""BatchNorm statistics of tests.tiny.Tiny, layer by layer, as a mean over images."""
+"""BatchNorm statistics of tests.harness.tiny.Tiny, layer by layer, as a mean over images."""
 
 import torch
 from torch import Tensor
 
-from tests.tiny import Tiny
+from tests.harness.tiny import Tiny
 
 
 def statistics(net: Tiny, batches: list[Tensor]) -> dict[str, Tensor]:

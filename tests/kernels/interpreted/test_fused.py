@@ -6,8 +6,8 @@ Triton's interpreter truncates to bfloat16 where a GPU rounds: bfloat16 is left 
 import pytest
 import torch
 
-from tests.kernels.cases import Case, cases
-from tests.kernels.comparison import check
+from tests.harness.kernel_cases import Case, cases
+from tests.harness.kernel_comparison import check
 
 CASES = cases(torch.float32, torch.float16)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.kernels.logit_cases import CONTENTS, Case, check_attack, check_each_term, check_sum
+from tests.harness.logit_cases import CONTENTS, Case, check_attack, check_each_term, check_sum
 
 # attacked peers or cells, images, classes
 SHAPES = [(1, 1, 2), (1, 128, 2), (4, 7, 3), (2, 33, 10), (3, 3, 100), (2, 2, 200), (2, 2, 1000)]

@@ -9,7 +9,7 @@ from fastcat.kernels._op import Op
 from fastcat.kernels.attack_logit_grad import OP as ATTACK_LOGIT_GRAD
 from fastcat.kernels.multi_peer_loss import KINDS
 from fastcat.kernels.multi_peer_loss import OP as MULTI_PEER_LOSS
-from tests.kernels.comparison import results
+from tests.harness.kernel_comparison import results
 
 CONTENTS = ["random", "extreme", "constant", "sure"]
 ATTACKS = ["ce", "kl", "boosted_ce", "margin", "dlr"]

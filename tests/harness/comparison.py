@@ -5,6 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# of docs/methods.md, relative to the largest magnitude in a tensor; see tests/test_parity.py
+FLOAT64_TOLERANCE = 1e-11
+FLOAT32_TOLERANCE = 5e-5
+KL_TOLERANCE = 1e-9
+# means of a few tensors in float64
+SWA_TOLERANCE = 1e-12
+
 # the largest relative error so far at each tolerance; tests/methods_page.py reads it test by test
 LARGEST: dict[float, float] = {}
 

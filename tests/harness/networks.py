@@ -3,11 +3,14 @@
 And images for it, and networks whose BatchNorm has lived.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcat.models import make_model
+from fastcat.threat import ThreatModel
 
 CLASSES = 5
 
@@ -82,3 +85,7 @@ def randomised(net: nn.Module) -> nn.Module:
             nn.init.normal_(module.running_mean, 0.0, 0.1)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
     return net.eval()
+
+
+def noise_of(threat: ThreatModel, x: Tensor, start: Any) -> Tensor:
+    return torch.stack([threat.draw_noise(start, x, seeded(seed)) for seed in range(2)])

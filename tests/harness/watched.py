@@ -1,10 +1,11 @@
 """The reference loops with their start noise given, and what passes through them kept."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastcat.benchmarks.reference.plain import PlainLoop
 
@@ -62,3 +63,18 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: float, what: str) 
     assert actual.shape == expected.shape, what
     error = (actual.detach().double() - expected).abs().max().item()
     assert error <= tolerance * expected.abs().max().item(), f"{what} is off by {error:.3g}"
+
+
+SGD: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-3}
+
+
+TOLERANCE = 1e-11
+
+
+def published_statistics(before: nn.Module, net: nn.Module, views: Sequence[Tensor]) -> None:
+    """Gives net the buffers that `before` has after train-mode forwards of the views."""
+    twin = copy.deepcopy(before).train()
+    with torch.no_grad():
+        for view in views:
+            twin(view)
+    net.load_state_dict(dict(twin.named_buffers()), strict=False)

@@ -15,7 +15,7 @@ from fastcat.peer import Member, Peer, Teacher
 from fastcat.precision import Precision, make_precision
 from fastcat.team import Team, make_team
 from fastcat.threat import ThreatModel, Threats
-from tests.networks import CLASSES, images, tiny_net
+from tests.harness.networks import CLASSES, images, tiny_net
 
 FP32 = make_precision("fp32", torch.device("cpu"))
 SGD: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-3, "nesterov": False}

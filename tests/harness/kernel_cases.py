@@ -229,7 +229,7 @@ def affine_relu_cases(dtype: torch.dtype) -> Iterator[Case]:
 
 
 def logit_cases(dtype: torch.dtype) -> Iterator[Case]:
-    """A few for the ops on logits, which tests/kernels/logit_cases.py tries harder."""
+    """A few for the ops on logits, which tests/harness/logit_cases.py tries harder."""
     codes = attack_logit_grad.KINDS
     sizes = [(2, 128, 10), (2, 16, 100), (2, 16, 1000), (5, 33, 101)]
     for seed, (peers, batch, classes) in enumerate(sizes):

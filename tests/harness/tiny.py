@@ -1,6 +1,6 @@
 """The command line with a network of a few hundred parameters: whole runs take seconds.
 
-`python tests/tiny.py train ...` is `fastcat train ...` with `--arch tiny`.
+`python tests/harness/tiny.py train ...` is `fastcat train ...` with `--arch tiny`.
 """
 
 import sys
@@ -34,7 +34,7 @@ def register() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[1]))
+    sys.path.insert(0, str(Path(__file__).parents[2]))
     from fastcat.cli import main
 
     register()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fastcat.batch import Batch
 from fastcat.engine import Engine
 from fastcat.team import Team
-from tests.networks import images
+from tests.harness.networks import images
 
 
 def gather(x: Tensor, y: Tensor) -> Batch:

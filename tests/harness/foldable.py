@@ -12,7 +12,7 @@ from fastcat.models.mobilenet import SeparableBlock
 from fastcat.models.mobilenet_v2 import InvertedBlock
 from fastcat.models.wide_resnet import WideResNet
 from fastcat.models.wide_resnet_swish import SwishWideResNet
-from tests.networks import CLASSES, tiny_net
+from tests.harness.networks import CLASSES, tiny_net
 
 
 def conv(planes: int, out: int, size: int = 3, **settings: Any) -> nn.Conv2d:
