@@ -30,12 +30,12 @@ from fastcat.loaders.dataset import Split
 from fastcat.loaders.loader import Epochs
 from fastcat.loaders.resident import ResidentLoader
 from fastcat.models import make_model
-from fastcat.optim import FlatSGD
 from fastcat.peer import Member, Peer, Teacher
 from fastcat.peer_spec import PeerSpec
 from fastcat.precision import DTYPES, Precision, make_precision
 from fastcat.replay import Carried, Replay
 from fastcat.seeds import derive_seed
+from fastcat.sgd import FlatSGD
 from fastcat.team import make_team
 from fastcat.threat import WAYS, ThreatModel, Threats
 

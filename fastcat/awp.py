@@ -19,7 +19,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from fastcat.optim import FlatSGD
+from fastcat.sgd import FlatSGD
 
 
 class WeightPerturbation:

@@ -15,18 +15,12 @@ from fastcat.collaboration.collaboration import make_students
 from fastcat.errors import InputError
 from fastcat.loaders.augmentation import Augmentation
 from fastcat.objectives.objective import under
-from fastcat.optim import (
-    Schedule,
-    make_momentum,
-    make_schedule,
-    parse_milestones,
-    parse_points,
-)
 from fastcat.over_seeds import parse_seeds
 from fastcat.paths import UserPath
 from fastcat.peer_spec import PeerSpec, parse_peers
 from fastcat.pixels import Pixels
 from fastcat.precision import DTYPES
+from fastcat.schedules import Schedule, make_momentum, make_schedule, parse_milestones, parse_points
 from fastcat.seek import make_searches
 from fastcat.settings import settle_types
 from fastcat.threat import NO_THREAT, ThreatModel
@@ -322,7 +316,7 @@ class TrainConfig(Run, Optimization, Threat, Augment, Data, Peers):
         return tuple(models)
 
     def lr_schedule(self) -> Schedule:
-        """Factor of `lr` by epochs elapsed, which `fastcat.optim.elapsed` counts by `lr_at`."""
+        """Factor of `lr` by epochs elapsed, which `fastcat.schedules.elapsed` counts by `lr_at`."""
         return make_schedule(
             self.schedule,
             max(self.epochs, 1),

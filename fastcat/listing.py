@@ -11,9 +11,9 @@ from fastcat.loaders.choose import LOADERS
 from fastcat.loaders.registry import DATASETS
 from fastcat.models import ARCHS
 from fastcat.objectives import METHODS, make_objective
-from fastcat.optim import SCHEDULES
 from fastcat.recipes import RECIPES, about
 from fastcat.replay import Replay
+from fastcat.schedules import SCHEDULES
 from fastcat.settings import usage
 from fastcat.threat import CODES, NORMS, OFFICIAL, WAYS
 

@@ -7,11 +7,11 @@ from fastcat.config import TrainConfig
 from fastcat.loaders.dataset import Dataset
 from fastcat.models import make_model
 from fastcat.models.ghost import split_norms
-from fastcat.optim import FlatSGD
 from fastcat.peer import Member, Peer
 from fastcat.precision import make_precision
 from fastcat.replay import Carried, Replay
 from fastcat.seeds import derive_seed
+from fastcat.sgd import FlatSGD
 from fastcat.swa import WeightAverage
 from fastcat.teacher import load_teacher
 from fastcat.threat_spec import choose_threats

@@ -13,8 +13,8 @@ from fastcat.awp import WeightPerturbation
 from fastcat.frozen import Frozen
 from fastcat.objectives.objective import Objective, under
 from fastcat.objectives.teacher import teacher
-from fastcat.optim import FlatSGD
 from fastcat.replay import Carried
+from fastcat.sgd import FlatSGD
 from fastcat.swa import WeightAverage
 from fastcat.threat import Threats
 

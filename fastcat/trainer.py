@@ -35,11 +35,12 @@ from fastcat.loaders.registry import load_dataset
 from fastcat.loaders.resident import ResidentLoader
 from fastcat.loaders.split import split_indices
 from fastcat.members import make_members
-from fastcat.optim import elapsed, ramped_decay
 from fastcat.peer import Peer, Teacher
 from fastcat.precision import make_precision
 from fastcat.progress import make_console, task
+from fastcat.schedules import elapsed
 from fastcat.seeds import derive_seed
+from fastcat.sgd import ramped_decay
 from fastcat.stop import StopRequest
 from fastcat.team import make_team
 from fastcat.watch import Collapse, Watch

@@ -27,8 +27,8 @@ from fastcat.collaboration import COLLABORATIONS
 from fastcat.files import write_text
 from fastcat.objectives import METHODS
 from fastcat.objectives.objective import spread
-from fastcat.optim import FlatSGD
 from fastcat.recipes import RECIPES, about
+from fastcat.sgd import FlatSGD
 from fastcat.threat import OFFICIAL
 from tests.harness.comparison import (
     FLOAT32_TOLERANCE,

@@ -33,10 +33,11 @@ LAYERS = (
     "teacher", "peer",
     "objectives", "squeeze", "replay", "official",
     "union", "attack", "frozen", "lanes", "threat", "terms",
-    "awp", "optim", "swa", "checkpoint", "foreign", "models",
+    "awp", "sgd", "swa", "checkpoint", "foreign", "models",
     "trial", "precision", "report", "watch",
     "recipes", "environment", "device", "progress", "stop", "paths", "pixels", "settings", "modes",
-    "loaders", "guard", "batch", "over_seeds", "seeds", "files", "output", "cpus", "errors",
+    "loaders", "guard", "schedules", "batch", "over_seeds", "seeds", "files", "output", "cpus",
+    "errors",
     "kernels",
 )  # fmt: skip
 LOADERS_MAY_IMPORT = {"kernels", "guard", "batch", "seeds", "errors", "files", "cpus"}

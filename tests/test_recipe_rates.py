@@ -10,8 +10,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from fastcat.optim import elapsed
 from fastcat.recipes import RECIPES
+from fastcat.schedules import elapsed
 from tests.harness.recipes import recipe_settings
 
 # of CIFAR's training set

@@ -7,15 +7,15 @@ import torch
 from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR
 
 from fastcat.errors import InputError
-from fastcat.optim import (
+from fastcat.schedules import (
     SCHEDULES,
     elapsed,
     make_momentum,
     make_schedule,
     parse_milestones,
     parse_points,
-    ramped_decay,
 )
+from fastcat.sgd import ramped_decay
 
 SQRT_HALF = 0.7071067811865476
 

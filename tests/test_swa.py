@@ -15,7 +15,7 @@ from fastcat.checkpoint import load_weights, read_checkpoint, save_checkpoint
 from fastcat.cli import main
 from fastcat.config import TrainConfig
 from fastcat.evaluation import evaluate
-from fastcat.optim import FlatSGD
+from fastcat.sgd import FlatSGD
 from fastcat.stop import Stopped
 from fastcat.swa import WeightAverage, recompute_statistics
 from fastcat.trainer import Trainer

@@ -23,9 +23,9 @@ from fastcat.kernels.augment import augment
 from fastcat.models import make_model
 from fastcat.models.ghost import split_norms
 from fastcat.objectives import make_objective
-from fastcat.optim import FlatSGD
 from fastcat.peer import Peer
 from fastcat.precision import make_precision
+from fastcat.sgd import FlatSGD
 from fastcat.team import make_team
 from fastcat.threat import OFFICIAL, ThreatModel, Threats
 from tests.harness.kernel_cases import augment_draws

@@ -10,9 +10,9 @@ from fastcat.awp import WeightPerturbation
 from fastcat.collaboration.collaboration import Student
 from fastcat.objectives import make_objective
 from fastcat.objectives.objective import Objective
-from fastcat.optim import FlatSGD
 from fastcat.peer import Member, Peer, Teacher
 from fastcat.precision import Precision, make_precision
+from fastcat.sgd import FlatSGD
 from fastcat.team import Team, make_team
 from fastcat.threat import ThreatModel, Threats
 from tests.harness.networks import CLASSES, images, tiny_net

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastcat.optim import FlatSGD, make_schedule
+from fastcat.schedules import make_schedule
+from fastcat.sgd import FlatSGD
 from tests.harness.networks import CLASSES, images, tiny_net
 from tests.reference.step import sgd_update
 
