@@ -1,10 +1,27 @@
-"""Rules for all tests: FASTCAT_TEST_STRICT=1 turns a skip into a failure unless it wants a GPU."""
+"""Rules for all tests.
+
+FASTCAT_TEST_STRICT=1 turns a skip into a failure unless it wants a GPU. Tests marked `represented`
+run with --all only.
+"""
 
 import os
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--all", action="store_true", help="also run the cases that another one represents"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--all"):
+        left_out = [item for item in items if item.get_closest_marker("represented")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("represented")]
 
 
 @pytest.hookimpl(wrapper=True)

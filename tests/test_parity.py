@@ -23,16 +23,19 @@ half     10 % for bf16 and 2 % for fp16, whose numbers have 8 and 11 bits; one s
          oracle's views (measured 3 % and 0.6 %).
 
 Accuracies must be equal but for images whose two best logits differ by less than the tolerance.
-Long, since every case goes through the one harness that stands here.
+The harness is tests/harness/parity.py, the cases are in tests/harness/parity_cases.py.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from fastcat.collaboration import COLLABORATIONS
 from fastcat.models import make_model
+from fastcat.objectives import METHODS
 from fastcat.precision import make_precision
 from tests.harness.comparison import assert_close
 from tests.harness.networks import CLASSES, images, tiny_net
@@ -49,7 +52,14 @@ from tests.harness.parity import (
     networks,
     oracle_step,
 )
-from tests.harness.parity_cases import CASES, GIVEN_VIEWS, Case, plain
+from tests.harness.parity_cases import (
+    CASES,
+    GIVEN_VIEWS,
+    REPRESENTATIVES,
+    Case,
+    plain,
+    represented,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -58,6 +68,26 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("case", CASES)
 def test_three_steps_in_float64(case: Case) -> None:
     check_float64(case, networks(case, nn.ReLU), STEPS, size=11, side=8)
+
+
+def test_the_representatives_have_every_feature() -> None:
+    """Catches a method or an option that no other engine or precision is tested with."""
+
+    def features(cases: Sequence[Any]) -> set[str]:
+        return set().union(*(case.values[0].features for case in cases))
+
+    few = [case for case in CASES if case.id in REPRESENTATIVES]
+    assert {case.id for case in few} == set(REPRESENTATIVES)
+    assert features(few) == features(CASES)
+    # views that are given make no attack's features tested
+    given = [case for case in few if case in GIVEN_VIEWS]
+    attacks = {name for name in features(CASES) if "=" in name} | {"restarts"}
+    assert features(given) | attacks == features(CASES)
+    # those of tests/test_single_network.py and tests/test_multi_norm.py
+    assert {name for case in CASES for name, _ in case.values[0].peers} == {
+        *set(METHODS) - {"fast", "free", "pgd-cw"}
+    }
+    assert {case.values[0].collab for case in CASES} == set(COLLABORATIONS) - {"mat-mp"}
 
 
 @pytest.mark.measured("float64", "ema")
@@ -78,11 +108,10 @@ def test_twins_and_averages_change_nothing(
     check_float64(case, networks(case, activation), STEPS, size=11, side=8, **ours_as)
 
 
-@pytest.mark.parametrize("archs", [("resnet18",) * 2, ("preactresnet18", "resnet18")])
-def test_one_step_of_a_deep_pair_in_float64(archs: tuple[str, str]) -> None:
+def test_one_step_of_a_deep_pair_in_float64() -> None:
     case = Case(peers=plain("trades", "alp"), pgd_steps=2)
     torch.manual_seed(0)
-    nets = [make_model(arch, CLASSES, 3) for arch in archs]
+    nets = [make_model(arch, CLASSES, 3) for arch in ("preactresnet18", "resnet18")]
     check_float64(case, nets, 1, size=6, side=16)
 
 
@@ -92,7 +121,7 @@ def test_three_steps_in_float32_on_the_same_views(case: Case) -> None:
     check_float32_on_the_same_views(case, *float32_against_float64(case))
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", represented(CASES))
 def test_three_steps_in_float32(case: Case) -> None:
     ours, nets = float32_against_float64(case)
     buffers = None
@@ -118,7 +147,7 @@ def test_three_steps_in_float32(case: Case) -> None:
     ("name", "tolerance"),
     [pytest.param("bf16", 0.1, id="bf16"), pytest.param("fp16", 0.02, id="fp16")],
 )
-@pytest.mark.parametrize("case", GIVEN_VIEWS)
+@pytest.mark.parametrize("case", represented(GIVEN_VIEWS))
 def test_one_step_in_half_precision_on_the_same_views(
     case: Case, name: str, tolerance: float
 ) -> None:

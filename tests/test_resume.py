@@ -1,7 +1,6 @@
 """A run that is stopped or killed and resumed ends with the bits of one that never was."""
 
 import json
-import os
 import random
 import shutil
 import signal
@@ -44,13 +43,16 @@ def records(run: Path, name: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in (run / name).read_text().splitlines()]
 
 
-def test_ten_kills_change_no_bit(whole_run: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.process
+@pytest.mark.parametrize("times", [4, pytest.param(10, marks=pytest.mark.represented)])
+def test_kills_change_no_bit(times: int, whole_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     chance = random.Random(0)
     process = start("train", *RUN, "--out", out)
     wait_for_checkpoint(out, process)
     kills = 0
-    while kills < 10:
+    while kills < times:
         # a moment from the first checkpoint of this process on, wherever it then is
         time.sleep(chance.uniform(0.0, 0.3))
         assert process.poll() is None, "the run ended before it could be killed"
@@ -77,7 +79,13 @@ def test_ten_kills_change_no_bit(whole_run: Path, tmp_path: Path) -> None:
     assert records(out, "steps.jsonl") == records(whole_run, "steps.jsonl")
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGHUP], ids=lambda s: s.name)
+@pytest.mark.slow
+@pytest.mark.process
+@pytest.mark.parametrize(
+    "signum",
+    [signal.SIGINT, pytest.param(signal.SIGHUP, marks=pytest.mark.represented)],
+    ids=lambda signum: signum.name,
+)
 def test_a_signal_saves_and_says_how_to_go_on(
     signum: signal.Signals, whole_run: Path, tmp_path: Path
 ) -> None:
@@ -122,6 +130,8 @@ def test_a_finished_run_is_left_as_it_is(whole_run: Path) -> None:
     assert checkpoint == (whole_run / "checkpoints" / "last.pt").stat().st_mtime_ns
 
 
+@pytest.mark.slow
+@pytest.mark.process
 def test_two_processes_cannot_share_a_run(tmp_path: Path) -> None:
     out = tmp_path / "run"
     process = start("train", *SMALL, "--epochs", "500", "--out", out)
@@ -136,18 +146,13 @@ def test_two_processes_cannot_share_a_run(tmp_path: Path) -> None:
 
 
 def test_a_run_moves_with_its_folder_and_resumes_from_elsewhere(
-    whole_run: Path, tmp_path: Path
+    whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "first"
-    process = start("train", *RUN, "--out", out)
-    wait_for_checkpoint(out, process)
-    process.kill()
-    process.wait()
-    moved = tmp_path / "moved"
-    os.rename(out, moved)
-    done = subprocess.run(
-        tiny_command("resume", "moved"), cwd=tmp_path, capture_output=True, text=True, timeout=300
-    )
+    shutil.copytree(whole_run, tmp_path / "moved")
+    (tmp_path / "moved" / "checkpoints" / "last.pt").unlink()
+    monkeypatch.chdir(tmp_path)
+    before = {p: p.stat().st_mtime_ns for p in whole_run.rglob("*")}
+    done = run_tiny("resume", "moved")
     assert done.returncode == 0, done.stderr
-    assert not out.exists()
-    assert_same_end(moved, whole_run)
+    assert before == {p: p.stat().st_mtime_ns for p in whole_run.rglob("*")}
+    assert_same_end(tmp_path / "moved", whole_run)

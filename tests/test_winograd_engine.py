@@ -20,7 +20,7 @@ from tests.harness.parity import (
     half_against_float64,
     oracle_step,
 )
-from tests.harness.parity_cases import CASES, GIVEN_VIEWS, Case
+from tests.harness.parity_cases import CASES, GIVEN_VIEWS, Case, represented
 from tests.harness.teams import team_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -42,7 +42,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
     return marks
 
 
-@pytest.mark.parametrize("case", GIVEN_VIEWS)
+@pytest.mark.parametrize("case", represented(GIVEN_VIEWS))
 def test_three_steps_in_float32_on_the_same_views(case: Case, launches: list[bool]) -> None:
     """Against the float64 oracle, with the tolerance of other engines."""
     ours, nets = float32_against_float64(case, WIDTH)
@@ -51,7 +51,7 @@ def test_three_steps_in_float32_on_the_same_views(case: Case, launches: list[boo
     assert set(launches) == {False, True}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", represented(CASES))
 def test_views_made_in_float32(case: Case, launches: list[bool]) -> None:
     ours, nets = float32_against_float64(case, WIDTH)
     ours.team.still = Winograd
@@ -61,7 +61,7 @@ def test_views_made_in_float32(case: Case, launches: list[bool]) -> None:
     assert launches
 
 
-@pytest.mark.parametrize("case", GIVEN_VIEWS)
+@pytest.mark.parametrize("case", represented(GIVEN_VIEWS))
 def test_one_step_in_bfloat16_on_the_same_views(case: Case, launches: list[bool]) -> None:
     # torch's BatchNorm of bfloat16 rounds more in this layout, which is that of a run
     ours, nets = half_against_float64(case, "bf16", WIDTH, torch.channels_last)

@@ -9,7 +9,10 @@ from torch import Tensor
 
 from fastcat.engine import CudaGraph, static_inputs
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+]
 
 MIB = 2**20
 

@@ -10,7 +10,10 @@ from fastcat.kernels import augment, pgd_update
 from tests.harness.kernel_cases import Case, cases
 from tests.harness.kernel_comparison import check, guarded, results
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+]
 
 CASES = cases(torch.float32, torch.bfloat16, torch.float16)
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())

@@ -5,7 +5,10 @@ import torch
 
 from tests.harness.logit_cases import CONTENTS, Case, check_attack, check_each_term, check_sum
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+]
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 BATCHES = [1, 7, 33, 128]

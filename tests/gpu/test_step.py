@@ -32,7 +32,10 @@ from tests.harness.kernel_cases import augment_draws
 from tests.harness.networks import CLASSES, images, mixing, tiny_net
 from tests.reference.step import StepResult, cat_step
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+]
 
 DEVICE = torch.device("cuda")
 BATCH, SIDE = 12, 8

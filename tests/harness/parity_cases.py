@@ -46,6 +46,21 @@ class Case:
         return {name for name, _ in self.peers} | {name for name, has in features.items() if has}
 
     @property
+    def features(self) -> set[str]:
+        """What it exercises: methods, collaboration, starts and modes of attacks, and the rest."""
+        settings = [(key, s[key]) for _, s in self.peers for key in ("start", "bn") if key in s]
+        flags = ("mixed", "awp", "bn_groups")
+        return {
+            *(name for name, _ in self.peers),
+            *(f"{key}={value}" for key, value in settings),
+            *(f"{self.collab}:{key}" for key in self.settings),
+            *(name for name in flags if getattr(self, name)),
+            *(["restarts"] if self.restarts > 1 else []),
+            self.collab,
+            f"teachers {'all' if self.teachers == 'all' else 'some'}",
+        }
+
+    @property
     def attackers(self) -> list[int]:
         natural = {"role": "natural"}
         return [k for k, (name, s) in enumerate(self.peers) if name in START and s != natural]
@@ -340,3 +355,27 @@ GIVEN_VIEWS = [
     for case in CASES
     if all(settings.get("bn") != "moving" for _, settings in case.values[0].peers)
 ]
+
+# what each stands for in other engines and precisions; tests/test_parity.py runs all cases itself
+REPRESENTATIVES = {
+    "trades+alp-default_alpha": "the pair of the paper",
+    "smoothed": "smoothed labels, a ring of teachers",
+    "mart-floor+alp-gaussian": "peers on their own, MART",
+    "mat-not_detached-chain-awp": "MAT with gradients through guidance, some teachers, AWP",
+    "cat-own_first-teacher+at+mart-mixed": "a trained teacher, mixed images",
+    "starts-and-modes-restarts_2-bn_groups": "starts, BatchNorm modes, restarts, groups",
+    "trades+st-bn_groups": "ST and its second view",
+    "ard-alpha_0.7-mixed": "ARD",
+    "rslad+rslad+at+iad-online": "distillation between peers that learn",
+    "act-mixed-awp": "ACT",
+}
+
+
+def represented(cases: Sequence[Any]) -> list[Any]:
+    """The cases, all but REPRESENTATIVES marked to run with --all only."""
+    return [
+        case
+        if case.id in REPRESENTATIVES
+        else pytest.param(*case.values, id=case.id, marks=pytest.mark.represented)
+        for case in cases
+    ]

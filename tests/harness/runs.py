@@ -1,13 +1,17 @@
 """Short runs on the bundled digits, and how to compare what they leave behind."""
 
+import io
 import shlex
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import torch
 
 from fastcat.checkpoint import read_checkpoint
+from fastcat.cli import main
+from tests.harness import tiny
 
 TINY = Path(__file__).with_name("tiny.py")
 
@@ -19,12 +23,19 @@ SMALL = shlex.split(
 
 
 def tiny_command(*arguments: str | Path) -> list[str]:
+    """The same as a command for a process of its own."""
     return [sys.executable, str(TINY), *map(str, arguments)]
 
 
 def run_tiny(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """`fastcat ARGUMENTS` in a process of its own, with the tiny network."""
-    return subprocess.run(tiny_command(*arguments), capture_output=True, text=True, timeout=300)
+    """`fastcat ARGUMENTS` with the tiny network, in this process: its status and what it prints."""
+    tiny.register()
+    command, out, err = [*map(str, arguments)], io.StringIO(), io.StringIO()
+    threads = torch.get_num_threads()
+    with redirect_stdout(out), redirect_stderr(err):
+        status = main(command)
+    torch.set_num_threads(threads)
+    return subprocess.CompletedProcess(command, status, out.getvalue(), err.getvalue())
 
 
 def flat_tensors(state: object, prefix: str = "") -> dict[str, torch.Tensor]:

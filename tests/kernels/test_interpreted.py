@@ -12,9 +12,12 @@ pytest.importorskip("triton", reason="no Triton for this system")
 HERE = Path(__file__).parent
 
 
-def test_every_kernel_under_the_interpreter() -> None:
+@pytest.mark.slow
+@pytest.mark.process
+def test_every_kernel_under_the_interpreter(request: pytest.FixtureRequest) -> None:
+    every = ["--all"] if request.config.getoption("--all") else []
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "--tb=short", HERE / "interpreted"],
+        [sys.executable, "-m", "pytest", "-q", "--tb=short", *every, HERE / "interpreted"],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         cwd=HERE.parents[1],
         capture_output=True,
