@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 # FFCV is built from source, where the libraries that it needs are installed
 EXTRAS = dev$(shell pkg-config --exists opencv4 libturbojpeg 2>/dev/null && echo ,ffcv)
 
-.PHONY: demo test lint gpu clean
+.PHONY: demo test lint docs gpu clean
 
 $(VENV)/.installed: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -32,9 +32,14 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# the site in site/, after the pages' tables, pictures and options were written anew
+docs: $(VENV)/.installed
+	$(BIN)/python -m tools.pages
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # all that only a GPU can show; needs torch, triton, numpy and pytest in $(PYTHON), no .venv
 gpu:
 	$(PYTHON) -m benchmarks.gpu --out benchmarks/results/gpu.json
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info

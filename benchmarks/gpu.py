@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,11 @@ class Report:
     def __init__(self, path: Path, seconds: float) -> None:
         self.path = path
         self.deadline = time.monotonic() + seconds
-        self.record: dict[str, Any] = {"environment": environment(), "parts": {}}
+        self.record: dict[str, Any] = {
+            "date": date.today().isoformat(),
+            "environment": environment(),
+            "parts": {},
+        }
 
     def part(self, name: str, function: Callable[..., Any], *args: Any, **settings: Any) -> None:
         begin = time.monotonic()

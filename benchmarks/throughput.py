@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from datetime import date
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -282,6 +283,7 @@ def _bench(config: BenchConfig, out: Path) -> dict[str, Any]:
     copy = copy_tb_per_s(device)
     print(f"on this {device.type}: matrix products {rates}; copy {copy:.3g} TB/s")
     record: dict[str, Any] = {
+        "date": date.today().isoformat(),
         "environment": environment(),
         "settings": {name: str(value) for name, value in asdict(config).items()},
         "matmul_tflops": matmul,

@@ -37,12 +37,10 @@ LAYERS = (
     "trial", "precision", "report", "watch",
     "recipes", "environment", "device", "progress", "stop", "paths", "pixels", "settings", "modes",
     "loaders", "guard", "schedules", "batch", "over_seeds", "seeds", "files", "output", "cpus",
-    "registry", "errors",
+    "errors",
     "kernels",
 )  # fmt: skip
-LOADERS_MAY_IMPORT = {
-    *("kernels", "guard", "batch", "seeds", "registry", "errors", "files", "cpus"),
-}
+LOADERS_MAY_IMPORT = {"kernels", "guard", "batch", "seeds", "errors", "files", "cpus"}
 
 
 def module_name(path: Path) -> str:
