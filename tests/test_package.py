@@ -37,10 +37,12 @@ LAYERS = (
     "trial", "precision", "report", "watch",
     "recipes", "environment", "device", "progress", "stop", "paths", "pixels", "settings", "modes",
     "loaders", "guard", "schedules", "batch", "over_seeds", "seeds", "files", "output", "cpus",
-    "errors",
+    "registry", "errors",
     "kernels",
 )  # fmt: skip
-LOADERS_MAY_IMPORT = {"kernels", "guard", "batch", "seeds", "errors", "files", "cpus"}
+LOADERS_MAY_IMPORT = {
+    *("kernels", "guard", "batch", "seeds", "registry", "errors", "files", "cpus"),
+}
 
 
 def module_name(path: Path) -> str:
