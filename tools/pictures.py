@@ -42,7 +42,7 @@ THEMES = {
     "dark": Theme(text="#e6edf3", bar="#6cb6e8", line="#0d1117"),
 }
 
-WIDTH, LEFT, RIGHT, TOP, ROW, BAR = 760, 150, 60, 64, 22, 14
+WIDTH, LEFT, RIGHT, TOP, ROW, BAR = 760, 150, 60, 64, 17, 11
 
 
 def bars(theme: Theme) -> str:
@@ -61,7 +61,7 @@ def _frame(theme: Theme, height: int) -> Iterator[str]:
     under = f"ResNet-18, batch {settings['batch_size']}, float32 on both sides; {machine(record)}"
     yield (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" '
-        f'height="{height}" font-family="system-ui, sans-serif" font-size="13" '
+        f'height="{height}" font-family="system-ui, sans-serif" font-size="12" '
         f'fill="{theme.text}" role="img">'
     )
     yield f"<title>{title}</title>"
