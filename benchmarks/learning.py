@@ -65,22 +65,27 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "Under three norms, equally hard": BALANCED,
 }
 SPECIALISTS = ",".join(f"boosted:threat={norm}" for norm in ("linf", "l2", "l1"))
-INTRODUCTION = """The bundled digits (8 x 8 pixels, 1437 to train on), a network of 40 thousand
-parameters, fp32 on a CPU; the last weights, nothing selected. Written by
-`python -m benchmarks.learning`; the settings stand at the top of that file. It shows that each
-method learns what it is for; of photographs it says nothing. In MAT-MP peer 0 is the generalist;
-1, 2 and 3 specialise in l-infinity, l2 and l1.
+INTRODUCTION = """A toy that shows whether each method learns what it is for. It says nothing about
+photographs. Data: the bundled digits, 8 x 8 pixels, 1437 to train on. Network: 40 thousand
+parameters, float32, on a CPU. The last weights are evaluated; nothing is selected. Written by
+`python -m benchmarks.learning`, which has the settings at its top.
 
-Later tables were added after the first of their kind had been seen. CAT, whose peers give most of
-their loss to each other, and ST learn more slowly than TRADES and ALP. The beta of ST's tables is
-not known; here 1.5, 2, 3 and 6 were tried, on these images. In the l1 ball of the first three norms
-hardly an image falls, so that the specialist in l2 is as good as a generalist; in the wider one all
-fall to l1 alone. The last radii cost the generalist about as much in each norm; l-infinity at 0.15
-and 0.2, l1 at 2, were tried with a seed each: there AVG, a mean, loses too much to the hardest.
+**One norm.** The peers of CAT give most of their loss to each other, and learn more slowly than
+TRADES and ALP alone; so does ST. In twice the time CAT's peers come within a point of the better of
+their two methods, and ST passes TRADES. The beta of ST's published tables is not known; here 1.5,
+2, 3 and 6 were tried, on these images.
 
-In twice the time CAT's peers come within a point of the better of their two methods, and ST passes
-TRADES. Where the three norms are equally hard MAT-MP's generalist has the best worst case of its
-four networks as avg, max and msd; in the first table as max alone, in the wider l1 ball as msd."""
+**Several norms.** In MAT-MP peer 0 is the generalist; 1, 2 and 3 specialise in l-infinity, l2 and
+l1. How good the generalist looks depends on the radii:
+
+- In the first table hardly an image falls to l1, so the specialist in l2 is as good as a
+  generalist. The generalist has the best worst case with max alone.
+- With an l1 radius twice as large l1 alone decides. The generalist is the best with msd.
+- In the last table each norm costs the generalist about as much, and it has the best worst case of
+  the four networks with avg, max and msd. l-infinity at 0.15 and 0.2, and l1 at 2, were tried with
+  a seed each: there avg, a mean, loses too much to the hardest norm.
+
+Later tables were added after the first of their kind had been seen."""
 SINGLE = ("at", "trades", "alp", "boosted", "st")
 
 
