@@ -29,7 +29,7 @@ def test_files_are_choices_unless_an_underscore_says_no(package: str) -> None:
 
 
 def test_an_unknown_choice_is_one_sentence(package: str) -> None:
-    with pytest.raises(InputError, match="unknown way 'left_right': did you mean 'left-right'?"):
+    with pytest.raises(InputError, match="unknown way 'left_right': did you mean 'left-right'"):
         load(package, "left_right", "way")
 
 
