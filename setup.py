@@ -21,5 +21,5 @@ setup(
         "fastcat.benchmarks",
         "fastcat.benchmarks.reference",
     ],
-    package_data={"fastcat.recipes": ["*.yaml"], "fastcat.kernels": ["*.cpp"]},
+    package_data={"fastcat.config.recipes": ["*.yaml"], "fastcat.kernels": ["*.cpp"]},
 )

@@ -21,6 +21,7 @@ from fastcat.benchmarks.reference.loader import plain_loader
 from fastcat.benchmarks.reference.mixed import half_dtype, mixed
 from fastcat.benchmarks.reference.plain import PlainLoop
 from fastcat.benchmarks.reference.union import BALLS
+from fastcat.config.peers import PeerSpec
 from fastcat.engine import Engine, choose_engine
 from fastcat.errors import InputError
 from fastcat.evaluation import parse_attacks
@@ -31,7 +32,6 @@ from fastcat.loaders.loader import Epochs
 from fastcat.loaders.resident import ResidentLoader
 from fastcat.models import make_model
 from fastcat.peer import Member, Peer, Teacher
-from fastcat.peer_spec import PeerSpec
 from fastcat.precision import DTYPES, Precision, make_precision
 from fastcat.replay import Carried, Replay
 from fastcat.seeds import derive_seed

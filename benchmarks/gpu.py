@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastcat.attack import Inner, Network, attack_all
+from fastcat.benchmarks.config import BenchConfig
 from fastcat.benchmarks.contestants import (
     Ours,
     images,
@@ -33,12 +33,13 @@ from fastcat.benchmarks.contestants import (
 )
 from fastcat.benchmarks.layers import step_floor
 from fastcat.benchmarks.measure import milliseconds
-from fastcat.benchmarks.throughput import BenchConfig, bench
+from fastcat.benchmarks.throughput import bench
+from fastcat.config.peers import parse_peers
 from fastcat.engine import CudaGraph, static_inputs
 from fastcat.environment import environment
 from fastcat.files import write_text
 from fastcat.frozen import Frozen
-from fastcat.peer_spec import parse_peers
+from fastcat.pgd import Inner, Network, attack_all
 from fastcat.threat import ThreatModel
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -22,9 +22,9 @@ import tyro
 from torch import Tensor, nn
 
 import fastcat
+from fastcat.config.evaluate import EvalConfig
 from fastcat.environment import environment
 from fastcat.errors import InputError
-from fastcat.evaluation.config import EvalConfig
 from fastcat.evaluation.runs import evaluate_run
 from fastcat.files import write_text
 from fastcat.over_seeds import write_record

@@ -20,9 +20,9 @@ from fastcat.benchmarks.reference.plain import PlainLoop
 from fastcat.benchmarks.reference.squeeze import SqueezeLoop
 from fastcat.benchmarks.reference.trades import TradesLoop
 from fastcat.benchmarks.reference.union import BALLS, UnionLoop
+from fastcat.config.peers import PeerSpec, parse_peers
 from fastcat.errors import InputError, nearest
 from fastcat.objectives import make_objective
-from fastcat.peer_spec import PeerSpec, parse_peers
 from fastcat.threat import WAYS
 
 

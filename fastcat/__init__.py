@@ -3,16 +3,17 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from fastcat.attack import attack
-from fastcat.errors import InputError
-from fastcat.threat import ThreatModel
-
 if TYPE_CHECKING:
-    from fastcat.config import TrainConfig
+    from fastcat.config.train import TrainConfig
+    from fastcat.errors import InputError
     from fastcat.evaluation import evaluate
     from fastcat.loaders.items import from_items
+    from fastcat.pgd import attack
     from fastcat.runs import RunResult, SeedsResult, resume, train
     from fastcat.stop import Stopped
+    from fastcat.threat import ThreatModel
+
+    __version__: str
 
 __all__ = [
     "InputError",
@@ -28,20 +29,31 @@ __all__ = [
     "train",
 ]
 
-# imported on demand: the step and its kernels need none of the packages that a run does
+# the module of each public name, imported when the name is asked for
 _HOMES = {
-    "TrainConfig": "config",
-    "evaluate": "evaluation",
-    "from_items": "loaders.items",
+    "InputError": "errors",
     "RunResult": "runs",
     "SeedsResult": "runs",
+    "Stopped": "stop",
+    "ThreatModel": "threat",
+    "TrainConfig": "config.train",
+    "attack": "pgd",
+    "evaluate": "evaluation",
+    "from_items": "loaders.items",
     "resume": "runs",
     "train": "runs",
-    "Stopped": "stop",
 }
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from fastcat.environment import package_version
+
+        return package_version("fastcat-at") or "0+unknown"
     if name not in _HOMES:
         raise AttributeError(f"module 'fastcat' has no attribute {name!r}")
     return getattr(importlib.import_module(f"fastcat.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

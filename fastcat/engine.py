@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcat.attack import Network
 from fastcat.batch import Batch
 from fastcat.errors import InputError, nearest
 from fastcat.evaluation.evaluate import EvalAttack, answers_after
 from fastcat.kernels import winograd
+from fastcat.pgd import Network
 from fastcat.step import collaborative_step, start_noise
 from fastcat.team import Team
 from fastcat.threat import ThreatModel

@@ -7,11 +7,11 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 
 def environment() -> dict[str, Any]:
     """Versions and hardware, for environment.json and `fastcat doctor`."""
+    import torch
+
     program = Path(sys.argv[0])
     name = program.parent.name if program.stem == "__main__" else program.name
     packages = (

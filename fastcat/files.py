@@ -11,6 +11,18 @@ from fastcat.errors import InputError
 from fastcat.output import encodable
 
 
+def find_path(name: str) -> Path:
+    """A path that the system can look up. Raises InputError for text that cannot be one."""
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{name!r} cannot be a path ({error}): give the path of a folder or file"
+        ) from error
+    return path
+
+
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
     """Turn an operating-system error about `path` into one sentence (InputError)."""

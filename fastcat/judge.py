@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from fastcat.checkpoint import WeightsInfo, save_weights
-from fastcat.config import TrainConfig
+from fastcat.config.threats import format_threats
+from fastcat.config.train import TrainConfig
 from fastcat.engine import Engine
 from fastcat.evaluation import evaluate
 from fastcat.guard import NO_ANSWER, answers
@@ -18,7 +19,6 @@ from fastcat.modes import attack_mode
 from fastcat.peer import Peer
 from fastcat.precision import Precision
 from fastcat.stop import Stopped, StopRequest
-from fastcat.threat_spec import format_threats
 
 
 class Judge:

@@ -3,7 +3,8 @@
 import torch
 
 from fastcat.awp import WeightPerturbation
-from fastcat.config import TrainConfig
+from fastcat.config.threats import choose_threats
+from fastcat.config.train import TrainConfig
 from fastcat.loaders.dataset import Dataset
 from fastcat.models import make_model
 from fastcat.models.ghost import split_norms
@@ -14,7 +15,6 @@ from fastcat.seeds import derive_seed
 from fastcat.sgd import FlatSGD
 from fastcat.swa import WeightAverage
 from fastcat.teacher import load_teacher
-from fastcat.threat_spec import choose_threats
 from fastcat.trial import check_network
 
 

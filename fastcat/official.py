@@ -27,9 +27,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastcat.attack import Goal, Inner, Network, Views, attacked, logits, room_for
 from fastcat.batch import Batch
 from fastcat.guard import answers
+from fastcat.pgd import Goal, Inner, Network, Views, attacked, logits, room_for
 from fastcat.threat import L1_SPARSITY, Start, ThreatModel, Threats
 from fastcat.union import msd
 

@@ -9,18 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fastcat.config.seeds import parse_seeds
 from fastcat.errors import InputError
 from fastcat.files import write_text
 
 SEEDS_FILE = "seeds.json"
-
-
-def parse_seeds(text: str) -> tuple[int, ...]:
-    """The numbers of "0,1,2". Raises InputError for what is none, and for one that comes twice."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts) or len({*map(int, parts)}) < len(parts):
-        raise InputError(f"seeds is {text!r}, expected different whole numbers like 0,1,2")
-    return tuple(map(int, parts))
 
 
 def run_of_seed(folder: Path, seed: int) -> Path:

@@ -13,19 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from fastcat.checkpoint import load_last_checkpoint
-from fastcat.config import TrainConfig
+from fastcat.config.seeds import parse_seeds
+from fastcat.config.train import TrainConfig
+from fastcat.config.yaml_file import to_yaml
 from fastcat.course import Course
 from fastcat.cpus import shared_cpus
 from fastcat.environment import environment
 from fastcat.errors import InputError
-from fastcat.files import explained, remove_leftovers, write_text
+from fastcat.files import explained, find_path, remove_leftovers, write_text
 from fastcat.loaders.dataset import Dataset
-from fastcat.loaders.registry import find_path, is_folder
+from fastcat.loaders.registry import is_folder
 from fastcat.over_seeds import (
     SEEDS_FILE,
     Spreads,
     is_over_seeds,
-    parse_seeds,
     read_record,
     run_of_seed,
     spreads_of,
@@ -34,7 +35,6 @@ from fastcat.over_seeds import (
 from fastcat.progress import make_console
 from fastcat.recorder import Recorder
 from fastcat.report import renew_report
-from fastcat.settings_file import to_yaml
 from fastcat.stop import Stopped, StopRequest, stop_request
 from fastcat.teacher import with_absolute_weights
 from fastcat.trainer import Trainer

@@ -7,11 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastcat.attack import Inner, Network, attack_all, stack_images
 from fastcat.batch import Batch
 from fastcat.errors import InputError
 from fastcat.objectives.objective import Objective
 from fastcat.official import ends_official, msd_official, starts_official
+from fastcat.pgd import Inner, Network, attack_all, stack_images
 from fastcat.plan import view_name
 from fastcat.replay import Replay
 from fastcat.squeeze import Squeeze, squeeze

@@ -23,10 +23,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastcat.attack import Inner, Network, at_least_float32, room_for, says, stack_images
 from fastcat.errors import InputError
 from fastcat.frozen import Frozen
 from fastcat.modes import NormMode, attack_mode
+from fastcat.pgd import Inner, Network, at_least_float32, room_for, says, stack_images
 from fastcat.threat import Start, ThreatModel
 
 

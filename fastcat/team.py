@@ -8,12 +8,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fastcat.attack import Inner, Network
 from fastcat.collaboration import make_collaboration
 from fastcat.collaboration.collaboration import make_students
 from fastcat.frozen import CannotFreeze, Frozen
 from fastcat.lanes import Lanes
 from fastcat.peer import Member, Peer
+from fastcat.pgd import Inner, Network
 from fastcat.plan import Cell, make_plan
 from fastcat.precision import Precision
 from fastcat.seek import Search, make_searches

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fastcat.checkpoint import last_checkpoint, save_checkpoint
-from fastcat.config import TrainConfig
+from fastcat.config.train import TrainConfig
 from fastcat.cpus import set_threads
 from fastcat.device import make_device
 from fastcat.engine import Engine, choose_engine

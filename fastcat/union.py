@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fastcat.attack import Goal, Inner, Network, Views, attacked, logits, room_for, worse
 from fastcat.batch import Batch
+from fastcat.pgd import Goal, Inner, Network, Views, attacked, logits, room_for, worse
 from fastcat.threat import Start, ThreatModel
 
 

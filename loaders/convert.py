@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastcat.errors import InputError, nearest
+from fastcat.files import find_path
 
 from .class_order import order_note, source_in_order
 from .dataset import Dataset
@@ -17,7 +18,7 @@ from .npz_source import npz_source
 from .pack import SUFFIX, load_pack, read_manifest
 from .packing import write_pack
 from .parquet import is_parquet, parquet_source
-from .registry import DATASETS, find_path, is_folder, load_dataset
+from .registry import DATASETS, is_folder, load_dataset
 from .source import Source, from_dataset
 from .torchvision_source import PREFIX, torchvision_source
 

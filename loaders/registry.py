@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fastcat.errors import InputError, nearest
+from fastcat.files import find_path
 
 from . import tiny_imagenet
 from .beton_set import is_beton_set, load_betons
@@ -81,15 +82,3 @@ def _convert_first(source: str, out: str) -> InputError:
         f"{source} has to be converted before it is used: type fastcat data convert "
         f"{shlex.quote(source)} {shlex.quote(out)} and give {out}"
     )
-
-
-def find_path(name: str) -> Path:
-    """A path that the system can look up. Raises InputError for text that cannot be one."""
-    try:
-        path = Path(name).expanduser()
-        path.exists()
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"{name!r} cannot be a path ({error}): give the path of a folder or file"
-        ) from error
-    return path

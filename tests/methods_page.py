@@ -24,10 +24,10 @@ import fastcat.official
 import fastcat.swa
 import fastcat.union
 from fastcat.collaboration import COLLABORATIONS
+from fastcat.config.recipes import RECIPES, about
 from fastcat.files import write_text
 from fastcat.objectives import METHODS
 from fastcat.objectives.objective import spread
-from fastcat.recipes import RECIPES, about
 from fastcat.sgd import FlatSGD
 from fastcat.threat import OFFICIAL
 from tests.harness.comparison import (

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 import fastcat
-from fastcat.attack import Inner, attack_all
 from fastcat.batch import Batch
 from fastcat.cli import main
 from fastcat.guard import NO_ANSWER, CheckedNetwork, answers
 from fastcat.models import ARCHS
+from fastcat.pgd import Inner, attack_all
 from fastcat.report import doubts
 from fastcat.squeeze import select
 from fastcat.threat import ThreatModel

@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastcat.attack import (
+from fastcat.errors import InputError
+from fastcat.pgd import (
     ATTACK_LOSSES,
     Inner,
     at_least_float32,
     attack,
     attack_all,
 )
-from fastcat.errors import InputError
 from fastcat.threat import Start, ThreatModel
 from tests.harness.attack_losses import climbed
 from tests.harness.networks import CLASSES, images, mixing, seeded, tiny_net

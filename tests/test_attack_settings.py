@@ -7,17 +7,17 @@ import pytest
 import torch
 from torch import nn
 
-from fastcat.attack import Inner, attack, attack_all
 from fastcat.batch import Batch
+from fastcat.config.peers import parse_peers
+from fastcat.config.threats import choose_threats
 from fastcat.errors import InputError
 from fastcat.objectives import METHODS, make_objective
 from fastcat.objectives.objective import Objective
-from fastcat.peer_spec import parse_peers
+from fastcat.pgd import Inner, attack, attack_all
 from fastcat.squeeze import Squeeze
 from fastcat.step import attack_views, start_noise
 from fastcat.terms import ce
 from fastcat.threat import NORMS, ThreatModel
-from fastcat.threat_spec import choose_threats
 from fastcat.union import msd_start
 from tests.harness.networks import images, noise_of, seeded, tiny_net
 from tests.harness.teams import team_of

@@ -11,9 +11,9 @@ from torch import Tensor
 import fastcat.step
 from fastcat.awp import WeightPerturbation
 from fastcat.batch import Batch
-from fastcat.config import TrainConfig
+from fastcat.config.peers import parse_peers
+from fastcat.config.train import TrainConfig
 from fastcat.errors import InputError
-from fastcat.peer_spec import parse_peers
 from fastcat.precision import make_precision
 from fastcat.step import collaborative_step, perturbed, start_noise
 from fastcat.team import Team

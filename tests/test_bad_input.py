@@ -20,7 +20,7 @@ from PIL import Image
 
 from fastcat.checkpoint import read_checkpoint, save_checkpoint
 from fastcat.cli import main
-from fastcat.config import TrainConfig
+from fastcat.config.train import TrainConfig
 from fastcat.errors import InputError
 from fastcat.trainer import Trainer
 from tests.harness import tiny

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastcat.cli import main
-from fastcat.config import TrainConfig
+from fastcat.config.peers import parse_peers
+from fastcat.config.pixels import format_pixels, parse_pixels
+from fastcat.config.train import TrainConfig
+from fastcat.config.yaml_file import to_yaml
 from fastcat.errors import InputError
-from fastcat.peer_spec import parse_peers
-from fastcat.pixels import format_pixels, parse_pixels
-from fastcat.settings_file import to_yaml
 from tests.harness import tiny
 from tests.harness.runs import SMALL, assert_same_end
 

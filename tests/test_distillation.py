@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastcat.attack import Inner
 from fastcat.batch import Batch
 from fastcat.cli import main
 from fastcat.errors import InputError
 from fastcat.objectives import make_objective
 from fastcat.objectives.objective import Objective, spread
+from fastcat.pgd import Inner
 from fastcat.step import attack_views, collaborative_step, start_noise
 from fastcat.team import Team
 from fastcat.terms import ce, kl

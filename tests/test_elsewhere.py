@@ -9,10 +9,10 @@ import torch
 
 from fastcat.checkpoint import WeightsInfo, load_weights, save_weights
 from fastcat.cli import main
+from fastcat.config.peers import parse_peers
 from fastcat.errors import InputError
 from fastcat.frozen import Frozen
 from fastcat.models import canonical_arch, make_model
-from fastcat.peer_spec import parse_peers
 from tests.harness.networks import images
 from tests.harness.runs import SMALL
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastcat.config import TrainConfig
+from fastcat.config.train import TrainConfig
 from fastcat.engine import ENGINES, Engine, _reason, choose_engine
 from fastcat.errors import InputError
 from fastcat.frozen import Frozen

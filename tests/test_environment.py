@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from fastcat import environment as module
-from fastcat.doctor import report
+from fastcat.cli.doctor import report
 from fastcat.environment import environment, too_old
 
 

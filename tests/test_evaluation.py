@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 import fastcat
-from fastcat.attack import attack_all
 from fastcat.cli import main
 from fastcat.errors import InputError
 from fastcat.evaluation import parse_attacks
 from fastcat.evaluation.evaluate import wilson_interval
+from fastcat.pgd import attack_all
 from fastcat.threat import ThreatModel
 from tests.harness import tiny
 from tests.harness.networks import images, seeded, tiny_net

@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from fastcat.attack import Inner, attack_all
 from fastcat.batch import Batch
 from fastcat.frozen import CannotFreeze, Frozen
 from fastcat.kernels import winograd
 from fastcat.modes import attack_mode
 from fastcat.objectives import make_objective
+from fastcat.pgd import Inner, attack_all
 from fastcat.precision import make_precision
 from fastcat.step import attack_views, collaborative_step, start_noise
 from fastcat.threat import ThreatModel

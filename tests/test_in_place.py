@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 import fastcat
-from fastcat.attack import ATTACK_LOSSES, attack, says
 from fastcat.batch import Batch
 from fastcat.frozen import Frozen
 from fastcat.objectives import make_objective
+from fastcat.pgd import ATTACK_LOSSES, attack, says
 from fastcat.replay import Carried
 from fastcat.step import attack_views, collaborative_step, start_noise
 from fastcat.team import Team

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 import fastcat.step
 from fastcat.batch import Batch
+from fastcat.config.threats import choose_threats
 from fastcat.objectives import make_objective
 from fastcat.precision import Precision, make_precision
 from fastcat.step import attack_views, collaborative_step
 from fastcat.threat import OFFICIAL, WAYS, ThreatModel
-from fastcat.threat_spec import choose_threats
 from tests.harness.comparison import (
     FLOAT32_TOLERANCE,
     FLOAT64_TOLERANCE,

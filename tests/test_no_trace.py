@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from fastcat.attack import Inner, attack, attack_all
 from fastcat.errors import InputError
 from fastcat.modes import attack_mode
+from fastcat.pgd import Inner, attack, attack_all
 from fastcat.threat import ThreatModel
 from tests.harness.comparison import assert_same
 from tests.harness.engines import Interrupted

@@ -5,10 +5,10 @@ from math import exp, log
 import pytest
 import torch
 
-from fastcat.attack import ATTACK_LOSSES, Inner
 from fastcat.collaboration import COLLABORATIONS, make_collaboration
 from fastcat.errors import InputError
 from fastcat.objectives import METHODS, make_objective
+from fastcat.pgd import ATTACK_LOSSES, Inner
 from fastcat.squeeze import Squeeze
 from fastcat.terms import ce
 from tests.harness.logit_rows import B, C, labels, logits, rows

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastcat.attack import ATTACK_LOSSES, Inner, attack_all
 from fastcat.official import draw_counts, moved_l1, project_l1_official
+from fastcat.pgd import ATTACK_LOSSES, Inner, attack_all
 from fastcat.threat import ThreatModel
 from tests.harness.networks import images, seeded, tiny_net
 from tests.reference.losses import cross_entropy, kl

@@ -12,7 +12,8 @@ import yaml
 
 import fastcat
 from fastcat.cli import main
-from fastcat.over_seeds import parse_seeds, spread_of
+from fastcat.config.seeds import parse_seeds
+from fastcat.over_seeds import spread_of
 from tests.harness import tiny
 from tests.harness.runs import SMALL, assert_same_end, run_tiny, tiny_command
 

@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastcat.attack import Inner
 from fastcat.errors import InputError
 from fastcat.objectives import find_method, make_objective
+from fastcat.pgd import Inner
 from tests.harness.logit_rows import labels, rows
 from tests.reference import losses as reference
 
 OWN_METHODS = """
 from fastcat.kernels import losses
-from fastcat.attack import Inner
+from fastcat.pgd import Inner
 from fastcat.objectives.objective import Objective
 
 

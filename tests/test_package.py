@@ -18,25 +18,25 @@ SOURCES = sorted(path for top in ("fastcat", *LINKED) for path in ROOT.glob(f"{t
 # what is no module: recipes, and the C++ of kernels
 DATA = {
     str(path.relative_to(ROOT)): "fastcat/" + str(path.relative_to(ROOT)).removeprefix("fastcat/")
-    for pattern in ("fastcat/recipes/*.yaml", "kernels/*.cpp")
+    for pattern in ("fastcat/config/recipes/*.yaml", "kernels/*.cpp")
     for path in ROOT.glob(pattern)
 }
 
 # who may import whom inside the package: only what stands further down
 LAYERS = (
     "__main__", "cli",
-    "listing", "doctor", "data_command", "benchmarks",
+    "benchmarks",
     "runs", "course", "trainer", "recorder", "judge", "members",
-    "engine", "step", "settings_file",
-    "evaluation", "config",
-    "finite", "team", "seek", "table_loss", "collaboration", "plan", "threat_spec", "peer_spec",
+    "engine", "step",
+    "evaluation", "report", "over_seeds", "config",
+    "finite", "team", "seek", "table_loss", "collaboration", "plan",
     "teacher", "peer",
     "objectives", "squeeze", "replay", "official",
-    "union", "attack", "frozen", "lanes", "threat", "terms",
+    "union", "pgd", "frozen", "lanes", "threat", "terms",
     "awp", "sgd", "swa", "checkpoint", "foreign", "models",
-    "trial", "precision", "report", "watch",
-    "recipes", "environment", "device", "progress", "stop", "paths", "pixels", "settings", "modes",
-    "loaders", "guard", "schedules", "batch", "over_seeds", "seeds", "files", "output", "cpus",
+    "trial", "precision", "watch",
+    "environment", "device", "progress", "stop", "settings", "modes",
+    "loaders", "guard", "schedules", "batch", "seeds", "files", "output", "cpus",
     "registry", "errors",
     "kernels",
 )  # fmt: skip

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from fastcat.attack import attack
 from fastcat.errors import InputError
 from fastcat.guard import check_images
+from fastcat.pgd import attack
 from fastcat.threat import Start, ThreatModel
 from tests.harness.networks import images, seeded, tiny_net
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from fastcat.recipes import RECIPES
+from fastcat.config.recipes import RECIPES
 from fastcat.schedules import elapsed
 from tests.harness.recipes import recipe_settings
 

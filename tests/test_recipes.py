@@ -10,8 +10,8 @@ import yaml
 
 from fastcat.checkpoint import read_checkpoint
 from fastcat.cli import main
-from fastcat.peer_spec import parse_peers
-from fastcat.recipes import RECIPES
+from fastcat.config.peers import parse_peers
+from fastcat.config.recipes import RECIPES
 from tests.harness import tiny
 from tests.harness.recipes import recipe_settings
 from tests.harness.runs import SMALL, assert_same_end

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fastcat.cli import main
-from fastcat.config import TrainConfig
+from fastcat.config.train import TrainConfig
 from fastcat.errors import InputError
 from fastcat.runs import _claim
 from tests.harness import tiny

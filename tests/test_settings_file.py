@@ -10,11 +10,12 @@ import tyro
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastcat.cli import _TrainGroups, main
-from fastcat.config import TrainConfig
+from fastcat.cli import main
+from fastcat.cli.train import TrainGroups
+from fastcat.config.recipes import RECIPES
+from fastcat.config.train import TrainConfig
+from fastcat.config.yaml_file import to_yaml, yaml_arguments
 from fastcat.errors import InputError
-from fastcat.recipes import RECIPES
-from fastcat.settings_file import to_yaml, yaml_arguments
 
 
 @pytest.fixture(autouse=True)
@@ -121,7 +122,7 @@ def test_what_means_nothing_is_one_sentence(
 
 def read(path: Path) -> TrainConfig:
     """Through the command line's own parser."""
-    groups = tyro.cli(_TrainGroups, args=yaml_arguments(path), config=(tyro.conf.OmitArgPrefixes,))
+    groups = tyro.cli(TrainGroups, args=yaml_arguments(path), config=(tyro.conf.OmitArgPrefixes,))
     return TrainConfig(**{k: v for group in vars(groups).values() for k, v in vars(group).items()})
 
 

@@ -13,7 +13,7 @@ import fastcat.judge
 import fastcat.trainer
 from fastcat.checkpoint import load_weights, read_checkpoint, save_checkpoint
 from fastcat.cli import main
-from fastcat.config import TrainConfig
+from fastcat.config.train import TrainConfig
 from fastcat.evaluation import evaluate
 from fastcat.sgd import FlatSGD
 from fastcat.stop import Stopped

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastcat.attack import Inner
 from fastcat.batch import by_share
 from fastcat.collaboration import make_collaboration
 from fastcat.collaboration.collaboration import Collaboration, Student
@@ -14,6 +13,7 @@ from fastcat.errors import InputError
 from fastcat.kernels import losses
 from fastcat.objectives import make_objective
 from fastcat.objectives.objective import Objective
+from fastcat.pgd import Inner
 from fastcat.plan import Cell, make_plan, own_views, view_name
 from fastcat.table_loss import TableLoss
 from fastcat.terms import Sum, ce, kl

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from fastcat.attack import attack
 from fastcat.errors import InputError
+from fastcat.pgd import attack
 from fastcat.step import start_noise
 from fastcat.threat import CODES, Start, ThreatModel
 from tests.harness.attack_losses import climbed

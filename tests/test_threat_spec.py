@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastcat.cli import main
-from fastcat.config import TrainConfig
+from fastcat.config.threats import choose_threats, format_threats, parse_threats
+from fastcat.config.train import TrainConfig
+from fastcat.config.yaml_file import to_yaml, yaml_arguments
 from fastcat.errors import InputError
 from fastcat.judge import Judge
 from fastcat.recorder import table
-from fastcat.settings_file import to_yaml, yaml_arguments
 from fastcat.threat import ThreatModel
-from fastcat.threat_spec import choose_threats, format_threats, parse_threats
 from fastcat.trainer import Trainer
 from fastcat.watch import Watch
 from tests.harness import tiny

@@ -12,7 +12,7 @@ import torch
 import fastcat
 from fastcat.checkpoint import load_weights, read_checkpoint
 from fastcat.cli import main
-from fastcat.config import TrainConfig
+from fastcat.config.train import TrainConfig
 from fastcat.evaluation import evaluate
 from fastcat.threat import ThreatModel
 from fastcat.trainer import Trainer

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from fastcat.attack import attack
 from fastcat.evaluation.evaluate import answers_after, parse_attacks
 from fastcat.kernels.winograd import Winograd
+from fastcat.pgd import attack
 from fastcat.threat import ThreatModel
 from tests.harness.engines import engine_of, run
 from tests.harness.networks import images, tiny_net

@@ -20,6 +20,7 @@ import fastcat.squeeze
 from fastcat.batch import Batch
 from fastcat.benchmarks.measure import flop_per_image
 from fastcat.benchmarks.reference.plain import PlainLoop
+from fastcat.config.threats import choose_threats
 from fastcat.models import make_model
 from fastcat.models.wide_resnet import WideResNet
 from fastcat.objectives import make_objective
@@ -27,7 +28,6 @@ from fastcat.replay import Carried
 from fastcat.step import collaborative_step, start_noise
 from fastcat.team import Team
 from fastcat.threat import ThreatModel
-from fastcat.threat_spec import choose_threats
 from tests.harness.networks import CLASSES, images, seeded
 from tests.harness.teams import team_of
 

@@ -9,9 +9,9 @@ from typing import Any
 from unittest.mock import patch
 
 import tyro
+from fastcat.data_command import DATA_COMMANDS
 
 from fastcat.cli import COMMANDS, main
-from fastcat.data_command import DATA_COMMANDS
 
 HEAD = """# Command line
 

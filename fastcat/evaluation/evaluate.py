@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastcat.attack import AttackLoss, Inner, Network, attack_all, attacked, logits
 from fastcat.cpus import shared_cpus
 from fastcat.errors import InputError, check_number, nearest
 from fastcat.frozen import Frozen
 from fastcat.guard import NO_ANSWER, CheckedNetwork, answers, as_batch
+from fastcat.pgd import AttackLoss, Inner, Network, attack_all, attacked, logits
 from fastcat.precision import Precision
 from fastcat.seeds import derive_seed
 from fastcat.threat import ThreatModel, check_threat

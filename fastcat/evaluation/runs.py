@@ -17,11 +17,13 @@ from rich.progress import Progress
 from torch import nn
 
 from fastcat.checkpoint import WeightsInfo, load_weights, outputs_of
+from fastcat.config.evaluate import EvalConfig
+from fastcat.config.pixels import format_pixels
+from fastcat.config.threats import format_length, format_threats, parse_threats
 from fastcat.cpus import set_threads
 from fastcat.device import make_device
 from fastcat.environment import environment
 from fastcat.errors import InputError, nearest
-from fastcat.evaluation.config import EvalConfig
 from fastcat.evaluation.evaluate import evaluate, parse_attacks
 from fastcat.evaluation.recognise import recognise
 from fastcat.files import claimed, write_text
@@ -35,13 +37,11 @@ from fastcat.loaders.registry import DATASETS, load_dataset
 from fastcat.models import canonical_arch, make_model, normalized
 from fastcat.over_seeds import is_over_seeds, rows, runs_of, spreads_of, write_record
 from fastcat.over_seeds import table as table_of
-from fastcat.pixels import format_pixels
 from fastcat.precision import make_precision
 from fastcat.progress import make_console, make_progress, task
 from fastcat.report import doubts, renew_report, threats_in_words
 from fastcat.seeds import derive_seed
 from fastcat.threat import ThreatModel
-from fastcat.threat_spec import format_length, format_threats, parse_threats
 from fastcat.trial import check_network
 
 # of whom nothing is known: the radius of nearly every CIFAR paper

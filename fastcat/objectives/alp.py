@@ -8,8 +8,8 @@ with the running statistics (--BNeval); its code without that option is bn=movin
 (arXiv 2002.08619) start at Gaussian noise: start=gaussian.
 """
 
-from fastcat.attack import Inner
 from fastcat.objectives.objective import Objective, require
+from fastcat.pgd import Inner
 from fastcat.terms import ce, square
 
 

@@ -8,8 +8,8 @@ bn=moving, log_forward=true. bn=train leaves them alone. smoothing is that of th
 loss; the attack climbs CE with the labels as they are.
 """
 
-from fastcat.attack import Inner
 from fastcat.objectives.objective import Objective, require
+from fastcat.pgd import Inner
 from fastcat.terms import ce
 
 

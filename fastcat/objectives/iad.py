@@ -14,9 +14,9 @@ is start=unclipped.
 
 from torch import Tensor
 
-from fastcat.attack import Inner
 from fastcat.kernels import losses
 from fastcat.objectives.objective import Objective, Terms, require
+from fastcat.pgd import Inner
 
 
 def iad(*, beta: float = 0.1, begin: int = 60) -> Objective:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcat.attack import Inner
 from fastcat.errors import InputError
+from fastcat.pgd import Inner
 from fastcat.replay import Replay
 from fastcat.squeeze import Squeeze
 from fastcat.terms import Sum, Term

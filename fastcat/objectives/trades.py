@@ -10,8 +10,8 @@ successors, whose public code attacks from uniform noise by statistics of the ba
 ones left alone: start=uniform, bn=train.
 """
 
-from fastcat.attack import Inner
 from fastcat.objectives.objective import Objective, require
+from fastcat.pgd import Inner
 from fastcat.terms import ce, kl
 
 

@@ -15,7 +15,7 @@ from fastcat.benchmarks.methods import METHODS, reference_for
 from fastcat.benchmarks.reference import mixed
 from fastcat.benchmarks.reference.plain import PlainLoop
 from fastcat.benchmarks.reference.squeeze import SqueezeLoop
-from fastcat.peer_spec import parse_peers
+from fastcat.config.peers import parse_peers
 from tests.harness.networks import images, tiny_net
 from tests.harness.watched import ATTACK, start_noise, watched
 from tests.reference.losses import OBJECTIVES

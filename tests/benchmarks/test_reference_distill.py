@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fastcat.benchmarks.methods import METHODS, reference_for
-from fastcat.peer_spec import parse_peers
+from fastcat.config.peers import parse_peers
 from tests.harness.networks import images, tiny_net
 from tests.harness.watched import (
     ATTACK,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fastcat.benchmarks.methods import reference_for
 from fastcat.benchmarks.reference.plain import PlainLoop
-from fastcat.peer_spec import parse_peers
+from fastcat.config.peers import parse_peers
 from tests.harness.networks import images, tiny_net
 from tests.harness.watched import (
     ALPHA,

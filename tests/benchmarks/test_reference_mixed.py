@@ -13,7 +13,7 @@ from fastcat.benchmarks.methods import METHODS, reference_for
 from fastcat.benchmarks.reference import mixed
 from fastcat.benchmarks.reference.mixed import MixedLoop
 from fastcat.benchmarks.reference.plain import PlainLoop
-from fastcat.peer_spec import parse_peers
+from fastcat.config.peers import parse_peers
 from tests.harness.networks import images, tiny_net
 from tests.harness.watched import ALPHA, ATTACK, assert_close, start_noise, watched
 

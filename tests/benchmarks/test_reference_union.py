@@ -10,7 +10,7 @@ import torch
 
 from fastcat.benchmarks.methods import METHODS, reference_for
 from fastcat.benchmarks.reference.union import Ball as TheirBall
-from fastcat.peer_spec import parse_peers
+from fastcat.config.peers import parse_peers
 from tests.harness.networks import images, tiny_net
 from tests.harness.watched import ALPHA, SGD, TOLERANCE, assert_close, watched
 from tests.reference.multi_norm import Ball, Learner, Task, multi_norm_step

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from fastcat.benchmarks import throughput
+from fastcat.benchmarks.config import BenchConfig
 from fastcat.benchmarks.contestants import Ours, Plain, contestants_for, make_contestant
 from fastcat.benchmarks.layers import measure_layers, shapes_of, step_floor
 from fastcat.benchmarks.measure import flop_per_image
@@ -27,11 +28,11 @@ from fastcat.benchmarks.reference.squeeze import SqueezeLoop
 from fastcat.benchmarks.reference.trades import TradesLoop
 from fastcat.benchmarks.reference.union import BALLS, UnionLoop
 from fastcat.benchmarks.tables import table
-from fastcat.benchmarks.throughput import BenchConfig, bench, race
+from fastcat.benchmarks.throughput import bench, race
 from fastcat.cli import main
+from fastcat.config.peers import parse_peers
 from fastcat.errors import InputError
 from fastcat.loaders.augmentation import Augmentation
-from fastcat.peer_spec import parse_peers
 from tests.harness import tiny
 
 CPU = torch.device("cpu")

@@ -2,9 +2,9 @@
 
 import tyro
 
-from fastcat.config import TrainConfig
-from fastcat.recipes import RECIPES
-from fastcat.settings_file import yaml_arguments
+from fastcat.config.recipes import RECIPES
+from fastcat.config.train import TrainConfig
+from fastcat.config.yaml_file import yaml_arguments
 
 
 def recipe_settings(name: str) -> TrainConfig:

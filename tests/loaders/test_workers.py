@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastcat.config import TrainConfig
+from fastcat.config.train import TrainConfig
 from fastcat.errors import InputError
 from fastcat.loaders import ffcv, items
 from fastcat.loaders.choose import make_loader, unchanged_loader

@@ -8,14 +8,9 @@ from typing import Any, Literal
 
 from tyro.conf import Positional
 
-from fastcat.loaders.class_order import order_note
-from fastcat.loaders.convert import convert
-from fastcat.loaders.inspection import describe, findings
-from fastcat.loaders.pictures import UnreadableError
-from fastcat.loaders.registry import load_dataset
-from fastcat.loaders.sheet import check_sheet, write_sheet
-from fastcat.paths import UserPath
-from fastcat.progress import make_console, task
+from fastcat.cli.parse import parse
+from fastcat.config.paths import UserPath
+from fastcat.errors import InputError, nearest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +59,10 @@ class VerifyCommand:
 
 
 def run_convert(command: ConvertCommand) -> None:
+    from fastcat.loaders.convert import convert
+    from fastcat.loaders.pictures import UnreadableError
+    from fastcat.progress import make_console, task
+
     try:
         with task(make_console(), f"packing {command.source}") as progress:
             done = convert(
@@ -101,6 +100,10 @@ def _list(faults: Sequence[str]) -> None:
 
 
 def run_info(command: InfoCommand) -> None:
+    from fastcat.loaders.class_order import order_note
+    from fastcat.loaders.inspection import describe
+    from fastcat.loaders.sheet import check_sheet, write_sheet
+
     if command.sheet is not None:
         check_sheet(command.sheet)
     dataset = _load(command.data, command.data_dir)
@@ -113,6 +116,8 @@ def run_info(command: InfoCommand) -> None:
 
 
 def run_verify(command: VerifyCommand) -> None:
+    from fastcat.loaders.inspection import findings
+
     dataset = _load(command.data, command.data_dir)
     notes = findings(dataset)
     for note in notes:
@@ -122,6 +127,9 @@ def run_verify(command: VerifyCommand) -> None:
 
 
 def _load(data: str, data_dir: Path) -> Any:
+    from fastcat.loaders.registry import load_dataset
+    from fastcat.progress import make_console, task
+
     with task(make_console(), f"reading {data}, once") as progress:
         return load_dataset(data, data_dir, progress)
 
@@ -141,3 +149,15 @@ DATA_USAGE = "usage: fastcat data COMMAND [OPTIONS]\n\n" + "\n".join(
     for name, (command, _, example) in DATA_COMMANDS.items()
 )
 DATA_USAGE += "\n\n`fastcat data COMMAND --help` explains a command's options."
+
+
+def run(arguments: Sequence[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(DATA_USAGE)
+        return 0 if arguments else 2
+    if arguments[0] not in DATA_COMMANDS:
+        hint = nearest(arguments[0], DATA_COMMANDS)
+        raise InputError(f"unknown command 'data {arguments[0]}': {hint}")
+    command, work, _ = DATA_COMMANDS[arguments[0]]
+    work(parse(command, arguments[1:], f"data {arguments[0]}"))
+    return 0

@@ -2,14 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
+from fastcat.config.pixels import format_pixels, parse_pixels
 from fastcat.errors import InputError, nearest
-from fastcat.pixels import format_pixels, parse_pixels
 from fastcat.settings import split_settings
-from fastcat.threat import NORMS, OFFICIAL, WAYS, ThreatModel, Threats
+
+if TYPE_CHECKING:
+    from fastcat.threat import ThreatModel, Threats
 
 
-def parse_threats(text: str, base: ThreatModel) -> tuple[ThreatModel, ...]:
+def parse_threats(text: str, base: "ThreatModel") -> tuple["ThreatModel", ...]:
     """ "linf:eps=8/255,l2:eps=0.5:steps=50" -> a ThreatModel for each entry.
 
     Grammar: NORM:eps=LENGTH[:step_size=LENGTH][:steps=N][:code=NAME], separated by commas, each
@@ -17,6 +20,8 @@ def parse_threats(text: str, base: ThreatModel) -> tuple[ThreatModel, ...]:
     unless it is; code is one of CODES, for l2.
     Raises InputError for what it cannot read.
     """
+    from fastcat.threat import NORMS
+
     models = []
     for entry in text.split(","):
         norm, *parts = entry.strip().split(":")
@@ -46,7 +51,7 @@ def parse_threats(text: str, base: ThreatModel) -> tuple[ThreatModel, ...]:
     return tuple(models)
 
 
-def format_threats(models: Sequence[ThreatModel]) -> str:
+def format_threats(models: Sequence["ThreatModel"]) -> str:
     """The text that `parse_threats` reads back to the same radii, step sizes and steps.
 
     Whose code the training attack followed is not in it: everybody is judged alike.
@@ -63,10 +68,12 @@ def format_length(norm: str, value: float) -> str:
     return format_pixels(value) if norm == "linf" else repr(value)
 
 
-def choose_threats(name: str | None, models: Sequence[ThreatModel]) -> Threats:
+def choose_threats(name: str | None, models: Sequence["ThreatModel"]) -> "Threats":
     """What a peer's `threat=NAME` means among a run's models: one by its norm, all in a way of
     WAYS or of OFFICIAL, and the first without a name. Raises InputError for another name.
     """
+    from fastcat.threat import OFFICIAL, WAYS, Threats
+
     if name is None:
         return Threats((models[0],))
     ways = {way: Threats(tuple(models), way) for way in WAYS}

@@ -2,15 +2,13 @@
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from fastcat.attack import Inner
 from fastcat.errors import InputError
-from fastcat.models import canonical_arch
-from fastcat.objectives import make_objective
-from fastcat.objectives.objective import Objective
 from fastcat.settings import split_settings
-from fastcat.threat import OFFICIAL
-from fastcat.union import msd_start
+
+if TYPE_CHECKING:
+    from fastcat.objectives.objective import Objective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +20,7 @@ class PeerSpec:
     """
 
     method: str
-    objective: Objective
+    objective: "Objective"
     arch: str
     named_arch: bool = False
     weights: str | None = None
@@ -39,6 +37,12 @@ def parse_peers(text: str, default_arch: str) -> tuple[PeerSpec, ...]:
     avg, max or msd of all of them.
     Raises InputError for what it cannot read.
     """
+    from fastcat.models import canonical_arch
+    from fastcat.objectives import make_objective
+    from fastcat.pgd import Inner
+    from fastcat.threat import OFFICIAL
+    from fastcat.union import msd_start
+
     peers = []
     for entry in text.split(","):
         spec, _, arch = entry.strip().partition("@")

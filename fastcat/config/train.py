@@ -6,25 +6,28 @@ The fields stand in groups as `fastcat train --help` shows them; TrainConfig hol
 import math
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import arg
 
-from fastcat.collaboration import make_collaboration
-from fastcat.collaboration.collaboration import make_students
+from fastcat.config.paths import UserPath
+from fastcat.config.peers import PeerSpec, parse_peers
+from fastcat.config.pixels import Pixels
+from fastcat.config.seeds import parse_seeds
+from fastcat.config.threats import choose_threats, parse_threats
 from fastcat.errors import InputError
-from fastcat.loaders.augmentation import Augmentation
-from fastcat.objectives.objective import under
-from fastcat.over_seeds import parse_seeds
-from fastcat.paths import UserPath
-from fastcat.peer_spec import PeerSpec, parse_peers
-from fastcat.pixels import Pixels
-from fastcat.precision import DTYPES
-from fastcat.schedules import Schedule, make_momentum, make_schedule, parse_milestones, parse_points
-from fastcat.seek import make_searches
+from fastcat.schedules import (
+    Schedule,
+    make_momentum,
+    make_schedule,
+    parse_milestones,
+    parse_points,
+)
 from fastcat.settings import settle_types
-from fastcat.threat import NO_THREAT, ThreatModel
-from fastcat.threat_spec import choose_threats, parse_threats
+
+if TYPE_CHECKING:
+    from fastcat.loaders.augmentation import Augmentation
+    from fastcat.threat import ThreatModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,16 +224,7 @@ class TrainConfig(Run, Optimization, Threat, Augment, Data, Peers):
         self.lr_schedule()
         self.momentum_schedule()
         self.val_threats()
-        specs = self.peer_specs()
-        learns = [spec.weights is None for spec in specs]
-        threats = [
-            choose_threats(spec.threat, self.threat_models()) if spec.weights is None else NO_THREAT
-            for spec in specs
-        ]
-        objectives = [under(spec.objective, t) for spec, t in zip(specs, threats, strict=True)]
-        students = make_students(objectives, threats)
-        collaboration = make_collaboration(self.collab, students, self.alpha, self.teachers, learns)
-        make_searches(objectives, threats, collaboration.asked)
+        self._check_peers()
         if self.seeds is not None:
             parse_seeds(self.seeds)
             if self.seed != 0:
@@ -238,16 +232,6 @@ class TrainConfig(Run, Optimization, Threat, Augment, Data, Peers):
                     f"seed is {self.seed} and seeds is {self.seeds}: leave one of them out, "
                     "of a --config file too"
                 )
-        if self.precision not in ("auto", *DTYPES):
-            raise InputError(
-                f"unknown precision {self.precision!r}: expected auto, {', '.join(DTYPES)}"
-            )
-        if self.select_on not in ("val", "test", "last"):
-            raise InputError(f"select-on is {self.select_on!r}, expected val, test or last")
-        if self.on_collapse not in ("warn", "stop", "rollback"):
-            raise InputError(
-                f"on-collapse is {self.on_collapse!r}, expected warn, stop or rollback"
-            )
         if self.select_on == "val" and self.val_size == 0:
             raise InputError("--val-size 0 leaves nothing to select on: type --select-on last")
         for name, least in _LEAST.items():
@@ -289,8 +273,29 @@ class TrainConfig(Run, Optimization, Threat, Augment, Data, Peers):
         if self.nesterov and self.momentum == 0:
             raise InputError("Nesterov momentum needs --momentum above 0")
 
-    def threat_models(self) -> tuple[ThreatModel, ...]:
+    def _check_peers(self) -> None:
+        """Raise InputError for peers that cannot be trained together under these threats."""
+        from fastcat.collaboration import make_collaboration
+        from fastcat.collaboration.collaboration import make_students
+        from fastcat.objectives.objective import under
+        from fastcat.seek import make_searches
+        from fastcat.threat import NO_THREAT
+
+        specs = self.peer_specs()
+        learns = [spec.weights is None for spec in specs]
+        threats = [
+            choose_threats(spec.threat, self.threat_models()) if spec.weights is None else NO_THREAT
+            for spec in specs
+        ]
+        objectives = [under(spec.objective, t) for spec, t in zip(specs, threats, strict=True)]
+        students = make_students(objectives, threats)
+        collaboration = make_collaboration(self.collab, students, self.alpha, self.teachers, learns)
+        make_searches(objectives, threats, collaboration.asked)
+
+    def threat_models(self) -> tuple["ThreatModel", ...]:
         """The attackers, of which `PeerSpec.threat` chooses."""
+        from fastcat.threat import ThreatModel
+
         base = ThreatModel(
             norm=self.norm,
             eps=self.eps,
@@ -300,7 +305,7 @@ class TrainConfig(Run, Optimization, Threat, Augment, Data, Peers):
         )
         return parse_threats(self.threats, base) if self.threats else (base,)
 
-    def val_threats(self) -> tuple[ThreatModel, ...]:
+    def val_threats(self) -> tuple["ThreatModel", ...]:
         """The attackers of the validation images: they start once, with steps of their own size.
 
         Everybody is judged alike, whosever code the training attack follows.
@@ -339,8 +344,10 @@ class TrainConfig(Run, Optimization, Threat, Augment, Data, Peers):
             per_epoch=self.lr_at == "epoch",
         )
 
-    def augmentation(self, crop_pad: int, flip: bool) -> Augmentation:
+    def augmentation(self, crop_pad: int, flip: bool) -> "Augmentation":
         """With the data's own crop and flip where nothing else is asked for."""
+        from fastcat.loaders.augmentation import Augmentation
+
         if self.crop_pad is not None or self.crop_shift:
             crop_pad = self.crop_pad or 0
         return Augmentation(

@@ -1,13 +1,23 @@
 """`fastcat doctor`: what is installed, what computes, what is missing."""
 
 import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import torch
+from fastcat.cli.parse import parse
 
-from fastcat.cpus import usable_cpus
-from fastcat.environment import environment, too_old
-from fastcat.kernels import winograd
-from fastcat.loaders.ffcv import INSTALL
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorCommand:
+    """Show versions, devices, what is missing and the line that installs it."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    parse(DoctorCommand, arguments, "doctor")
+    lines, healthy = report()
+    print("\n".join(lines))
+    return 0 if healthy else 1
+
 
 # what an extra is for, and the lines that install it, for packages that the core does without
 OPTIONAL = {
@@ -15,12 +25,18 @@ OPTIONAL = {
     "scipy": ("the svhn data set", "pip install scipy"),
     "pyarrow": ("parquet files", "pip install pyarrow"),
     "timm": ("networks as timm:NAME", "pip install timm"),
-    "ffcv": ("the loader ffcv", INSTALL),
 }
 
 
 def report() -> tuple[list[str], bool]:
     """Lines to print, and whether a small convolution runs on every device that is there."""
+    import torch
+
+    from fastcat.cpus import usable_cpus
+    from fastcat.environment import environment, too_old
+    from fastcat.kernels import winograd
+    from fastcat.loaders.ffcv import INSTALL
+
     facts = environment()
     lines = [
         f"python {facts['python']} on {facts['platform']}",
@@ -57,7 +73,7 @@ def report() -> tuple[list[str], bool]:
         lines.append(f"cpu: no engine winograd, --engine eager is slower: {error}")
     for name, version, least in too_old():
         lines.append(f"{name} {version} is too old: pip install '{name}>={least}'")
-    for module, (purpose, line) in OPTIONAL.items():
+    for module, (purpose, line) in {**OPTIONAL, "ffcv": ("the loader ffcv", INSTALL)}.items():
         if importlib.util.find_spec(module) is None:
             lines.append(f"missing for {purpose}: {line}")
     return lines, healthy

@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import yaml
 from tyro.constructors import PrimitiveConstructorSpec
 
-from fastcat.config import TrainConfig
+from fastcat.config.pixels import format_pixels
+from fastcat.config.train import TrainConfig
 from fastcat.errors import InputError, nearest
-from fastcat.pixels import format_pixels
 
 # YAML's kinds of single values
 _SCALARS = ("str", "int", "float", "bool", "null", "timestamp")

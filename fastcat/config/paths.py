@@ -5,7 +5,7 @@ from typing import Annotated
 
 from tyro.constructors import PrimitiveConstructorSpec
 
-from fastcat.loaders.registry import find_path
+from fastcat.files import find_path
 
 UserPath = Annotated[
     Path,

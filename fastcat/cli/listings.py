@@ -5,13 +5,13 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from fastcat.collaboration import APART, COLLABORATIONS
+from fastcat.config.recipes import RECIPES, about
 from fastcat.engine import ENGINES
 from fastcat.evaluation import ATTACKS
 from fastcat.loaders.choose import LOADERS
 from fastcat.loaders.registry import DATASETS
 from fastcat.models import ARCHS
 from fastcat.objectives import METHODS, make_objective
-from fastcat.recipes import RECIPES, about
 from fastcat.replay import Replay
 from fastcat.schedules import SCHEDULES
 from fastcat.settings import usage

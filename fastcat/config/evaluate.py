@@ -6,10 +6,9 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from fastcat.config.paths import UserPath
+from fastcat.config.pixels import Pixels
 from fastcat.errors import InputError
-from fastcat.models import canonical_arch
-from fastcat.paths import UserPath
-from fastcat.pixels import Pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +67,8 @@ class EvalConfig:
             if value is not None and value < least:
                 raise InputError(f"{name.replace('_', '-')} is {value}, expected at least {least}")
         if self.arch is not None:
+            from fastcat.models import canonical_arch
+
             canonical_arch(self.arch)
         elif (self.mean, self.std) != (None, None):
             raise InputError("--mean and --std are for a checkpoint of others: type --arch too")
