@@ -35,11 +35,11 @@ SMALL: dict[str, Any] = {
 }
 # what a command does once its settings are read
 WORK = (
-    "fastcat.cli.train",
-    "fastcat.cli.resume",
-    "fastcat.cli.evaluate_run",
+    "fastcat.runs.train",
+    "fastcat.runs.resume",
+    "fastcat.evaluation.runs.evaluate_run",
     "fastcat.benchmarks.throughput.bench",
-    "fastcat.data_command.convert",
+    "fastcat.loaders.convert.convert",
 )
 CARRIED_OUT = [ROOT / "README.md", ROOT / "docs" / "extend.md"]
 WITH_PYTHON = [page for page in PAGES if any(language == "python" for language, _ in fences(page))]
@@ -73,7 +73,7 @@ def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def small_config(**settings: Any) -> fastcat.TrainConfig:
-    return fastcat.config.TrainConfig(**{**settings, **SMALL})
+    return fastcat.config.train.TrainConfig(**{**settings, **SMALL})
 
 
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: page.name)

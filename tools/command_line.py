@@ -9,9 +9,9 @@ from typing import Any
 from unittest.mock import patch
 
 import tyro
-from fastcat.data_command import DATA_COMMANDS
 
 from fastcat.cli import COMMANDS, main
+from fastcat.cli.data import DATA_COMMANDS
 
 HEAD = """# Command line
 
@@ -41,10 +41,10 @@ def parser_of(command: str) -> ArgumentParser:
     return made[0]
 
 
-def commands() -> dict[str, str]:
-    """Each command, as it is typed after `fastcat`, with a line about it."""
-    lines = {name: text for name, (_, text) in COMMANDS.items() if name != "data"}
-    return lines | {f"data {name}": text for name, (_, _, text) in DATA_COMMANDS.items()}
+def commands() -> list[str]:
+    """Each command as it is typed after `fastcat`."""
+    names = [name for name in COMMANDS if name != "data"]
+    return names + [f"data {name}" for name in DATA_COMMANDS]
 
 
 def page() -> str:

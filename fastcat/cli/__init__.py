@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     It is 2 as well where what was done could not be printed; when nobody reads on, as with
     `| head`, that is no fault.
     """
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    arguments = sys.argv[1:] if arguments is None else [*arguments]
     with unfailing_output() as output:
         status = _run(arguments)
         output.flush()
