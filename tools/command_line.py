@@ -67,7 +67,7 @@ def section(command: str) -> Iterator[str]:
             yield f"### {title}\n" if group.description else f"**{title}**\n"
             if group.description:
                 yield f"{sentence(group.description)}\n"
-            yield "| option | default | |\n|---|---|---|"
+            yield "| option | default | meaning |\n|---|---|---|"
             yield from map(row, rows)
             yield ""
 

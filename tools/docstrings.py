@@ -20,9 +20,10 @@ def listed(text: str, names: set[str]) -> str:
             lines += [] if within else [""]
             lines.append(f"- `{found[1]}`: {found[2]}")
             within = True
-        elif within and line.strip():
+        elif within and line.strip() and not line.startswith("Raises "):
             lines.append(f"  {line.strip()}")
         else:
+            lines += [""] if within else []
             lines.append(line)
             within = False
     return "\n".join(lines)
