@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fastcat.batch import Batch
+from fastcat.choices import ENGINES
 from fastcat.errors import InputError, nearest
 from fastcat.evaluation.evaluate import EvalAttack, answers_after
 from fastcat.kernels import winograd
@@ -20,14 +21,6 @@ from fastcat.pgd import Network
 from fastcat.step import collaborative_step, start_noise
 from fastcat.team import Team
 from fastcat.threat import ThreatModel
-
-ENGINES = {
-    "eager": "operation by operation",
-    "winograd": "3x3 convolutions by Winograd's algorithm, on a CPU; needs a C++ compiler",
-    "compile": "frozen twins, on a GPU also the networks, compiled by Inductor; slow to start",
-    "graph": "the whole step as one CUDA graph; needs a GPU",
-    "compile+graph": "both",
-}
 
 
 def choose_engine(name: str, device: torch.device, say: Callable[[str], object] = print) -> str:

@@ -5,14 +5,10 @@ from dataclasses import dataclass
 
 import torch
 
+from fastcat.choices import PRECISIONS
 from fastcat.errors import InputError, nearest
 
-DTYPES = {
-    "fp32": torch.float32,
-    "tf32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, dtype) for name, dtype in PRECISIONS.items()}
 
 
 @dataclass(frozen=True)

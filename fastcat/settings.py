@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from fastcat.errors import InputError
 
@@ -100,9 +100,11 @@ def settle_types(config: Any) -> None:
 
     A path may be text and text a path, a number may be of numpy. Raises InputError for others.
     """
-    for name, hint in get_type_hints(type(config)).items():
+    for name, hint in get_type_hints(type(config), include_extras=True).items():
+        hint = _without_extras(hint)
         value, default = getattr(config, name), getattr(type(config), name)
         kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        kinds = tuple(map(_without_extras, kinds))
         plain = [_plain(value, kind) for kind in kinds if _is_of(value, kind)]
         if not plain:
             expected = " or ".join(map(_in_words, kinds))
@@ -110,6 +112,16 @@ def settle_types(config: Any) -> None:
             flag = name.replace("_", "-")
             raise InputError(f"{flag} is {value!r:.40}, expected {expected}{example}")
         object.__setattr__(config, name, plain[0])
+
+
+def _without_extras(hint: Any) -> Any:
+    """The type that a hint is about: the Literal of their names where it takes certain ones."""
+    if get_origin(hint) is not Annotated:
+        return hint
+    for extra in hint.__metadata__:
+        if choices := getattr(extra, "choices", None):
+            return Literal[choices]
+    return get_args(hint)[0]
 
 
 def _is_of(value: Any, kind: Any) -> bool:

@@ -37,11 +37,11 @@ LAYERS = (
     "trial", "precision", "watch",
     "environment", "device", "progress", "stop", "settings", "modes",
     "loaders", "guard", "schedules", "batch", "seeds", "files", "output", "cpus",
-    "registry", "errors",
+    "choices", "registry", "errors",
     "kernels",
 )  # fmt: skip
 LOADERS_MAY_IMPORT = {
-    *("kernels", "guard", "batch", "seeds", "registry", "errors", "files", "cpus"),
+    *("kernels", "guard", "batch", "seeds", "choices", "registry", "errors", "files", "cpus"),
 }
 
 

@@ -35,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     It is 2 as well where what was done could not be printed; when nobody reads on, as with
     `| head`, that is no fault.
     """
+    # not list(...): once imported, the command's module has that name here
     arguments = sys.argv[1:] if arguments is None else [*arguments]
     with unfailing_output() as output:
         status = _run(arguments)

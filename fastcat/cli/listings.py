@@ -4,9 +4,9 @@ import inspect
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from fastcat.choices import ENGINES
 from fastcat.collaboration import APART, COLLABORATIONS
 from fastcat.config.recipes import RECIPES, about
-from fastcat.engine import ENGINES
 from fastcat.evaluation import ATTACKS
 from fastcat.loaders.choose import LOADERS
 from fastcat.loaders.registry import DATASETS

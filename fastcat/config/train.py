@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import arg
 
+from fastcat.choices import ENGINES, PRECISIONS
+from fastcat.config.choice import one_of
 from fastcat.config.paths import UserPath
 from fastcat.config.peers import PeerSpec, parse_peers
 from fastcat.config.pixels import Pixels
@@ -17,6 +19,8 @@ from fastcat.config.seeds import parse_seeds
 from fastcat.config.threats import choose_threats, parse_threats
 from fastcat.errors import InputError
 from fastcat.schedules import (
+    LR_AT,
+    SCHEDULES,
     Schedule,
     make_momentum,
     make_schedule,
@@ -135,9 +139,7 @@ class Optimization:
     """Steps on each batch before the next one (Free-AT: 8)."""
     lr: Annotated[float, arg(aliases=["--lr-max"])] = 0.1
     """Peak learning rate per step."""
-    schedule: Literal[
-        "multistep", "cosine", "cyclic", "triangular", "onecycle", "linear", "constant"
-    ] = "multistep"
+    schedule: Annotated[str, one_of(SCHEDULES)] = "multistep"
     """Course of the learning rate, set before every step."""
     milestones: str = ""
     """multistep: epochs after which the rate falls, as 100,150. Empty: 50 % and 75 %."""
@@ -146,7 +148,7 @@ class Optimization:
     lr_points: str = ""
     """linear: epochs and shares of --lr between which the rate moves in straight lines, as
     0:0.05,19:1,49:0. Empty: from the peak to 0."""
-    lr_at: Literal["start", "middle", "end", "epoch"] = "middle"
+    lr_at: Annotated[str, one_of(LR_AT)] = "middle"
     """Where a step's rate is read off the course: at the start, middle or end of the step, or at
     the start of its epoch. Published code does each of them."""
     warmup_epochs: float = 0.0
@@ -190,11 +192,11 @@ class Run:
     """Several, as 0,1,2, in place of --seed: a run each in OUT/seed-0, ..., then their spread."""
     select_on: Literal["val", "test", "last"] = "val"
     """Images that choose each peer's best weights: held-out, test (labelled so), or none."""
-    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
+    precision: Annotated[str, one_of(["auto", *PRECISIONS])] = "auto"
     """Arithmetic of the networks. auto: bf16 on a GPU that has it, else fp32."""
     device: str = "auto"
     """cpu, cuda or cuda:N. auto: the GPU if there is one."""
-    engine: Literal["auto", "eager", "winograd", "compile", "graph", "compile+graph"] = "auto"
+    engine: Annotated[str, one_of(["auto", *ENGINES])] = "auto"
     """How steps are run; no result depends on it. auto: graph on a GPU, on a CPU winograd, or eager
     where there is no C++ compiler."""
     threads: int | None = None

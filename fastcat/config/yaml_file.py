@@ -125,7 +125,8 @@ def _kind(hint: Any) -> tuple[str, Callable[[str], Any]]:
     spec = next((one for one in said if isinstance(one, PrimitiveConstructorSpec)), None)
     if spec is not None:
         from_words = spec.instance_from_str
-        return str(spec.metavar), lambda text: from_words([text])
+        expected = f"one of {', '.join(spec.choices)}" if spec.choices else str(spec.metavar)
+        return expected, lambda text: from_words([text])
     if get_origin(hint) is Annotated:
         hint = get_args(hint)[0]
     if get_origin(hint) is Literal:
