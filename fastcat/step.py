@@ -19,7 +19,7 @@ from fastcat.team import Team
 
 def start_noise(team: Team, x: Tensor, generator: torch.Generator) -> Tensor:
     """Start noise [restarts, S, B, C, H, W] for the S starts of the team's searches."""
-    starts = [start for search in team.searches for start in search.starts]
+    starts = [start for search in team.blueprint.searches for start in search.starts]
     if not starts:
         return x.new_empty(0)
     restarts = starts[0][0].restarts
@@ -54,7 +54,7 @@ def attack_views(team: Team, batch: Batch, noise: Tensor, turn: int = 0) -> dict
     views.update({f"target{j}": logits for j, logits in targets.items()})
 
     def attack(group: list[int]) -> None:
-        searches = [search for search in team.searches if search.peer in group]
+        searches = [search for search in team.blueprint.searches if search.peer in group]
         with team.precision.autocast():
             views.update(
                 seek(
@@ -101,10 +101,10 @@ def losses(
     team: Team, z: dict[Place, Tensor], batch: Batch, views: dict[str, Tensor]
 ) -> tuple[Tensor, dict[Place, Tensor]]:
     """The values of team.loss.names, and the gradients of the logits."""
-    table = torch.stack([z[cell.place].detach() for cell in team.plan])
+    table = torch.stack([z[cell.place].detach() for cell in team.blueprint.cells])
     which = {k: views[f"which{k}"] for k in team.learners if f"which{k}" in views}
     values, dz = team.loss(table, batch.y, team.scaler.scale, batch.y_mixed, batch.share, which)
-    return values, {cell.place: dz[n] for n, cell in enumerate(team.plan)}
+    return values, {cell.place: dz[n] for n, cell in enumerate(team.blueprint.cells)}
 
 
 def backward(team: Team, k: int, z: dict[Place, Tensor], dz: dict[Place, Tensor]) -> None:

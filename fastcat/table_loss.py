@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 
 from fastcat.batch import by_share
-from fastcat.collaboration.collaboration import Collaboration
+from fastcat.blueprint import Blueprint
 from fastcat.errors import InputError
 from fastcat.guard import answers
 from fastcat.kernels.multi_peer_loss import multi_peer_loss
-from fastcat.objectives.objective import Objective
-from fastcat.plan import Cell, Place, own_views, places_of
+from fastcat.plan import Place, own_views, places_of
 from fastcat.terms import Sum, Term, term_rows
 
 
@@ -33,16 +32,15 @@ class TableLoss:
 
     def __init__(
         self,
-        plan: Sequence[Cell],
+        blueprint: Blueprint,
         peer_names: Sequence[str],
-        objectives: Sequence[Objective],
-        collaboration: Collaboration,
         classes: int,
         device: torch.device,
         dtype: torch.dtype,
         mixed: bool = False,
     ) -> None:
-        places = [cell.place for cell in plan]
+        objectives, collaboration = blueprint.objectives, blueprint.collaboration
+        places = [cell.place for cell in blueprint.cells]
         terms: list[Term] = []
         self.own: list[tuple[float, Callable, dict[str, int], tuple[str, ...]]] = []
         self.names: list[str] = []

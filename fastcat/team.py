@@ -8,15 +8,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fastcat.collaboration import make_collaboration
-from fastcat.collaboration.collaboration import make_students
+from fastcat.blueprint import Blueprint, make_blueprint
 from fastcat.frozen import CannotFreeze, Frozen
 from fastcat.lanes import Lanes
 from fastcat.peer import Member, Peer
 from fastcat.pgd import Inner, Network
-from fastcat.plan import Cell, make_plan
+from fastcat.plan import Cell
 from fastcat.precision import Precision
-from fastcat.seek import Search, make_searches
 from fastcat.table_loss import TableLoss
 from fastcat.threat import NO_THREAT
 
@@ -29,9 +27,8 @@ class Team:
     """
 
     members: Sequence[Member]
-    plan: tuple[Cell, ...]
+    blueprint: Blueprint
     loss: TableLoss
-    searches: Sequence[Search]
     precision: Precision
     lanes: Lanes
     scaler: torch.amp.GradScaler
@@ -51,15 +48,15 @@ class Team:
     @cached_property
     def targets(self) -> list[int]:
         """Those away from whose predictions attacks on others climb."""
-        return sorted({s.target for s in self.searches if s.target is not None})
+        return sorted({s.target for s in self.blueprint.searches if s.target is not None})
 
     @cached_property
     def turns(self) -> int:
         """Updates of the weights on each batch."""
-        return max((search.threats.turns for search in self.searches), default=1)
+        return max((search.threats.turns for search in self.blueprint.searches), default=1)
 
     def cells_of(self, k: int) -> list[Cell]:
-        return [cell for cell in self.plan if cell.peer == k]
+        return [cell for cell in self.blueprint.cells if cell.peer == k]
 
     def attacked(self, k: int, bn: str = "eval") -> Network:
         """What an attack on peer k runs on: its frozen twin, brought up to date, or its model."""
@@ -86,24 +83,21 @@ def make_team(
 
     example: two images or more [B, C, H, W] like those to come, on the device. side_by_side: give
     each member a stream of its own on a GPU. mixed: batches are of images mixed of two. teachers:
-    who teaches whom. Raises InputError as `make_collaboration`, `TableLoss` and `make_searches` do.
+    who teaches whom. Raises InputError as `make_blueprint` and `TableLoss` do.
     """
     objectives = [member.objective for member in members]
     threats = [member.threats if isinstance(member, Peer) else NO_THREAT for member in members]
-    students = make_students(objectives, threats)
     learns = [isinstance(member, Peer) for member in members]
-    collaboration = make_collaboration(collab, students, alpha, teachers, learns)
-    searches = make_searches(objectives, threats, collaboration.asked)
-    for search in searches:
+    blueprint = make_blueprint(
+        objectives, threats, learns, collab=collab, alpha=alpha, teachers=teachers
+    )
+    for search in blueprint.searches:
         if isinstance(search.inner, Inner):
             search.inner.check_classes(classes)
-    plan = make_plan(objectives, collaboration.reads, collaboration.learning, collaboration.asked)
     peers = [member for member in members if isinstance(member, Peer)]
     weight_dtype = peers[0].optimizer.flat.dtype
     names = [member.name for member in members]
-    loss = TableLoss(
-        plan, names, objectives, collaboration, classes, example.device, weight_dtype, mixed
-    )
+    loss = TableLoss(blueprint, names, classes, example.device, weight_dtype, mixed)
     remarks = []
     for peer in peers:
         compute_dtype = weight_dtype if weight_dtype == torch.float64 else precision.dtype
@@ -115,9 +109,8 @@ def make_team(
     groups = [[k] for k in everyone] if side_by_side and example.is_cuda else [everyone]
     return Team(
         members=members,
-        plan=plan,
+        blueprint=blueprint,
         loss=loss,
-        searches=searches,
         precision=precision,
         lanes=Lanes(groups, example.device),
         scaler=precision.grad_scaler(),

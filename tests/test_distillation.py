@@ -118,7 +118,7 @@ def test_terms_count_from_their_epoch_on(own_function: bool) -> None:
     begins = {"late": 2, "more": 1}
     team = team_of(["teacher", method(late if own_function else LATE, begins)], collab="none")
     ever = team_of(["teacher", method(LATE, {})], collab="none").loss
-    z = torch.randn(len(team.plan), B, CLASSES, generator=seeded())
+    z = torch.randn(len(team.blueprint.cells), B, CLASSES, generator=seeded())
     y = images(0, B)[1]
     names, found = [name.rpartition("/")[2] for name in team.loss.names], []
     for epoch in (0, 1, 2, 7):

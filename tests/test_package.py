@@ -29,7 +29,7 @@ LAYERS = (
     "runs", "course", "trainer", "recorder", "judge", "members",
     "engine", "step",
     "evaluation", "report", "over_seeds", "config",
-    "finite", "team", "seek", "table_loss", "collaboration", "plan",
+    "finite", "team", "table_loss", "blueprint", "seek", "collaboration", "plan",
     "teacher", "peer",
     "objectives", "squeeze", "replay", "official",
     "union", "pgd", "frozen", "lanes", "threat", "terms",

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastcat.collaboration import make_collaboration
-from fastcat.collaboration.collaboration import Collaboration, Student
+from fastcat.blueprint import make_blueprint
+from fastcat.collaboration.collaboration import Collaboration
 from fastcat.objectives import make_objective
-from fastcat.plan import Cell, make_plan, own_views, view_name
+from fastcat.plan import Cell, own_views, view_name
 from fastcat.step import forward
+from fastcat.threat import ThreatModel, Threats
 from tests.harness.networks import CLASSES, images
 from tests.harness.teams import team_of
 
@@ -29,9 +30,10 @@ def cells(text: str) -> tuple[Cell, ...]:
 
 def plan_of(methods: Sequence[str], collab: str) -> tuple[tuple[Cell, ...], Collaboration]:
     objectives = [make_objective(name, {}) for name in methods]
-    students = [Student(own_views(k, objective)) for k, objective in enumerate(objectives)]
-    collaboration = make_collaboration(collab, students, None)
-    return make_plan(objectives, collaboration.reads, collaboration.learning, {}), collaboration
+    threats = [Threats((ThreatModel(),))] * len(objectives)
+    learns = [True] * len(objectives)
+    blueprint = make_blueprint(objectives, threats, learns, collab=collab, alpha=None)
+    return blueprint.cells, blueprint.collaboration
 
 
 CASES = [
@@ -73,7 +75,7 @@ PARAMS = [
 @pytest.mark.parametrize(("methods", "collab", "expected"), PARAMS)
 def test_cells_in_order(methods: list[str], collab: str, expected: tuple[Cell, ...]) -> None:
     plan, _ = plan_of(methods, collab)
-    assert plan == expected == team_of(methods, collab=collab).plan
+    assert plan == expected == team_of(methods, collab=collab).blueprint.cells
     assert len({(cell.peer, cell.view) for cell in plan}) == len(plan)
 
 

@@ -128,7 +128,7 @@ def test_pgd_and_cw_teach_each_other_over_three_steps(dtype: torch.dtype) -> Non
     ours, theirs = networks(dtype)
     objective = make_objective("pgd-cw", {"alpha": "0.3"})
     team = team_of([objective], [ours], ["pgd-cw"], threat=THREAT)
-    assert [cell.view for cell in team.plan] == ["adv0", "cw0"]
+    assert [cell.view for cell in team.blueprint.cells] == ["adv0", "cw0"]
     buffers: dict[str, Tensor] = {}
     for step in range(3):
         x, y = images(step, 6)

@@ -7,16 +7,16 @@ import torch
 from torch import Tensor
 
 from fastcat.batch import by_share
-from fastcat.collaboration import make_collaboration
-from fastcat.collaboration.collaboration import Collaboration, Student
+from fastcat.blueprint import make_blueprint
 from fastcat.errors import InputError
 from fastcat.kernels import losses
 from fastcat.objectives import make_objective
 from fastcat.objectives.objective import Objective
 from fastcat.pgd import Inner
-from fastcat.plan import Cell, make_plan, own_views, view_name
+from fastcat.plan import own_views, view_name
 from fastcat.table_loss import TableLoss
 from fastcat.terms import Sum, ce, kl
+from fastcat.threat import ThreatModel, Threats
 from tests.harness.teams import team_of
 
 B, C = 9, 6
@@ -88,18 +88,15 @@ class Losses:
     ) -> None:
         self.objectives = [make_objective(m, {}) if isinstance(m, str) else m for m in methods]
         self.names = [f"{k}-peer" for k in range(len(methods))]
-        students = [Student(own_views(k, objective)) for k, objective in enumerate(self.objectives)]
-        alpha = None if collab == "none" else 0.3
-        self.collaboration: Collaboration = make_collaboration(collab, students, alpha)
-        self.plan: tuple[Cell, ...] = make_plan(
+        self.blueprint = make_blueprint(
             self.objectives,
-            self.collaboration.reads,
-            self.collaboration.learning,
-            self.collaboration.asked,
+            [Threats((ThreatModel(),))] * len(methods),
+            [True] * len(methods),
+            collab=collab,
+            alpha=None if collab == "none" else 0.3,
         )
-        self.loss = TableLoss(
-            self.plan, self.names, self.objectives, self.collaboration, C, CPU, dtype, mixed
-        )
+        self.collaboration = self.blueprint.collaboration
+        self.loss = TableLoss(self.blueprint, self.names, C, CPU, dtype, mixed)
 
     def measured(
         self,
@@ -113,7 +110,7 @@ class Losses:
 
     def expected(self, table: Tensor, y: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         leaves = [row.clone().requires_grad_() for row in table]
-        z = {cell.place: leaf for cell, leaf in zip(self.plan, leaves, strict=True)}
+        z = {cell.place: leaf for cell, leaf in zip(self.blueprint.cells, leaves, strict=True)}
         values: dict[str, Tensor] = {}
         for k, (peer, objective) in enumerate(zip(self.names, self.objectives, strict=True)):
             row = {view: z[k, view_name(k, view)] for view in objective.views}
@@ -134,7 +131,9 @@ class Losses:
 
 def table_of(team: Losses, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(3)
-    table = 2 * torch.randn(len(team.plan), B, C, generator=generator, dtype=torch.float64)
+    table = 2 * torch.randn(
+        len(team.blueprint.cells), B, C, generator=generator, dtype=torch.float64
+    )
     return table.to(dtype), torch.randint(C, (B,), generator=generator)
 
 
@@ -161,7 +160,7 @@ def test_values_and_gradients_equal_autograd(
         torch.testing.assert_close(values[name], value, rtol=1e-12, atol=1e-14)
         assert not values[name].requires_grad
     torch.testing.assert_close(dz, grads, rtol=1e-11, atol=1e-15)
-    for cell, grad in zip(team.plan, dz, strict=True):
+    for cell, grad in zip(team.blueprint.cells, dz, strict=True):
         assert cell.grad or not grad.any(), f"a teacher learns: {cell}"
 
 
@@ -278,12 +277,12 @@ def test_accuracy_is_that_on_the_view_on_which_the_peer_is_tested() -> None:
     """The adversarial one, where there is one; every cell has another accuracy here."""
     team = Losses(["alp", "natural", "trades"], "cat", torch.float64)
     _, y = table_of(team)
-    table = torch.zeros(len(team.plan), B, C, dtype=torch.float64)
-    for n in range(len(team.plan)):
+    table = torch.zeros(len(team.blueprint.cells), B, C, dtype=torch.float64)
+    for n in range(len(team.blueprint.cells)):
         right = torch.arange(B) < n
         table[n].scatter_(1, torch.where(right, y, (y + 1) % C)[:, None], 5.0)
     values, _ = team.measured(table, y)
-    places = [cell.place for cell in team.plan]
+    places = [cell.place for cell in team.blueprint.cells]
     for k, view in enumerate(("adv0", "clean", "adv2")):
         n = places.index((k, view))
         assert values[f"{k}-peer/accuracy"].item() == pytest.approx(n / B)
@@ -294,14 +293,16 @@ def test_a_value_that_is_not_finite_spoils_no_other() -> None:
     team = Losses(["at", "trades", OWN], "none", torch.float64)
     table, y = table_of(team)
     finite, _ = team.measured(table, y)
-    table[[cell.place for cell in team.plan].index((1, "clean"))] = torch.nan
+    table[[cell.place for cell in team.blueprint.cells].index((1, "clean"))] = torch.nan
     values, dz = team.measured(table, y)
     for name, value in values.items():
         if name in ("1-peer/ce", "1-peer/kl", "1-peer/loss"):
             assert value.isnan()
         else:
             assert torch.equal(value, finite[name]), name
-    assert [bool(grad.isfinite().all()) for grad in dz] == [c.peer != 1 for c in team.plan]
+    assert [bool(grad.isfinite().all()) for grad in dz] == [
+        c.peer != 1 for c in team.blueprint.cells
+    ]
 
 
 def test_the_outer_of_a_method_under_no_grad() -> None:

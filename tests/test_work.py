@@ -57,13 +57,13 @@ def formula(team: Team, forward: float, first: float) -> float:
     """U of the header, from the plan, less what the first layer saves."""
     inners = [peer.objective.inner for peer in team.peers]
     attacked = [inner for inner in inners if inner is not None]
-    graded = sum(cell.grad for cell in team.plan)
+    graded = sum(cell.grad for cell in team.blueprint.cells)
     (threat,) = {peer.threats.models[0] for peer in team.peers}
     units = 2 * threat.steps * len(attacked) * threat.restarts
     units += sum(inner.loss == "kl" for inner in attacked)
     if threat.restarts > 1:
         units += threat.restarts * len(attacked)  # each start's end is judged
-    units += 3 * graded + (len(team.plan) - graded)
+    units += 3 * graded + (len(team.blueprint.cells) - graded)
     return units * forward - graded * first
 
 
@@ -95,7 +95,7 @@ def test_work_by_formula(methods: str, units: int, frozen: bool) -> None:
     for peer in () if frozen else team.peers:
         peer.frozen = None
     forward, first = forward_flop(nets[0], 16)
-    graded = sum(cell.grad for cell in team.plan)
+    graded = sum(cell.grad for cell in team.blueprint.cells)
     expected = formula(team, forward, first)
     assert expected == pytest.approx(units * forward - graded * first)
     assert step_flop(team, 16) == pytest.approx(expected, rel=1e-9)
@@ -115,7 +115,7 @@ def test_work_of_a_student_and_its_teacher(method: str, units: int) -> None:
     nets = [WideResNet(10, 1, CLASSES, 3) for _ in range(2)]
     team = team_of(["teacher", method], nets, threat=ThreatModel(steps=4), side=16)
     forward, first = forward_flop(nets[0], 16)
-    graded = sum(cell.grad for cell in team.plan)
+    graded = sum(cell.grad for cell in team.blueprint.cells)
     assert step_flop(team, 16) == pytest.approx(units * forward - graded * first, rel=1e-9)
 
 

@@ -30,6 +30,7 @@ from fastcat.schedules import (
 from fastcat.settings import settle_types
 
 if TYPE_CHECKING:
+    from fastcat.blueprint import Blueprint
     from fastcat.loaders.augmentation import Augmentation
     from fastcat.threat import ThreatModel
 
@@ -226,7 +227,7 @@ class TrainConfig(Run, Optimization, Threat, Augment, Data, Peers):
         self.lr_schedule()
         self.momentum_schedule()
         self.val_threats()
-        self._check_peers()
+        self.blueprint()
         if self.seeds is not None:
             parse_seeds(self.seeds)
             if self.seed != 0:
@@ -274,25 +275,6 @@ class TrainConfig(Run, Optimization, Threat, Augment, Data, Peers):
             )
         if self.nesterov and self.momentum == 0:
             raise InputError("Nesterov momentum needs --momentum above 0")
-
-    def _check_peers(self) -> None:
-        """Raise InputError for peers that cannot be trained together under these threats."""
-        from fastcat.collaboration import make_collaboration
-        from fastcat.collaboration.collaboration import make_students
-        from fastcat.objectives.objective import under
-        from fastcat.seek import make_searches
-        from fastcat.threat import NO_THREAT
-
-        specs = self.peer_specs()
-        learns = [spec.weights is None for spec in specs]
-        threats = [
-            choose_threats(spec.threat, self.threat_models()) if spec.weights is None else NO_THREAT
-            for spec in specs
-        ]
-        objectives = [under(spec.objective, t) for spec, t in zip(specs, threats, strict=True)]
-        students = make_students(objectives, threats)
-        collaboration = make_collaboration(self.collab, students, self.alpha, self.teachers, learns)
-        make_searches(objectives, threats, collaboration.asked)
 
     def threat_models(self) -> tuple["ThreatModel", ...]:
         """The attackers, of which `PeerSpec.threat` chooses."""
@@ -370,6 +352,28 @@ class TrainConfig(Run, Optimization, Threat, Augment, Data, Peers):
 
     def peer_specs(self) -> tuple[PeerSpec, ...]:
         return parse_peers(self.peers, self.arch)
+
+    def blueprint(self) -> "Blueprint":
+        """What a step of these settings does."""
+        from fastcat.blueprint import make_blueprint
+        from fastcat.objectives.objective import under
+        from fastcat.threat import NO_THREAT
+
+        specs = self.peer_specs()
+        learns = [spec.weights is None for spec in specs]
+        threats = [
+            choose_threats(spec.threat, self.threat_models()) if spec.weights is None else NO_THREAT
+            for spec in specs
+        ]
+        objectives = [under(spec.objective, t) for spec, t in zip(specs, threats, strict=True)]
+        return make_blueprint(
+            objectives,
+            threats,
+            learns,
+            collab=self.collab,
+            alpha=self.alpha,
+            teachers=self.teachers,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Every field as a plain value: texts, numbers, None."""
