@@ -32,9 +32,9 @@ class EvalConfig:
     peer: str = "all"
     """all, or a peer by number (0) or name (0-trades)."""
     weights: Literal["best", "last"] = "best"
-    """Which weights of the run; without a best one the last."""
+    """Which weights of the run. best: the selected epoch's, or the last where none was selected."""
     n: int | None = None
-    """Images, the first of the split in an order drawn by --seed. None: all."""
+    """Number of images, chosen at random by --seed. None: all."""
     split: Literal["test", "train"] = "test"
     """Which images of the data set."""
     data: Annotated[str | None, arg(aliases=["--dataset"])] = None
@@ -45,7 +45,7 @@ class EvalConfig:
     """Order of class folders with numbers for names. text: 0, 1, 10, 2; number: 0, 1, 2, 10. None:
     as trained, else text."""
     norm: Literal["linf", "l2", "l1"] | None = None
-    """Norm of the attacker. None: as trained, of several all."""
+    """Norm of the attacker. None: every norm the network was trained under."""
     eps: Annotated[Pixels | None, arg(aliases=["--epsilon"])] = None
     """Radius in that norm, of pixels in [0, 1], as 8/255 or 0.03. None: as trained."""
     step_size: Annotated[Pixels | None, arg(aliases=["--pgd-alpha"])] = None

@@ -45,12 +45,14 @@ class Peers:
     """Methods with settings and architecture, for example trades:beta=6,alp,mart@preactresnet18;
     teacher:weights=FILE.safetensors teaches and is not trained."""
     collab: str = "cat"
-    """cat: each peer is taught on its adversary by the others; mat: by what they say of the clean
-    images; none: side by side. With settings, as cat:own_first=true, the divergence as the paper
-    prints it, or mat:detach=false, where those who teach get its gradient too."""
+    """How peers teach one another. cat: by their predictions on the learner's adversarial images;
+    mat: by their predictions on the clean images; none: not at all. Settings follow a colon.
+    Examples: cat:own_first=true (divergence as the paper prints it), mat:detach=false (teachers
+    receive the gradient too)."""
     alpha: float | None = None
-    """As the papers have it, in [0, 1]. cat: weight of the peer's own objective, 1 - alpha of the
-    guidance; None: 0.05. mat: weight of the guidance; None: 0.6 (the paper's CIFAR-100: 0.45)."""
+    """Balance of own objective and guidance, in [0, 1], as each paper defines it. cat: weight of
+    the own objective; None: 0.05. mat: weight of the guidance; None: 0.6 (the paper's CIFAR-100:
+    0.45)."""
     teachers: str = "all"
     """Who teaches whom: all, ring (each the next), or by number, as 0>1,1>2."""
 
@@ -120,10 +122,10 @@ class Threat:
     restarts: int = 1
     """Random starts of the training attack; each image keeps the one of largest loss."""
     threats: str = ""
-    """Several attackers, in place of --norm, --eps and --step-size, all judged under, as
-    linf:eps=0.03:step_size=0.003:steps=40,l2:eps=0.5,l1:eps=12. A peer says which one attacks it,
-    as at:threat=l2, or avg, max, msd of all; without a word the first. l2:eps=0.5:code=trades or
-    rice trains after their code; see `fastcat list threats`."""
+    """Several attackers, in place of --norm, --eps and --step-size. Example:
+    linf:eps=0.03:step_size=0.003:steps=40,l2:eps=0.5,l1:eps=12. Validation uses all of them. A
+    peer trains under the first, or under the one it names (at:threat=l2), or under avg, max or msd
+    of all. l2:eps=0.5:code=trades or rice trains as their code does; see `fastcat list threats`."""
     val_steps: int = 10
     """PGD steps of the attack on the validation images after each epoch."""
     val_step_size: Pixels | None = None
@@ -168,13 +170,14 @@ class Optimization:
     bn_groups: int = 1
     """Equal parts of a batch, each normalised by its own statistics (ghost BatchNorm)."""
     ema: float | None = None
-    """Decay per step of an average of the weights, as 0.995, which is what is judged and kept."""
+    """Decay per step of a running average of the weights, as 0.995. The average is what is
+    validated and saved. None: no average."""
     ema_warmup: float | None = None
     """Share of all steps, as 0.025, in which that average is a copy of the weights; d steps later
     its decay is at most (1 + d) / (10 + d). None: --ema from the first step on."""
     swa: int | None = None
-    """Finished epochs from which on the weights after each epoch are averaged, as 56; the average,
-    with BatchNorm statistics of its own, is what is judged and kept."""
+    """Epoch after which the weights of every epoch are averaged, as 56. The average, with its own
+    BatchNorm statistics, is what is validated and saved. None: no average."""
     awp: Annotated[float, arg(aliases=["--awp-gamma"])] = 0.0
     """Size of adversarial weight perturbation relative to the weights, as 0.005. 0: none."""
     awp_warmup: int = 0
@@ -207,9 +210,9 @@ class Run:
     save_every: int | None = None
     """Steps between two checkpoints inside an epoch. None: only after each epoch."""
     on_collapse: Literal["warn", "stop", "rollback"] = "warn"
-    """When a peer answers one class or none (NaN), is dead or overfits catastrophically: say so,
-    stop, or go back to the last good epoch, at most three times, each time with half the learning
-    rate; with rollback also when a loss is no longer finite."""
+    """What to do when a peer predicts one class only, gives NaN, stops learning or overfits
+    catastrophically. warn: say so; stop: end the run; rollback: return to the last good epoch with
+    half the learning rate, at most three times, also for a loss that is not finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
