@@ -3,10 +3,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+# a process a core, as small tensors are slower on several threads
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 # FFCV is built from source, where the libraries that it needs are installed
 EXTRAS = dev$(shell pkg-config --exists opencv4 libturbojpeg 2>/dev/null && echo ,ffcv)
 
-.PHONY: demo test lint docs gpu clean
+.PHONY: demo quick test test-all lint docs gpu clean
 
 $(VENV)/.installed: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -24,8 +26,17 @@ demo: $(VENV)/.installed
 	@echo "next: $(BIN)/fastcat train --arch resnet18 --peers trades,alp --data cifar10"
 	@echo "or:   $(BIN)/fastcat train --arch resnet18 --peers trades,alp --data FOLDER_OF_IMAGES"
 
+# what a developer runs between two edits: under a minute on two idle cores
+quick: $(VENV)/.installed
+	$(PYTEST) -m "not (slow or process or compile or gpu)"
+
+# what decides whether a change lands
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+# also each case that another one represents: before a release, and after a change of an engine
+test-all: $(VENV)/.installed
+	$(PYTEST) --all
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -156,6 +156,7 @@ def silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_eval_says_how_many_answers_there_are(
     silent: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -170,6 +171,7 @@ def test_eval_says_how_many_answers_there_are(
     assert [result["unanswered"] for result in entry["attacks"].values()] == [30, 30, 30]
 
 
+@pytest.mark.slow
 def test_training_names_a_peer_that_gives_no_answers(
     silent: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

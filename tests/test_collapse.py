@@ -87,6 +87,7 @@ def killed(
             yield
 
 
+@pytest.mark.slow
 def test_a_rollback_goes_on_more_gently_and_no_kill_changes_its_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

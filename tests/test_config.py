@@ -53,6 +53,7 @@ def test_a_method_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         parse_peers("my_losses:theirs", "resnet18")
 
 
+@pytest.mark.slow
 def test_the_saved_configuration_repeats_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -261,6 +261,7 @@ def terms(out: str, peer: str) -> Sequence[dict[str, float]]:
     return [json.loads(line)["peers"][peer]["train"] for line in lines]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("collab", ["cat", "none"])
 def test_a_term_begins_in_its_epoch_also_when_the_run_is_resumed(weights: str, collab: str) -> None:
     peers = f"teacher:weights={weights},iad:begin=1"

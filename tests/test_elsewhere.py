@@ -172,6 +172,7 @@ def test_weight_files_of_own_networks(tmp_path: Path) -> None:
         load_weights(tmp_path / "it.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("own")
 def test_a_run_with_an_own_network_resumes_and_is_judged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -146,12 +146,16 @@ def assert_close_run(
     assert torch.equal(before["random"], after["random"])
 
 
+@pytest.mark.slow
+@pytest.mark.compile
 @pytest.mark.parametrize("case", represented(CASES))
 def test_three_compiled_steps_in_float64(case: Case) -> None:
     """The same numbers in another order, as against the oracle in test_parity."""
     assert_close_run(case, torch.float64, nn.ReLU, lambda name: True, 1e-11, 1e-11)
 
 
+@pytest.mark.slow
+@pytest.mark.compile
 @pytest.mark.parametrize("case", represented(CASES))
 def test_three_compiled_steps_in_float32(case: Case) -> None:
     """Each with its own views, where rounding decides some signs.
@@ -168,6 +172,7 @@ def smooth_team() -> Team:
     return team_of(["trades", "alp"], [tiny_net(k, nn.SiLU) for k in range(2)])
 
 
+@pytest.mark.compile
 def test_after_the_first_step_nothing_is_compiled_again() -> None:
     """Catches a guard on the rate, on the weights, or on the mode that judging leaves."""
     engine, said = engine_of(smooth_team(), "compile")
@@ -181,6 +186,7 @@ def test_after_the_first_step_nothing_is_compiled_again() -> None:
     assert not said
 
 
+@pytest.mark.compile
 def test_a_warm_up_of_perturbed_weights_compiles_once() -> None:
     """Catches a guard on the strength, and on the statistics held still for the gradient."""
     nets = [tiny_net(k, nn.SiLU) for k in range(2)]
@@ -195,6 +201,7 @@ def test_a_warm_up_of_perturbed_weights_compiles_once() -> None:
     assert engine.name == "compile"
 
 
+@pytest.mark.compile
 def test_a_ragged_batch_runs_eagerly_and_is_mentioned_once() -> None:
     """Catches a compilation for each epoch's last batch, and one line for each of them."""
     engines, said = zip(
@@ -232,6 +239,7 @@ def test_a_run_resumed_at_a_ragged_batch_is_compiled(
     assert trainer.engine.prepared
 
 
+@pytest.mark.compile
 def test_on_a_cpu_the_twins_alone_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a minute of compiling training passes, which are then no faster."""
     compiled: list[nn.Module] = []
@@ -250,6 +258,7 @@ def test_on_a_cpu_the_twins_alone_are_compiled(monkeypatch: pytest.MonkeyPatch) 
     assert all(peer.forward is peer.model for peer in engine.team.peers)
 
 
+@pytest.mark.compile
 def test_an_engine_that_cannot_compile_goes_on_with_the_right_numbers() -> None:
     """A backend that does not exist: whatever it is that fails, one line and the eager numbers."""
     eager, _ = engine_of(team_of(["trades", "alp"]))

@@ -154,6 +154,7 @@ def test_the_interval_solves_wilsons_equation() -> None:
     assert wilson_interval(10, 10)[1] == pytest.approx(1, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_eval_of_a_run_writes_what_it_prints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -32,6 +32,7 @@ def test_a_claim_keeps_others_out_and_goes_when_nothing_was_written(tmp_path: Pa
     assert left(tmp_path / "new") == []
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_left_empty_is_free_and_what_another_holds_is_not(
     tmp_path: Path,
 ) -> None:

@@ -306,6 +306,7 @@ def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "theirs.pt"
 
 
+@pytest.mark.slow
 def test_eval_of_a_checkpoint(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With a normalisation of its file, or as typed: the same network."""
     common = ["--arch", "Tiny", "--data", "digits", "--attacks", "clean,pgd2", "--n", "60"]

@@ -74,6 +74,7 @@ def everything(net: nn.Module) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_twin_equals_model(name: str) -> None:
     """Before and after the weights and statistics change, and without a trace in the model.

@@ -74,6 +74,7 @@ def test_one_group_changes_no_bit() -> None:
     assert all(map(torch.equal, net.state_dict().values(), expected.state_dict().values()))
 
 
+@pytest.mark.slow
 def test_eval_mode_and_the_twin_are_those_of_a_plain_network() -> None:
     net, x = make_model("preactresnet18", 5, 3), images(0, 8, 16)[0]
     plain = copy.deepcopy(net)
@@ -118,6 +119,8 @@ def test_copies_are_networks_of_their_own() -> None:
     assert_same_state(net, before)
 
 
+@pytest.mark.slow
+@pytest.mark.compile
 def test_it_is_compiled_in_one_piece_and_once() -> None:
     net, x = tiny_net(0), images(0, 8)[0]
     split_norms(net, 4)

@@ -149,6 +149,7 @@ def test_swish_wide_resnet_by_formula(shape: tuple[int, int]) -> None:
         torch.testing.assert_close(net(x), swish_forward(net.state_dict(), x), rtol=1e-9, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["vgg11", "vgg16"])
 def test_vgg_is_that_of_torchvision_with_another_head(arch: str) -> None:
     ours = lived(arch)

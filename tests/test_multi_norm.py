@@ -315,6 +315,7 @@ def networks(case: Case, activation: type[nn.Module]) -> list[nn.Module]:
     return [tiny_net(k, activation) for k in range(len(case.learners))]
 
 
+@pytest.mark.slow
 @pytest.mark.measured("float64")
 @every_case
 def test_three_steps_in_float64(case: Case) -> None:

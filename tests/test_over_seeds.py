@@ -55,6 +55,7 @@ def check_spread(spread: dict[str, Any], values: list[float]) -> None:
     assert (spread["min"], spread["max"]) == (min(values), max(values))
 
 
+@pytest.mark.slow
 def test_each_run_is_that_of_its_seed_alone(together: tuple[Path, str]) -> None:
     """Catches anything that one run leaves to the next: random state, switches, folders."""
     out, _ = together
@@ -69,6 +70,7 @@ def test_each_run_is_that_of_its_seed_alone(together: tuple[Path, str]) -> None:
     }
 
 
+@pytest.mark.slow
 def test_settings_of_one_and_of_all_repeat_them(together: tuple[Path, str]) -> None:
     out, _ = together
     short = ["--epochs", "1", "--out"]
@@ -78,6 +80,7 @@ def test_settings_of_one_and_of_all_repeat_them(together: tuple[Path, str]) -> N
     assert Path("all/seed-11/report.html").exists()
 
 
+@pytest.mark.slow
 def test_the_summary_is_of_the_runs_own_records(together: tuple[Path, str]) -> None:
     out, printed = together
     record = json.loads((out / "seeds.json").read_text())
@@ -105,6 +108,8 @@ def test_the_summary_is_of_the_runs_own_records(together: tuple[Path, str]) -> N
     assert "1-alp last pgd2" in html
 
 
+@pytest.mark.slow
+@pytest.mark.process
 def test_a_stopped_folder_goes_on_where_it_stood(together: tuple[Path, str]) -> None:
     out, _ = together
     process = subprocess.Popen(
@@ -139,6 +144,7 @@ def test_a_stopped_folder_goes_on_where_it_stood(together: tuple[Path, str]) -> 
     assert files(Path("moved/seed-0")) == before
 
 
+@pytest.mark.slow
 def test_every_seed_is_judged(capsys: pytest.CaptureFixture[str]) -> None:
     short = [*SMALL, "--epochs", "1", "--seeds", "0,1", "--out", "run"]
     assert main(["train", *short]) == 0

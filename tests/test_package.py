@@ -97,6 +97,8 @@ def test_linked_folders_are_no_packages_of_their_own() -> None:
         assert (ROOT / "fastcat" / folder).resolve() == ROOT / folder
 
 
+@pytest.mark.slow
+@pytest.mark.process
 def test_the_step_needs_none_of_the_packages_that_a_run_does() -> None:
     """Catches an import at the top that brings in what reads images, settings or files."""
     blocked = ["tyro", "yaml", "rich", "PIL", "torchvision", "safetensors", "sklearn"]
@@ -129,6 +131,8 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return dist
 
 
+@pytest.mark.slow
+@pytest.mark.process
 def test_the_wheel_holds_every_source_and_nothing_else(distributions: Path) -> None:
     (wheel,) = distributions.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
@@ -139,6 +143,8 @@ def test_the_wheel_holds_every_source_and_nothing_else(distributions: Path) -> N
     assert {name.split("/")[0] for name in files} == {"fastcat"}
 
 
+@pytest.mark.slow
+@pytest.mark.process
 def test_the_wheel_runs_where_the_checkout_is_not(distributions: Path, tmp_path: Path) -> None:
     (wheel,) = distributions.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
@@ -162,6 +168,7 @@ def test_the_wheel_runs_where_the_checkout_is_not(distributions: Path, tmp_path:
     assert "cat-paper" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_source_archive_holds_links_or_folders_for_all(distributions: Path) -> None:
     (sdist,) = distributions.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:

@@ -108,6 +108,7 @@ def test_twins_and_averages_change_nothing(
     check_float64(case, networks(case, activation), STEPS, size=11, side=8, **ours_as)
 
 
+@pytest.mark.slow
 def test_one_step_of_a_deep_pair_in_float64() -> None:
     case = Case(peers=plain("trades", "alp"), pgd_steps=2)
     torch.manual_seed(0)
@@ -115,6 +116,7 @@ def test_one_step_of_a_deep_pair_in_float64() -> None:
     check_float64(case, nets, 1, size=6, side=16)
 
 
+@pytest.mark.slow
 @pytest.mark.measured("float32")
 @pytest.mark.parametrize("case", GIVEN_VIEWS)
 def test_three_steps_in_float32_on_the_same_views(case: Case) -> None:

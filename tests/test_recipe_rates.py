@@ -142,6 +142,7 @@ def test_every_recipe_has_its_formula() -> None:
     assert PUBLISHED.keys() == RECIPES.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_step_of_a_recipe_has_the_published_rate(name: str) -> None:
     """Catches milestones copied as published, a drop that comes a step late, a rate half a step

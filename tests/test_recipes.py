@@ -44,6 +44,7 @@ def teacher_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run / "peers" / "0-at.last.safetensors"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_trains_and_resumes(
     name: str, teacher_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -111,6 +111,7 @@ def test_few_images_do_not_overrule_what_was_typed() -> None:
     assert told("usual", labelled_by(built("other"), 3))[0] == "usual"
 
 
+@pytest.mark.slow
 def test_a_normalisation_that_is_missing_is_told() -> None:
     weighted = normalized(built("usual"), (0.5,) * 3, (0.3,) * 3)
     loader = labelled_by(weighted)

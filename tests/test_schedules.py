@@ -107,6 +107,7 @@ def torchs(
     return seen
 
 
+@pytest.mark.slow
 def test_triangular_is_torchs_cyclic_lr_and_moves_momentum_with_it() -> None:
     """As Wong et al. 2020 call it, with momentum between 0.8 and 0.9 by its defaults."""
     epochs, n, peak = 15, 7, 0.2

@@ -131,6 +131,7 @@ def read_back(config: TrainConfig) -> TrainConfig:
     return read(Path("written.yaml"))
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     st.sampled_from(

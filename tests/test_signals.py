@@ -41,6 +41,8 @@ def stop_evaluation(run: Path, signum: int) -> tuple[int, str]:
     return process.returncode, error
 
 
+@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_stopped_evaluation_leaves_nothing(run: Path, signum: signal.Signals) -> None:
     """Catches the empty record that gives every later one another name."""
@@ -48,6 +50,8 @@ def test_a_stopped_evaluation_leaves_nothing(run: Path, signum: signal.Signals) 
     assert not list((run / "eval").iterdir())
 
 
+@pytest.mark.slow
+@pytest.mark.process
 def test_the_name_that_a_killed_evaluation_held_is_free(run: Path) -> None:
     status, _ = stop_evaluation(run, signal.SIGKILL)
     assert status == -signal.SIGKILL
@@ -89,6 +93,7 @@ def test_under_nohup_a_closed_terminal_stops_nothing() -> None:
         signal.signal(signal.SIGHUP, former)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_of_seeds_says_how_to_go_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -242,6 +242,7 @@ def test_free_at_carries_one_gradient_under_awp() -> None:
     torch.testing.assert_close(seen, [expected])
 
 
+@pytest.mark.slow
 def test_a_run_of_free_at_replays_batches_and_resumes_inside_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,6 +59,7 @@ def test_statistics_are_the_mean_over_images_of_what_the_layers_see() -> None:
     assert torch.equal(torch.get_rng_state(), random_state)
 
 
+@pytest.mark.slow
 @pytest.mark.measured("float64", "swa")
 def test_the_average_weighs_every_epoch_alike_and_leaves_the_weights_alone() -> None:
     net = double_net()
@@ -83,6 +84,7 @@ def test_the_average_weighs_every_epoch_alike_and_leaves_the_weights_alone() -> 
     assert all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_run_judges_and_keeps_the_average_and_trains_as_without(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -122,6 +124,7 @@ def test_a_run_judges_and_keeps_the_average_and_trains_as_without(
     assert share == answers.count(trainer.dataset.classes.index(name)) / 30
 
 
+@pytest.mark.slow
 def test_a_stop_while_the_average_is_judged_counts_no_epoch_twice(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -39,6 +39,8 @@ def trainer_of(peers: str, **settings: object) -> Trainer:
     return Trainer(TrainConfig(peers=peers, **{**small, **settings}))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
+@pytest.mark.compile
 @pytest.mark.parametrize("engine", ["eager", "compile"])
 @pytest.mark.parametrize("collab", ["cat", "mat"])
 def test_a_teacher_teaches_and_never_moves(collab: str, engine: str) -> None:

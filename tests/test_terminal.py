@@ -69,6 +69,8 @@ def folder(root: str, *classes: str) -> Path:
     return Path(root)
 
 
+@pytest.mark.slow
+@pytest.mark.process
 def test_names_that_the_system_cannot_write() -> None:
     """Catches each place that prints, logs or records in the locale's encoding, which ends a run.
 
@@ -116,6 +118,7 @@ def test_a_line_stays_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err.startswith(r"fastcat: no\nrun holds no weights")
 
 
+@pytest.mark.slow
 def test_nobody_reads(capsys: pytest.CaptureFixture[str]) -> None:
     """Catches a run, or an epoch of one, that is lost because its lines cannot be printed."""
     with unread():
@@ -136,6 +139,8 @@ def command(*arguments: str, **streams: object) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.process
 def test_standard_output_that_cannot_be_had() -> None:
     """Catches Python's own complaint at its end, and results that are lost without a word."""
     reader, writer = os.pipe()

@@ -155,6 +155,7 @@ def assert_resumes(run: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert_same_end(Path("stopped"), Path("whole"))
 
 
+@pytest.mark.slow
 def test_a_run_under_several_threats_from_its_steps_to_its_report(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

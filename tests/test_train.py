@@ -32,6 +32,7 @@ def small_run(*arguments: str, out: str = "run") -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(out, "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_run_leaves_what_the_readme_lists() -> None:
     epochs = small_run("--peers", "trades,alp,mart,at,natural")
     kept = {str(path.relative_to("run")) for path in Path("run").rglob("*") if path.is_file()}
@@ -113,6 +114,7 @@ def test_selection_on_the_test_set_is_labelled_everywhere(
     assert "on test images (chooses the best weights)" in Path("run/report.html").read_text()
 
 
+@pytest.mark.slow
 def test_without_selection_every_image_is_trained_on() -> None:
     epochs = small_run("--select-on", "last", "--val-size", "None", "--train-size", "None")
     assert {epoch["judged_on"] for epoch in epochs} == {None}
@@ -185,6 +187,7 @@ def test_validation_has_steps_of_its_own_size(monkeypatch: pytest.MonkeyPatch) -
     assert "val_step_size: 2/255" in Path("run/config.yaml").read_text().splitlines()
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits_and_another_one_does_not() -> None:
     for out, seed in (("a", "1"), ("b", "1"), ("c", "2")):
         small_run("--seed", seed, out=out)
@@ -193,6 +196,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_one_does_not() -> None:
     assert a != c
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_low_precision_trains_close_to_float32(precision: str) -> None:
     reference = small_run("--precision", "fp32", out="fp32")
@@ -240,6 +244,7 @@ def test_the_average_is_judged_and_kept_and_the_weights_go_on(
     assert all(torch.equal(value, averaged[name]) for name, value in kept.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["stream", "torch", "ffcv"])
 def test_no_number_depends_on_the_loader(name: str) -> None:
     if name == "ffcv":
@@ -272,6 +277,7 @@ def test_a_mirrored_border_trains_as_another_than_a_black_one() -> None:
     assert ours.read_bytes() != black.read_bytes()
 
 
+@pytest.mark.slow
 def test_peers_learn_on_real_digits() -> None:
     """Chance is 10 %; descending the wrong way, or on the wrong labels, stays there."""
     config = TrainConfig(
@@ -314,6 +320,7 @@ def test_the_report_is_one_static_file_with_every_curve() -> None:
 IMAGES = os.environ.get("FASTCAT_CIFAR10_FOLDER")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     IMAGES is None, reason="set FASTCAT_CIFAR10_FOLDER to an unpacked CIFAR-10 image folder"
 )

@@ -49,6 +49,7 @@ def per_image(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         return cross_entropy(net.eval()(x), y)
 
 
+@pytest.mark.slow
 @PROPERTY
 @given(radii, st.integers(0, 1000))
 def test_max_takes_the_worst_of_each_image(eps: tuple[float, float, float], seed: int) -> None:
@@ -99,6 +100,7 @@ def test_msd_takes_the_best_of_three_steps_and_of_all_iterates(
     assert (attack_views(doubles, apart, noise)["adv0"] - best).abs().max() < 1e-9
 
 
+@pytest.mark.slow
 @PROPERTY
 @given(radii, st.integers(0, 1000), st.sampled_from(["at", "trades", "boosted"]))
 def test_views_lie_in_their_balls_and_in_the_box(

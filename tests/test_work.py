@@ -186,6 +186,7 @@ def test_work_of_restarts() -> None:
     assert step_flop(team, 16) == pytest.approx(formula(team, *forward_flop(nets[0], 16)), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_a_pair_of_resnets_costs_55_forwards_where_the_published_loop_costs_75() -> None:
     """The pair of the paper with PGD-10 on images of 32 x 32."""
     torch.manual_seed(0)

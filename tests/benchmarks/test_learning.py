@@ -11,6 +11,7 @@ from fastcat.errors import InputError
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_a_team_learns_digits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

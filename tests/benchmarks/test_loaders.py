@@ -18,6 +18,7 @@ def folder(tmp_path: Path) -> Path:
     return make_folder(tmp_path / "pets", train=9, height=16, width=16)
 
 
+@pytest.mark.slow
 def test_all_loaders_bring_all_images_scaled(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("ffcv", reason="FFCV is not installed")
     dataset = loaders.load_dataset(str(folder), tmp_path)
@@ -34,6 +35,7 @@ def test_all_loaders_bring_all_images_scaled(folder: Path, tmp_path: Path) -> No
         assert x.min() == 0
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_it_prints(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

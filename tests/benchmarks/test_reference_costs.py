@@ -86,6 +86,7 @@ TEAMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["plain", "mixed"])
 @pytest.mark.parametrize("name", [*WORK, *TEAMS])
 def test_a_step_costs_what_the_published_one_does(name: str, form: str) -> None:

@@ -52,6 +52,7 @@ def at_perturbed(
     return twin
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "team",
     [

@@ -60,6 +60,7 @@ def test_mixed_follows_plain(
             assert_close(value, twin.get_buffer(name).double(), tolerance, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_every_loop_has_its_mixed_form(name: str) -> None:
     """Catches an attack or a second network that autocast does not reach."""

@@ -22,6 +22,7 @@ BALLS = [("linf", 0.041, 0.016, 3), ("l2", 0.44, 0.22, 2), ("l1", 2.4, 0.8, 4)]
 SIZE = 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [name for name, method in METHODS.items() if "threat=" in method.peers]
 )

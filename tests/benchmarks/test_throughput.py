@@ -49,6 +49,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return {"arch": "tiny", "batch_size": "4", "device": "cpu", "repetitions": 2, "threads": 1}
 
 
+@pytest.mark.slow
 def test_a_race_writes_what_it_measured(small: dict[str, Any], tmp_path: Path) -> None:
     record = bench(
         BenchConfig(
@@ -92,6 +93,7 @@ def _busy_children() -> int:
     return count
 
 
+@pytest.mark.slow
 def test_a_race_beside_busy_processes(
     small: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -129,6 +131,7 @@ def test_beside_is_a_list_of_numbers(beside: str) -> None:
         BenchConfig(beside=beside)
 
 
+@pytest.mark.slow
 def test_methods_race_against_the_loops_of_their_papers(
     small: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -302,6 +305,7 @@ def test_all_contestants_have_the_same_images() -> None:
     assert plain.x.is_contiguous()
 
 
+@pytest.mark.slow
 def test_comparison_with_an_earlier_file(
     small: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -394,6 +398,7 @@ def test_layers_of_a_network_are_counted_and_timed() -> None:
     assert step_floor(rows, 3, 0, 0) == 3 * convolutions * 2.0
 
 
+@pytest.mark.slow
 def test_the_roofline_is_drawn(small: dict[str, Any], tmp_path: Path) -> None:
     bench(
         BenchConfig(
@@ -416,6 +421,7 @@ def test_the_roofline_is_drawn(small: dict[str, Any], tmp_path: Path) -> None:
     assert len(picture) > 10000
 
 
+@pytest.mark.slow
 def test_the_gpu_check_needs_torch_triton_and_numpy_alone() -> None:
     """It must run where nothing of a run's other packages is installed."""
     others = [

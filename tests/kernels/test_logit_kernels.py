@@ -113,6 +113,8 @@ def test_ops_keep_torchs_rules(dtype: torch.dtype) -> None:
     torch.library.opcheck(attack_file.OP.torch_op, (z, y, z.float(), [KINDS["kl"]] * 2, 1.0))
 
 
+@pytest.mark.slow
+@pytest.mark.compile
 def test_compiles_whole() -> None:
     z, y = case_of((2, 3, 4))
     z.requires_grad_()

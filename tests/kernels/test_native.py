@@ -17,6 +17,7 @@ def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "fastcat"
 
 
+@pytest.mark.compile
 def test_it_is_compiled_once_and_left_whole(
     fresh_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -37,6 +38,8 @@ def test_without_a_compiler_one_line_says_so(
         _native.load("winograd")
 
 
+@pytest.mark.process
+@pytest.mark.compile
 def test_a_compiler_that_fails_is_quoted_and_leaves_nothing(
     fresh_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -69,6 +72,8 @@ def compiler(path: Path, script: str) -> Path:
     return path
 
 
+@pytest.mark.process
+@pytest.mark.compile
 def test_a_compiler_of_several_words(
     fresh_cache: Path,
     answer: Callable[[], int],
@@ -91,6 +96,7 @@ def test_a_compiler_of_several_words(
     assert answer() == 42
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("typed", "expected"),
     [
@@ -114,6 +120,7 @@ def test_what_is_no_compiler(
     assert not fresh_cache.exists()
 
 
+@pytest.mark.compile
 def test_a_library_that_is_not_whole_is_built_again(
     fresh_cache: Path,
     answer: Callable[[], int],
@@ -132,6 +139,7 @@ def test_a_library_that_is_not_whole_is_built_again(
     assert damaged.read_bytes() == library.read_bytes()
 
 
+@pytest.mark.compile
 def test_where_nothing_can_be_kept_it_is_built_all_the_same(
     answer: Callable[[], int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,6 +20,7 @@ def test_every_op_has_cases_one_of_them_typical() -> None:
     assert sorted({case.op.name for case in CASES.values() if case.typical}) == sorted(names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_torch_accepts_the_registration(case: Case) -> None:
     """A fake of other strides, or arguments changed in secret, would mislead torch.compile."""
@@ -63,6 +64,8 @@ def test_torch_sees_the_op_that_gives_a_gradient(name: str) -> None:
     assert any(asked.startswith(f"fastcat::{name}") for asked in dispatched.names)
 
 
+@pytest.mark.slow
+@pytest.mark.process
 def test_without_triton_the_references_run() -> None:
     script = """
 import sys

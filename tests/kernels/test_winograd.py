@@ -95,6 +95,7 @@ def unwritten_memory_is_nan() -> Any:
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extras", EXTRA)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -327,6 +328,8 @@ def test_large_numbers_do_not_overflow() -> None:
     torch.testing.assert_close(y.double(), gold, rtol=0, atol=1e-5 * gold.abs().max().item())
 
 
+@pytest.mark.slow
+@pytest.mark.compile
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="these flags are of x86_64")
 @pytest.mark.parametrize("flags", [["-mno-avx512f"], ["-mno-avx512f", "-mno-avx2", "-mno-fma"]])
 def test_cpus_with_shorter_vectors_compute_the_same(

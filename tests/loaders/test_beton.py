@@ -52,6 +52,8 @@ def test_images_and_labels_come_back(channels: int, count: int, tmp_path: Path) 
     assert np.array_equal(found.images[rows], split.images[rows])
 
 
+@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.parametrize(("channels", "side"), [(3, 7), (1, 8), (3, 2000)])
 def test_the_bytes_are_those_that_ffcv_writes(channels: int, side: int, tmp_path: Path) -> None:
     """Also where pages are larger than usual, and where one holds a single image."""
@@ -146,6 +148,8 @@ def test_a_damaged_manifest_is_refused(betons: Path, text: str, expected: str) -
     assert "fastcat data convert" in message
 
 
+@pytest.mark.slow
+@pytest.mark.process
 def test_jpegs_and_other_fields_are_refused_by_name(betons: Path, tmp_path: Path) -> None:
     writer = pytest.importorskip("ffcv.writer", reason="FFCV is not installed")
     from ffcv.fields import FloatField, IntField, RGBImageField
@@ -162,6 +166,7 @@ def test_jpegs_and_other_fields_are_refused_by_name(betons: Path, tmp_path: Path
         assert expected in refusal_of(betons)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("channels", "height"), [(3, 9), (1, 9), (4, 16)])
 def test_channels_that_come_first_are_refused(channels: int, height: int, betons: Path) -> None:
     """As FFCV's NDArrayField takes them, and as networks of torch see them."""
@@ -179,6 +184,8 @@ def test_channels_that_come_first_are_refused(channels: int, height: int, betons
     assert expected in refusal_of(betons)
 
 
+@pytest.mark.slow
+@pytest.mark.process
 def test_a_full_disk_ends_in_a_sentence_and_leaves_nothing(tmp_path: Path) -> None:
     script = (
         "import resource, signal, sys\n"
@@ -202,6 +209,8 @@ def test_a_full_disk_ends_in_a_sentence_and_leaves_nothing(tmp_path: Path) -> No
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
+@pytest.mark.process
 def test_a_writer_that_is_killed_leaves_nothing_that_is_taken_for_a_set(tmp_path: Path) -> None:
     script = (
         "import sys, time\n"
@@ -266,6 +275,7 @@ def test_without_ffcv_there_are_the_lines_that_install_it(
     assert len(message.splitlines()) == 1
 
 
+@pytest.mark.slow
 @settings(
     max_examples=250,
     deadline=5000,

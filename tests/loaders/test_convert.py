@@ -123,6 +123,8 @@ def test_unreadable_images_are_listed_and_refused_with_the_option_that_leaves_th
     assert beside(images) == set()
 
 
+@pytest.mark.slow
+@pytest.mark.process
 def test_killed_as_a_process_it_goes_on(tmp_path: Path) -> None:
     path = make_folder(tmp_path / "pets", train=400, test=10, height=64, width=64)
     command = [*COMMAND, str(path), str(tmp_path / "out.packed")]
@@ -138,6 +140,8 @@ def test_killed_as_a_process_it_goes_on(tmp_path: Path) -> None:
     assert load_dataset(str(tmp_path / "out.packed"), tmp_path).digest == load_folder(path).digest
 
 
+@pytest.mark.slow
+@pytest.mark.process
 def test_two_processes_write_one_pack(tmp_path: Path) -> None:
     path = make_folder(tmp_path / "pets", train=200, height=32, width=32)
     command = [*COMMAND, str(path), str(tmp_path / "out.packed")]
@@ -153,6 +157,8 @@ def test_two_processes_write_one_pack(tmp_path: Path) -> None:
     assert load_dataset(str(tmp_path / "out.packed"), tmp_path).digest == load_folder(path).digest
 
 
+@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.parametrize("kind", ["npz", "folder"])
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path, kind: str) -> None:
     source = tmp_path / "x.npz"

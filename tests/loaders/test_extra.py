@@ -143,6 +143,8 @@ def test_fractions_that_leave_no_images_of_one_kind_are_refused(
     assert expected in refused.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.process
 def test_a_large_generated_set_stays_on_the_disk(tmp_path: Path) -> None:
     """300 000 images, sparse, from the first to the last batch of an epoch, in 2 GB.
 

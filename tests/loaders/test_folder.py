@@ -133,6 +133,7 @@ def test_digest_changes_with_a_pixel_a_label_and_a_class_name_only(tmp_path: Pat
     assert load_folder(make_folder(tmp_path / "again")).digest == load_folder(paths[0]).digest
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     "FASTCAT_CIFAR10_FOLDER" not in os.environ,
     reason="set FASTCAT_CIFAR10_FOLDER to an unpacked CIFAR-10 image folder",

@@ -53,6 +53,7 @@ FORMS = {
 }
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_of_an_image_gives_the_same_batches(form: str, tmp_path: Path) -> None:
     dataset = make(FORMS[form])
@@ -164,6 +165,7 @@ class Changing(Items):
         return self.change(*item)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("change", "text"),
     [
@@ -204,6 +206,8 @@ def test_odd_data_sets_are_refused(settings: dict[str, Any], text: str) -> None:
         from_items(*parts.values(), classes=settings.get("classes", "abcde"))
 
 
+@pytest.mark.slow
+@pytest.mark.process
 def test_a_run_on_a_data_set_of_ones_own_is_repeatable_and_resumed_with_it(tmp_path: Path) -> None:
     tiny.register()
     config = fastcat.TrainConfig(

@@ -43,6 +43,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("data")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["stream", "torch", "ffcv"])
 @pytest.mark.parametrize("mixed_in", [False, True], ids=["alone", "with extra"])
 @pytest.mark.parametrize("kind", AUGMENTATIONS)

@@ -243,6 +243,8 @@ def test_a_share_that_leaves_a_split_without_images_is_refused(
         converted(tmp_path / "x.npz", test_fraction=fraction)
 
 
+@pytest.mark.slow
+@pytest.mark.process
 def test_a_compressed_file_is_never_in_memory_as_a_whole(tmp_path: Path) -> None:
     images = np.zeros((4000, 128, 128, 3), np.uint8)  # 197 MB, which compress well
     images[:, 0, 0, 0] = np.arange(4000) % 251

@@ -223,6 +223,8 @@ def test_leftover_stays_where_its_packer_may_be_alive(
     assert beside(images) == {"pets.packed", leftover.name}
 
 
+@pytest.mark.slow
+@pytest.mark.process
 def test_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
     path = make_folder(tmp_path / "large", train=2, test=1, height=64, width=64)
     code = "try: load_folder(folder)\nexcept InputError as error: print(error)"
@@ -243,6 +245,8 @@ def obey_permissions() -> None:
         ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, 0, 0, 0)
 
 
+@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.skipif(
     sys.platform != "linux" and os.geteuid() == 0, reason="root may write everywhere"
 )
@@ -261,6 +265,8 @@ def test_read_only_parent_is_one_sentence_that_names_it(images: Path) -> None:
     assert beside(images) == set()
 
 
+@pytest.mark.slow
+@pytest.mark.process
 def test_two_processes_pack_once_between_them(tmp_path: Path) -> None:
     path = make_folder(tmp_path / "pets", train=30)
     code = (

@@ -148,6 +148,8 @@ except InputError as error:
 """
 
 
+@pytest.mark.slow
+@pytest.mark.process
 def test_a_worker_that_dies_ends_the_epoch_with_a_sentence() -> None:
     """In a process of its own, whose main thread torch may not interrupt either."""
     done = subprocess.run(
@@ -167,6 +169,7 @@ class Failing(Items):
         return super().__getitem__(row)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("workers", [0, 1])
 def test_what_a_data_set_raises_is_no_death(workers: int) -> None:
     dataset = from_items(Items(), Items(), classes="abc")
