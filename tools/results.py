@@ -58,7 +58,7 @@ def speed() -> str:
         f"CAT, two ResNet-18, batch {size}, PGD-10, 3x32x32",
         "a step",
         f"{int(record['settings']['images']):,} images".replace(",", " "),
-        "speed",
+        "speed-up",
     ]
     return f"{markdown(head, rows)}\n\n{machine(record)}."
 
