@@ -38,6 +38,7 @@ from fastcat.seeds import derive_seed
 from fastcat.sgd import FlatSGD
 from fastcat.team import make_team
 from fastcat.threat import WAYS, ThreatModel, Threats
+from fastcat.validate import ValidationAnswers
 
 CLASSES, SIDE, CHANNELS = 10, 32, 3
 # as many as CIFAR-10 has
@@ -131,6 +132,7 @@ class Ours:
         for remark in self.team.remarks:
             say(remark)
         self.engine = Engine(self.team, self.loader.gather, batch, engine, say)
+        self.answers = ValidationAnswers(self.engine)
         self.done = 0
 
     def train(self) -> None:
@@ -141,7 +143,7 @@ class Ours:
         batch = self.loader.gather(*self.inputs)
         generator = torch.Generator(batch.x.device).manual_seed(0)
         for k in self.team.learners:
-            network, answers_after = self.engine.judge(k)
+            network, answers_after = self.answers.of(k)
             for attack in parse_attacks(f"clean,pgd{EVALUATION_STEPS}"):
                 with self.team.precision.autocast():
                     last_answers(

@@ -47,7 +47,7 @@ class Course:
         trainer, on_collapse = self.trainer, self.trainer.config.on_collapse
         try:
             self._train_epoch()
-            record = trainer.judge_epoch(self.request)
+            record = trainer.validate_epoch(self.request)
         except Stopped:
             trainer.save(self.run)
             raise
@@ -56,7 +56,7 @@ class Course:
             # nothing of this epoch is kept
             raise Collapse(reason, last_checkpoint(self.run))
         # from here on nothing is interrupted: what is written belongs together
-        trainer.judge.keep(self.run, trainer.epoch + 1, record["peers"])
+        trainer.validation.keep(self.run, trainer.epoch + 1, record["peers"])
         self.recorder.epoch(record)
         for line in new_signs(record, trainer.last_record):
             self.recorder.line(line)
@@ -96,10 +96,10 @@ class Course:
         if len(trainer.rollbacks) == MOST_ROLLBACKS:
             last = last_checkpoint(self.run)
             raise Collapse(f"{reason}, after {MOST_ROLLBACKS} returns to an earlier epoch", last)
-        collapsed, best, rollbacks = trainer.epoch + 1, trainer.judge.best, trainer.rollbacks
+        collapsed, best, rollbacks = trainer.epoch + 1, trainer.validation.best, trainer.rollbacks
         trainer.load_state_dict(read_checkpoint(good_checkpoint(self.run)))
         # the best weights that were written are still the best
-        trainer.judge.best = best
+        trainer.validation.best = best
         returned = {"from": collapsed, "to": trainer.epoch, "reason": reason}
         trainer.rollbacks = [*rollbacks, returned]
         trainer.save(self.run)

@@ -15,12 +15,9 @@ from torch import Tensor
 from fastcat.batch import Batch
 from fastcat.choices import ENGINES
 from fastcat.errors import InputError, nearest
-from fastcat.evaluation.evaluate import EvalAttack, answers_after
 from fastcat.kernels import winograd
-from fastcat.pgd import Network
 from fastcat.step import collaborative_step, start_noise
 from fastcat.team import Team
-from fastcat.threat import ThreatModel
 
 
 def choose_engine(name: str, device: torch.device, say: Callable[[str], object] = print) -> str:
@@ -166,7 +163,6 @@ class Engine:
         self.graph: CudaGraph | None = None
         on_gpu = self.device.type == "cuda"
         self.compile_training = on_gpu if compile_training is None else compile_training
-        self.judges: dict[Any, CudaGraph] = {}
         self.generator = torch.Generator(self.device)
         # graphs are captured on a stream of their own, and what they need is rehearsed there
         self.stream: torch.cuda.Stream | None = None
@@ -279,42 +275,26 @@ class Engine:
         finally:
             torch.cuda.synchronize()
 
-    def judge(self, k: int) -> tuple[Network, Callable[..., Tensor]]:
-        """Peer k as it is judged in training, and what stands in for `answers_after`."""
-        network = self.team.attacked(k)
+    def captured(
+        self, what: str, function: Callable[..., Tensor], inputs: Sequence[Tensor]
+    ) -> Callable[..., Tensor]:
+        """The function as a CUDA graph on the stream and in the memory of the steps, where the
+        engine has graphs and this one can be captured; else the function itself.
 
-        def still(*arguments: Any) -> Tensor:
-            with self.team.still(False):
-                return answers_after(*arguments)
-
+        what: what the line about a failure calls it.
+        function: of device tensors of static shape, which asks the host nothing.
+        inputs: tensors of the shapes and layouts that it will get.
+        """
         if "graph" not in self.name:
-            return network, still
-
-        def replayed(
-            _: Network,
-            x: Tensor,
-            y: Tensor,
-            attack: EvalAttack,
-            threat: ThreatModel,
-            noise: Tensor,
-        ) -> Tensor:
-            key = (k, attack, threat, x.shape)
-
-            def judged(x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
-                return answers_after(network, x, y, attack, threat, noise)
-
-            if key not in self.judges:
-                try:
-                    inputs = static_inputs([x, y, noise])
-                    with self._on_stream():
-                        judged(*inputs)
-                    self.judges[key] = CudaGraph(judged, inputs, self.stream, self.pool)
-                except RuntimeError as error:
-                    self._say_once(f"judging runs eagerly: {_reason(error)}")
-                    return judged(x, y, noise)
-            return self.judges[key](x, y, noise)
-
-        return network, replayed
+            return function
+        inputs = static_inputs(inputs)
+        try:
+            with self._on_stream():
+                function(*inputs)
+            return CudaGraph(function, inputs, self.stream, self.pool)
+        except RuntimeError as error:
+            self._say_once(f"{what} runs eagerly: {_reason(error)}")
+            return function
 
 
 def _reason(error: Exception) -> str:

@@ -305,4 +305,4 @@ def _run(trainer: Trainer, run: Path, request: StopRequest, remark: str | None =
                 f"go on with: fastcat resume {shlex.quote(str(run))}"
             )
             raise
-    return RunResult(run, trainer.last_record["peers"], trainer.judge.best)
+    return RunResult(run, trainer.last_record["peers"], trainer.validation.best)

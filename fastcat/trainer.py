@@ -24,7 +24,6 @@ from fastcat.device import make_device
 from fastcat.engine import Engine, choose_engine
 from fastcat.errors import InputError
 from fastcat.finite import broken_loss, broken_weight
-from fastcat.judge import Judge
 from fastcat.loaders.choose import choose_loader, make_loader
 from fastcat.loaders.class_order import in_order, order_note
 from fastcat.loaders.classes import never_learnt
@@ -43,6 +42,7 @@ from fastcat.seeds import derive_seed
 from fastcat.sgd import ramped_decay
 from fastcat.stop import StopRequest
 from fastcat.team import make_team
+from fastcat.validate import Validation
 from fastcat.watch import Collapse, Watch
 
 
@@ -125,14 +125,18 @@ class Trainer:
         self.engine = Engine(
             self.team, self.loader.gather, config.batch_size, engine, self.remarks.append
         )
-        self.judge = Judge(
+        self.validation = Validation(
             self.config, dataset, val_index, self.engine, self.precision, self.normalize
         )
         attacked = [peer.name for peer in self.peers if peer.objective.inner is not None]
-        monitor = self.judge.monitor
+        monitor = self.validation.monitor
         images = 0 if monitor is None else monitor.size
         self.watch = Watch(
-            attacked, self.judge.pairs, self.judge.judged_by, images, self.judge.chance
+            attacked,
+            self.validation.pairs,
+            self.validation.selected_by,
+            images,
+            self.validation.chance,
         )
         self.rollbacks: list[dict[str, Any]] = []
         self.epoch = self.step = 0
@@ -182,7 +186,7 @@ class Trainer:
             "step": self.step,
             "totals": self.engine.totals.cpu(),
             "seconds": self.seconds,
-            "best": self.judge.best,
+            "best": self.validation.best,
             "last_record": self.last_record,
             "watch": self.watch.memory,
             "rollbacks": self.rollbacks,
@@ -218,7 +222,7 @@ class Trainer:
         self.epoch, self.step = state["epoch"], state["step"]
         self.engine.totals.copy_(state["totals"])
         self.team.scaler.load_state_dict(state["scaler"])
-        self.seconds, self.judge.best = state["seconds"], state["best"]
+        self.seconds, self.validation.best = state["seconds"], state["best"]
         self.last_record = state["last_record"]
         self.watch.memory, self.rollbacks = state["watch"], state["rollbacks"]
         torch.set_rng_state(state["random"]["cpu"])
@@ -265,8 +269,12 @@ class Trainer:
 
     def describe(self, run: Path) -> str:
         """What is about to be done, in a line."""
-        monitor = self.judge.monitor
-        on = "no images" if monitor is None else f"{monitor.size} {self.judge.monitored_on} images"
+        monitor = self.validation.monitor
+        on = (
+            "no images"
+            if monitor is None
+            else f"{monitor.size} {self.validation.monitored_on} images"
+        )
         where = f"epoch {self.epoch + 1}/{self.config.epochs}, step {self.step + 1}"
         several = len(self.config.threat_models()) > 1
         names = ", ".join(
@@ -316,7 +324,7 @@ class Trainer:
         """What rollbacks have left of the peak learning rate."""
         return 0.5 ** len(self.rollbacks)
 
-    def judge_epoch(self, request: StopRequest) -> dict[str, Any]:
+    def validate_epoch(self, request: StopRequest) -> dict[str, Any]:
         """The record of the epoch that ends here, with what the peers are worth and the watch sees.
 
         Raises Stopped when a signal asks for it.
@@ -327,7 +335,7 @@ class Trainer:
         peers: dict[str, dict[str, Any]] = {}
         for k, peer in self.team.learners.items():
             prefix = f"{peer.name}/"
-            measured = self.judge.measure(k, request)
+            measured = self.validation.measure(k, request)
             peers[peer.name] = {
                 "train": {
                     name.removeprefix(prefix): mean
@@ -335,7 +343,7 @@ class Trainer:
                     if name.startswith(prefix)
                 },
                 **measured,
-                "best": self.judge.is_best(peer, measured["accuracy"]),
+                "best": self.validation.is_best(peer, measured["accuracy"]),
             }
         self.watch.look(peers)
         return {
@@ -347,7 +355,7 @@ class Trainer:
             "judging_seconds": time.perf_counter() - begin,
             "peak_memory_mib": self._peak_memory_mib(),
             "select_on": self.config.select_on,
-            "judged_on": self.judge.monitored_on,
+            "judged_on": self.validation.monitored_on,
             "rollbacks": self.rollbacks,
             "peers": peers,
         }

@@ -19,6 +19,7 @@ from fastcat.kernels import winograd
 from fastcat.step import collaborative_step, start_noise
 from fastcat.team import Team
 from fastcat.trainer import Trainer
+from fastcat.validate import ValidationAnswers
 from tests.harness import tiny
 from tests.harness.comparison import assert_close, assert_same
 from tests.harness.engines import BATCH, engine_of, gather, run, stand_in, state_of
@@ -181,7 +182,7 @@ def test_after_the_first_step_nothing_is_compiled_again() -> None:
         for step in (1, 2):
             run(engine, step)
             with engine.team.peers[0].optimizer.averaged():
-                network, _ = engine.judge(0)
+                network, _ = ValidationAnswers(engine).of(0)
                 assert isinstance(network, Frozen)
     assert not said
 

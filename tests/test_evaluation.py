@@ -1,8 +1,10 @@
 """Robust accuracy counts what it says, on any model, and leaves it as it was."""
 
 import json
+import re
 from pathlib import Path
 from statistics import NormalDist
+from typing import Any
 
 import pytest
 import torch
@@ -11,9 +13,10 @@ from torch import Tensor, nn
 import fastcat
 from fastcat.cli import main
 from fastcat.errors import InputError
-from fastcat.evaluation import parse_attacks
+from fastcat.evaluation import EvaluationAttack, parse_attacks
+from fastcat.evaluation.attacks.pgd import PGD
 from fastcat.evaluation.evaluate import wilson_interval
-from fastcat.pgd import attack_all
+from fastcat.pgd import Network
 from fastcat.threat import ThreatModel
 from tests.harness import tiny
 from tests.harness.networks import images, seeded, tiny_net
@@ -101,20 +104,77 @@ def test_images_outside_the_box_and_empty_loaders_are_refused() -> None:
 
 
 def test_attacks_by_name() -> None:
-    clean, fgsm, pgd, cw = parse_attacks("clean, fgsm,pgd20,cw7")
-    assert clean.inner is None
+    clean, fgsm, pgd, cw = attacks_of("clean, fgsm,pgd20,cw7")
+    assert not clean.has_threat
+    assert all(isinstance(each, PGD) for each in (fgsm, pgd, cw))
     assert fgsm.under(THREAT) == ThreatModel(eps=0.1, step_size=0.1, steps=1)
     assert (pgd.under(THREAT).steps, cw.under(THREAT).steps) == (20, 7)
-    assert cw.inner is not None
     assert cw.inner.loss == "margin"
-    *started, plain = parse_attacks("pgd20:start=unclipped,cw7:start=zero,pgd20:start=uniform")
-    assert [attack.inner.start for attack in started if attack.inner] == ["unclipped", "zero"]
+    *started, plain = attacks_of("pgd20:start=unclipped,cw7:start=zero,pgd20:start=uniform")
+    assert [attack.inner.start for attack in started] == ["unclipped", "zero"]
     assert plain.inner == pgd.inner
     with pytest.raises(InputError, match="unknown attack start 'unclippd'"):
         parse_attacks("pgd20:start=unclippd")
-    for text in ("", "pgd", "pgd0", "aa", "clean,", "fgsm:start=zero", "pgd20:start="):
+    for text in ("", "pgd0", "pgd20x", "nothing", "clean,", "pgd20 :steps=3"):
         with pytest.raises(InputError, match="unknown attack"):
             parse_attacks(text)
+
+
+def attacks_of(text: str) -> list[Any]:
+    return [each.attack for each in parse_attacks(text)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("pgd", "pgd needs steps: pgd takes steps, loss=ce, start=uniform, restarts=None"),
+        ("pgd:step=3", "pgd has no setting 'step': pgd takes steps"),
+        ("fgsm:start=zero", "fgsm has no setting 'start': fgsm takes no settings"),
+        ("pgd20:start=", "expected settings like pgd:steps=20"),
+        ("pgd20:steps=10", "steps stands there twice, as 20 and 10"),
+        ("pgd:steps=many", "steps is 'many', expected a whole number"),
+        ("pgd20:restarts=0", "restarts is 0, expected at least 1"),
+        ("pgd20:loss=mse", "unknown attack loss 'mse'"),
+        ("no.such:thing", "cannot import attack 'no.such:thing'"),
+        ("tests.test_evaluation:seeded", "annotated `-> EvaluationAttack`"),
+    ],
+)
+def test_settings_that_an_attack_cannot_have(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        parse_attacks(text)
+
+
+def test_short_forms_are_the_attacks_with_settings() -> None:
+    short = attacks_of("pgd20,cw7,pgd20:start=zero")
+    long = attacks_of("pgd:steps=20,cw:steps=7,pgd:start=zero:steps=20")
+    assert short == long
+    assert attacks_of("cw7") == attacks_of("pgd:loss=margin:steps=7")
+    (restarted,) = attacks_of("pgd3:restarts=5")
+    assert restarted.under(THREAT).restarts == 5
+
+
+def corner(share: float = 1.0) -> EvaluationAttack:
+    """Every pixel moves up by a share of eps."""
+
+    def move(
+        network: Network, x: Tensor, y: Tensor, threat: ThreatModel, generator: torch.Generator
+    ) -> Tensor:
+        return (x + share * threat.eps).clamp(0, 1)
+
+    return move
+
+
+def test_an_attack_of_ones_own() -> None:
+    """By name with settings, and as a function; both count as what they move says."""
+    net, (x, y) = tiny_net(0).eval(), images(1, 40)
+    name = "tests.test_evaluation:corner:share=0.5"
+    report = fastcat.evaluate(net, [(x, y)], f"clean,{name}", THREAT)
+    moved = net((x + 0.5 * THREAT.eps).clamp(0, 1)).argmax(1)
+    assert report.correct[name] == int((moved == y).sum())
+    again = fastcat.evaluate(net, [(x, y)], corner(0.5), THREAT)
+    assert again.correct == {"move": report.correct[name]}
+    with pytest.raises(InputError, match=r"up to 0\.2 away in linf: expected"):
+        fastcat.evaluate(net, [(x, y)], corner(2.0), THREAT)
 
 
 @pytest.mark.parametrize(("name", "loss"), [("pgd5", "ce"), ("cw5", "margin")])
@@ -126,12 +186,8 @@ def test_published_scripts_do_not_clip_their_start(name: str, loss: str) -> None
     for _ in range(5):
         view = view + 0.03 * gradient(net, view, y, loss).sign()
         view = (x + (view - x).clamp(-0.1, 0.1)).clamp(0, 1)
-    unclipped, clipped = parse_attacks(f"{name}:start=unclipped,{name}")
-    views = [
-        attack_all([net], [attack.inner], x, y, attack.under(THREAT), noise[None, None])[0]
-        for attack in (unclipped, clipped)
-        if attack.inner is not None
-    ]
+    unclipped, clipped = attacks_of(f"{name}:start=unclipped,{name}")
+    views = [attack.find(net, x, y, attack.under(THREAT), noise) for attack in (unclipped, clipped)]
     torch.testing.assert_close(views[0], view, rtol=0, atol=1e-14)
     assert (views[1] - view).abs().max() > 0.01
 

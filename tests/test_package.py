@@ -26,7 +26,7 @@ DATA = {
 LAYERS = (
     "__main__", "cli",
     "benchmarks",
-    "runs", "course", "trainer", "recorder", "judge", "members",
+    "runs", "course", "trainer", "recorder", "validate", "members",
     "engine", "step",
     "evaluation", "report", "over_seeds", "config",
     "finite", "team", "table_loss", "blueprint", "seek", "collaboration", "plan",

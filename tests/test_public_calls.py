@@ -412,7 +412,7 @@ def test_starts_and_distances_of_a_threat_model() -> None:
 ATTACKS: dict[str, tuple[Any, str]] = {
     "nothing": ("", "unknown attack ''"),
     "no names": ([], "unknown attack ''"),
-    "unknown": ("aa", "unknown attack 'aa'"),
+    "unknown": ("no", "unknown attack 'no'"),
     "no steps": ("pgd0", "unknown attack 'pgd0'"),
     "negative steps": ("pgd-1", "unknown attack"),
     "a space": ("pgd 20", "unknown attack"),

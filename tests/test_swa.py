@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-import fastcat.judge
 import fastcat.trainer
+import fastcat.validate
 from fastcat.checkpoint import load_weights, read_checkpoint, save_checkpoint
 from fastcat.cli import main
 from fastcat.config.train import TrainConfig
@@ -111,14 +111,14 @@ def test_a_run_judges_and_keeps_the_average_and_trains_as_without(
     batches = [batch.x for batch in trainer.loader.epoch(3)]
     for name, expected in statistics(kept, batches).items():
         torch.testing.assert_close(kept.get_buffer(name), expected, rtol=1e-4, atol=1e-5)
-    assert trainer.judge.monitor is not None
+    assert trainer.validation.monitor is not None
     threat = replace(trainer.config.threat_models()[0], restarts=1)
-    report = evaluate(kept, trainer.judge.monitor, "clean,fgsm,pgd2", threat)
+    report = evaluate(kept, trainer.validation.monitor, "clean,fgsm,pgd2", threat)
     record = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[-1])
     entry = record["peers"]["0-at"]
     assert entry["accuracy"] == {a: report.accuracy(a) for a in ("clean", "fgsm", "pgd2")}
     with torch.no_grad():
-        answers = [int(n) for b in trainer.judge.monitor for n in kept(b.x).argmax(1)]
+        answers = [int(n) for b in trainer.validation.monitor for n in kept(b.x).argmax(1)]
     name, share = entry["commonest"]["class"], entry["commonest"]["share"]
     assert share == max(answers.count(n) for n in range(10)) / 30
     assert share == answers.count(trainer.dataset.classes.index(name)) / 30
@@ -130,16 +130,16 @@ def test_a_stop_while_the_average_is_judged_counts_no_epoch_twice(
 ) -> None:
     run = [*RUN, "--swa", "2", "--out"]
     assert main(["train", *run, "whole"]) == 0
-    measure, calls = fastcat.judge.Judge.measure, []
+    measure, calls = fastcat.validate.Validation.measure, []
 
-    def stopped(judge: fastcat.judge.Judge, k: int, request: Any) -> dict[str, Any]:
+    def stopped(validation: fastcat.validate.Validation, k: int, request: Any) -> dict[str, Any]:
         calls.append(k)
         if len(calls) == 6:
             raise Stopped(15)
-        return measure(judge, k, request)
+        return measure(validation, k, request)
 
     with monkeypatch.context() as patched:
-        patched.setattr(fastcat.judge.Judge, "measure", stopped)
+        patched.setattr(fastcat.validate.Validation, "measure", stopped)
         assert main(["train", *run, "run"]) == 128 + 15
     state = read_checkpoint(Path("run/checkpoints/last.pt"))
     assert (state["epoch"], state["peers"][0]["swa"]["count"]) == (2, 2)

@@ -16,10 +16,10 @@ from fastcat.config.threats import choose_threats, format_threats, parse_threats
 from fastcat.config.train import TrainConfig
 from fastcat.config.yaml_file import to_yaml, yaml_arguments
 from fastcat.errors import InputError
-from fastcat.judge import Judge
 from fastcat.recorder import table
 from fastcat.threat import ThreatModel
 from fastcat.trainer import Trainer
+from fastcat.validate import Validation
 from fastcat.watch import Watch
 from tests.harness import tiny
 from tests.harness.runs import SMALL, assert_same_end
@@ -221,12 +221,12 @@ def test_the_worst_case_chooses_the_best_weights(
 ) -> None:
     judged = iter([(0.9, 0.5, 0.2), (0.8, 0.4, 0.3), (0.9, 0.9, 0.3), (0.9, 0.6, 0.1)])
 
-    def measure(self: Judge, k: int, request: Any) -> dict[str, Any]:
+    def measure(self: Validation, k: int, request: Any) -> dict[str, Any]:
         # whosever code training follows
         assert not any(model.code for model in self.threats)
         return {"accuracy": dict(zip(("clean", "pgd2-linf", "worst"), next(judged), strict=True))}
 
-    monkeypatch.setattr(Judge, "measure", measure)
+    monkeypatch.setattr(Validation, "measure", measure)
     monkeypatch.setattr(Watch, "look", lambda self, peers: None)
     settings = ["--peers", "at:threat=max", "--threats", TEXT, "--epochs", "4"]
     assert main(["train", *SMALL, *settings, "--out", "run"]) == 0

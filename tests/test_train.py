@@ -177,7 +177,7 @@ def test_validation_has_steps_of_its_own_size(monkeypatch: pytest.MonkeyPatch) -
         judged.extend(threats)
         return evaluate(network, loader, attacks, threats, **settings)
 
-    monkeypatch.setattr(fastcat.judge, "evaluate", watched)
+    monkeypatch.setattr(fastcat.validate, "evaluate", watched)
     small_run("--peers", "at", "--restarts", "2", "--step-size", "0.1", "--val-step-size", "2/255")
     assert judged == [ThreatModel(eps=0.1, step_size=2 / 255, steps=2)] * 2
     _, info = load_weights(Path("run/peers/0-at.last.safetensors"))
@@ -220,9 +220,9 @@ def test_the_average_is_judged_and_kept_and_the_weights_go_on(
         judged.append(network(next(iter(loader))[0]).clone())
         return evaluate(network, loader, *args, **settings)
 
-    monkeypatch.setattr(fastcat.judge, "evaluate", watched)
+    monkeypatch.setattr(fastcat.validate, "evaluate", watched)
     epochs = small_run("--ema", "0.9", "--peers", "at", "--collab", "none", "--lr", "0.3")
-    monkeypatch.setattr(fastcat.judge, "evaluate", evaluate)
+    monkeypatch.setattr(fastcat.validate, "evaluate", evaluate)
     plain = small_run("--peers", "at", "--collab", "none", "--lr", "0.3", out="plain")
     state = read_checkpoint(Path("run/checkpoints/last.pt"))
     for epoch, other in zip(epochs, plain, strict=True):
@@ -234,10 +234,10 @@ def test_the_average_is_judged_and_kept_and_the_weights_go_on(
     with peer.optimizer.averaged():
         averaged = {name: value.clone() for name, value in peer.model.state_dict().items()}
         with torch.no_grad():
-            expected = peer.model.eval()(next(iter(trainer.judge.monitor))[0])
+            expected = peer.model.eval()(next(iter(trainer.validation.monitor))[0])
     torch.testing.assert_close(judged[1], expected, rtol=1e-4, atol=1e-5)
     with torch.no_grad():
-        unlike = peer.model(next(iter(trainer.judge.monitor))[0])
+        unlike = peer.model(next(iter(trainer.validation.monitor))[0])
     assert not torch.allclose(judged[1], unlike, rtol=0.01, atol=0.01)
     assert not torch.equal(peer.optimizer.ema, weights)
     kept, _ = load_weights(Path("run/peers/0-at.last.safetensors"))

@@ -9,6 +9,7 @@ from fastcat.evaluation.evaluate import answers_after, parse_attacks
 from fastcat.kernels.winograd import Winograd
 from fastcat.pgd import attack
 from fastcat.threat import ThreatModel
+from fastcat.validate import ValidationAnswers
 from tests.harness.engines import engine_of, run
 from tests.harness.networks import images, tiny_net
 from tests.harness.parity import (
@@ -113,15 +114,15 @@ def test_a_ragged_batch_is_no_news(launches: list[bool]) -> None:
 def test_peers_are_judged_so_and_found_as_robust(launches: list[bool]) -> None:
     engine, _ = engine_of(wide_team(), "winograd")
     x, y = images(0, 11)
-    network, judge = engine.judge(0)
+    network, validated = ValidationAnswers(engine).of(0)
     (pgd,) = parse_attacks("pgd3")
     threat = ThreatModel(steps=3)
     noise = torch.rand(x.shape) * 2 - 1
     with torch.no_grad():
-        fast = judge(network, x, y, pgd, threat, noise)
+        fast = validated(network, x, y, pgd.attack, threat, noise)
         assert launches
         launches.clear()
-        plain = answers_after(network, x, y, pgd, threat, noise)
+        plain = answers_after(network, x, y, pgd.attack, threat, noise)
     assert not launches
     assert (fast == plain).float().mean() > 0.8
 

@@ -7,11 +7,12 @@ from typing import Any
 from fastcat.choices import ENGINES
 from fastcat.collaboration import APART, COLLABORATIONS
 from fastcat.config.recipes import RECIPES, about
-from fastcat.evaluation import ATTACKS
+from fastcat.evaluation.attack import FORMS, PACKAGE, find_attack
 from fastcat.loaders.choose import LOADERS
 from fastcat.loaders.registry import DATASETS
 from fastcat.models import ARCHS
 from fastcat.objectives import METHODS, make_objective
+from fastcat.registry import names
 from fastcat.replay import Replay
 from fastcat.schedules import SCHEDULES
 from fastcat.settings import usage
@@ -66,7 +67,10 @@ LISTINGS: dict[str, Callable[[], dict[str, str]]] = {
         **DATASETS,
         "FOLDER": "a folder of images train/CLASS/*, test/CLASS/*, or NAME.packed, .beton, .npz",
     },
-    "attacks": lambda: dict(ATTACKS),
+    "attacks": lambda: {
+        **_with_settings({name: find_attack(name) for name in names(PACKAGE)}),
+        **FORMS,
+    },
     "threats": lambda: {
         **{
             norm: f"the threat model of this norm in --threats, as at:threat={norm}"

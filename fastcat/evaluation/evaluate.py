@@ -5,7 +5,6 @@ images that survive every attack asked for. The last PGD iterate is judged, as i
 Logits that are NaN or infinite are no answer: such an image is fooled, and counted beside.
 """
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
@@ -16,59 +15,13 @@ from torch import Tensor, nn
 
 from fastcat.cpus import shared_cpus
 from fastcat.errors import InputError, check_number, nearest
+from fastcat.evaluation.attack import EvalAttack, EvaluationAttack, NoiseAttack, parse_attacks
 from fastcat.frozen import Frozen
 from fastcat.guard import NO_ANSWER, CheckedNetwork, answers, as_batch
-from fastcat.pgd import AttackLoss, Inner, Network, attack_all, attacked, logits
+from fastcat.pgd import Inner, Network, attacked, logits
 from fastcat.precision import Precision
 from fastcat.seeds import derive_seed
 from fastcat.threat import ThreatModel, check_threat
-
-ATTACKS = {
-    "clean": "no attack",
-    "fgsm": "one step of length eps from the image itself, cross-entropy (Goodfellow et al. 2015)",
-    "pgdN": "N steps from a uniform start, cross-entropy, for example pgd20 (Madry et al. 2018)",
-    "cwN": "N PGD steps on the Carlini-Wagner margin from a uniform start, for example cw20",
-    "NAME:start=START": "pgdN or cwN from gaussian, zero or unclipped, uniform noise that is not "
-    "clipped to [0, 1] before the first gradient, for example pgd20:start=unclipped",
-}
-
-
-@dataclass(frozen=True)
-class EvalAttack:
-    """An attack by its name; inner None: no attack, steps None: FGSM's single step of eps."""
-
-    name: str
-    inner: Inner | None
-    steps: int | None = None
-
-    def under(self, threat: ThreatModel) -> ThreatModel:
-        """`threat` with this attack's steps; FGSM has nothing to restart."""
-        if self.steps is None:
-            return replace(threat, steps=1, step_size=threat.eps, restarts=1)
-        return replace(threat, steps=self.steps)
-
-
-def parse_attacks(text: str) -> tuple[EvalAttack, ...]:
-    """ "clean,fgsm,pgd20" -> its attacks. Raises InputError for a name that is not in ATTACKS."""
-    attacks = []
-    for name in (part.strip() for part in text.split(",")):
-        match = re.fullmatch(r"(pgd|cw)([1-9]\d*)(?::start=(\w+))?", name)
-        if name == "clean":
-            attacks.append(EvalAttack(name, None))
-        elif name == "fgsm":
-            attacks.append(EvalAttack(name, Inner(loss="ce", start="zero")))
-        elif match:
-            loss: AttackLoss = "ce" if match[1] == "pgd" else "margin"
-            inner = Inner(loss=loss, start=match[3] or "uniform")  # type: ignore[arg-type]
-            attacks.append(EvalAttack(name, inner, int(match[2])))
-        else:
-            raise InputError(
-                f"unknown attack {name!r}: expected some of {', '.join(ATTACKS)}, "
-                "for example clean,fgsm,pgd20"
-            )
-    if len({attack.name for attack in attacks}) < len(attacks):
-        raise InputError(f"attacks {text!r}: one stands there twice")
-    return tuple(attacks)
 
 
 def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -125,18 +78,19 @@ def answers_after(
     network: Network,
     x: Tensor,
     y: Tensor,
-    attack: EvalAttack,
+    attack: NoiseAttack,
     threat: ThreatModel,
     noise: Tensor,
 ) -> Tensor:
-    """int64 [B]: what the network `answers` after one attack from this start noise, in eval mode.
+    """int64 [B]: what the network `answers` after one restart of an attack, in eval mode.
 
+    threat: from `attack.under`.
+    noise: from `attack.noise`.
     A function of device tensors of static shape, which asks the host nothing.
     """
-    if attack.inner is not None:
-        x = attack_all([network], [attack.inner], x, y, threat, noise[None, None])[0]
+    x_adv = attack.find(network, x, y, threat, noise)
     with attacked([network], [Inner()]):
-        return answers(logits(network, x))
+        return answers(logits(network, x_adv))
 
 
 def last_answers(
@@ -150,30 +104,89 @@ def last_answers(
 ) -> Tensor:
     """int64 [B]: of each image the answer after the first restart that fools the network; its label
     where none does.
+
+    answers_after: stands in for that of this module.
     """
-    said = y.clone()
-    threat = attack.under(threat)
+    if not isinstance(attack.attack, NoiseAttack):
+        return _answers_to_own(network, x, y, attack, threat, generator)
+    last = y.clone()
+    threat = attack.attack.under(threat)
     one_start = replace(threat, restarts=1)
-    start = attack.inner.start if attack.inner is not None else "zero"
-    for _ in range(1 if attack.inner is None else threat.restarts):
+    for _ in range(threat.restarts):
         # what is fooled stays fooled, so only the others are attacked again
-        rows = (said == y).nonzero().squeeze(1)
+        rows = (last == y).nonzero().squeeze(1)
         if not len(rows):
             break
-        noise = threat.draw_noise(start, x[rows], generator)
-        said[rows] = answers_after(network, x[rows], y[rows], attack, one_start, noise)
-    return said
+        noise = attack.attack.noise(x[rows], threat, generator)
+        last[rows] = answers_after(network, x[rows], y[rows], attack.attack, one_start, noise)
+    return last
+
+
+def _answers_to_own(
+    network: Network,
+    x: Tensor,
+    y: Tensor,
+    attack: EvalAttack,
+    threat: ThreatModel,
+    generator: torch.Generator,
+) -> Tensor:
+    """int64 [B]: what the network answers after an attack that makes images in its own way.
+
+    Raises InputError where these are not images that the threat model allows.
+    """
+    assert not isinstance(attack.attack, NoiseAttack)
+    with attacked([network], [Inner()]):
+        with torch.enable_grad():
+            x_adv = attack.attack(network, x.clone(), y.clone(), threat, generator)
+        if not isinstance(x_adv, Tensor) or (x_adv.shape, x_adv.dtype) != (x.shape, x.dtype):
+            raise InputError(
+                f"the attack {attack.name} gives {_kind(x_adv)}, expected images {_kind(x)}"
+            )
+        x_adv = x_adv.detach()
+        low, high = (float(bound) for bound in x_adv.aminmax())
+        moved = float(threat.distance(x, x_adv).max())
+        # rounding in the last step of an attack is no cheat
+        if not (low >= -1e-6 and high <= 1 + 1e-6 and moved <= threat.eps * 1.001 + 1e-6):
+            raise InputError(
+                f"the attack {attack.name} gives pixels from {low:.3g} to {high:.3g}, up to "
+                f"{moved:.3g} away in {threat.norm}: expected [0, 1] and at most {threat.eps:.3g}"
+            )
+        return answers(logits(network, x_adv))
+
+
+def _kind(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
 
 
 def choose_attacks(attacks: Any) -> tuple[EvalAttack, ...]:
-    """Those of a text, of a list of names, or as they are. Raises InputError for anything else."""
-    if isinstance(attacks, list | tuple) and all(isinstance(each, str) for each in attacks):
-        attacks = ",".join(attacks)
+    """Attacks as `evaluate` takes them. Raises InputError for anything else."""
     if isinstance(attacks, str):
         return parse_attacks(attacks)
-    if isinstance(attacks, list | tuple) and all(isinstance(each, EvalAttack) for each in attacks):
-        return tuple(attacks)
-    raise InputError(f"attacks are {attacks!r:.40}, expected names: type for example clean,pgd20")
+    if callable(attacks) or isinstance(attacks, EvalAttack | NoiseAttack):
+        attacks = [attacks]
+    if not isinstance(attacks, list | tuple):
+        raise InputError(
+            f"attacks are {attacks!r:.40}, expected names: type for example clean,pgd20"
+        )
+    if all(isinstance(each, str) for each in attacks):
+        return parse_attacks(",".join(attacks))
+    chosen: list[EvalAttack] = []
+    for each in attacks:
+        if isinstance(each, str):
+            chosen += parse_attacks(each)
+        elif isinstance(each, EvalAttack):
+            chosen.append(each)
+        elif not isinstance(each, type) and (callable(each) or isinstance(each, NoiseAttack)):
+            name = getattr(each, "__name__", type(each).__name__)
+            chosen.append(EvalAttack(name, each))
+        else:
+            raise InputError(
+                f"attacks are {attacks!r:.40}, expected names or functions: type for example "
+                "clean,pgd20"
+            )
+    return tuple(chosen)
 
 
 def make_trials(attacks: Any, threats: Any) -> list[tuple[str, EvalAttack, ThreatModel]]:
@@ -187,10 +200,10 @@ def make_trials(attacks: Any, threats: Any) -> list[tuple[str, EvalAttack, Threa
         check_threat(threat)
     trials: list[tuple[str, EvalAttack, ThreatModel]] = []
     for attack in choose_attacks(attacks):
-        models = threats if attack.inner is not None else threats[:1]
-        for model in models:
-            name = attack.name if len(models) == 1 else f"{attack.name}-{model.norm}"
-            trials.append((name, attack, model))
+        made_under = threats if attack.has_threat else threats[:1]
+        for threat in made_under:
+            name = attack.name if len(made_under) == 1 else f"{attack.name}-{threat.norm}"
+            trials.append((name, attack, threat))
     names = [name for name, *_ in trials]
     if len({*names}) < len(names):
         raise InputError(
@@ -215,7 +228,7 @@ def _first_two(batch: Any) -> tuple[Any, Any]:
 def evaluate(
     model: Network,
     loader: Iterable[Sequence[Any]],
-    attacks: str | Sequence[str] | Sequence[EvalAttack],
+    attacks: str | EvaluationAttack | Sequence[str | EvalAttack | EvaluationAttack | NoiseAttack],
     threat: ThreatModel | Sequence[ThreatModel],
     *,
     seed: int = 0,
@@ -229,8 +242,10 @@ def evaluate(
     answer: it counts as wrong, and `Report.unanswered` says how many there are. Where a gradient is
     NaN no attack moves a pixel: `Report.without_gradient` counts such images.
     loader: batches whose first two members are images and labels [B], moved to the model's device.
-    attacks: names as "clean,fgsm,pgd20,cw20" or in a list. threat: radius, step size and restarts;
-    steps come from the names; under several of distinct norms each attack is made, as "pgd20-l2".
+    attacks: names as "clean,fgsm,pgd20,pgd:loss=dlr:steps=40", also in a list; your own as
+    "package.module:function" or as an EvaluationAttack itself, called by its `__name__`.
+    threat: radius, step size and restarts; steps come from the attacks. Under several threat models
+    of distinct norms each attack is made, as "pgd20-l2".
     precision: None computes as the model is. after_batch gets the images so far; answers_after
     stands in for that of this module.
     Raises InputError for unknown attacks, for a loader without images or without labels, and as
@@ -252,7 +267,7 @@ def evaluate(
     parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
     correct = {name: 0 for name, *_ in trials}
     unanswered = dict(correct)
-    worst = lost = blind = n = 0
+    worst = unanswered_any = without_gradient = n = 0
     generator: torch.Generator | None = None
     for batch in batches:
         x, y = as_batch(*_first_two(batch))
@@ -261,25 +276,25 @@ def evaluate(
         network = model if isinstance(model, Frozen) else CheckedNetwork(model, x, y)
         if generator is None:
             generator = torch.Generator(x.device).manual_seed(derive_seed(seed, "evaluation"))
-        said_by = []
+        answers_by = []
         for name, attack, under in trials:
             with (
                 precision.autocast() if precision else torch.autocast(x.device.type, enabled=False)
             ):
-                said = last_answers(network, x, y, attack, under, generator, answers_after)
-            said_by.append(said)
-            correct[name] += int((said == y).sum())
-            unanswered[name] += int((said == NO_ANSWER).sum())
-        each = torch.stack(said_by)
+                given = last_answers(network, x, y, attack, under, generator, answers_after)
+            answers_by.append(given)
+            correct[name] += int((given == y).sum())
+            unanswered[name] += int((given == NO_ANSWER).sum())
+        each = torch.stack(answers_by)
         worst += int((each == y).all(0).sum())
-        lost += int((each == NO_ANSWER).any(0).sum())
+        unanswered_any += int((each == NO_ANSWER).any(0).sum())
         if isinstance(network, CheckedNetwork):
-            blind += int(network.without_gradient)
+            without_gradient += int(network.without_gradient)
         n += len(y)
         if after_batch is not None:
             after_batch(n)
     if n == 0:
         raise InputError("nothing to evaluate: the loader gave no images")
     if len(trials) > 1:
-        correct["worst"], unanswered["worst"] = worst, lost
-    return Report(n, correct, unanswered, blind)
+        correct["worst"], unanswered["worst"] = worst, unanswered_any
+    return Report(n, correct, unanswered, without_gradient)

@@ -24,7 +24,8 @@ from fastcat.cpus import set_threads
 from fastcat.device import make_device
 from fastcat.environment import environment
 from fastcat.errors import InputError, nearest
-from fastcat.evaluation.evaluate import evaluate, parse_attacks
+from fastcat.evaluation.attack import parse_attacks
+from fastcat.evaluation.evaluate import evaluate
 from fastcat.evaluation.recognise import recognise
 from fastcat.files import claimed, write_text
 from fastcat.foreign import load_foreign

@@ -16,7 +16,7 @@ import fastcat.step
 from fastcat.awp import WeightPerturbation
 from fastcat.batch import Batch
 from fastcat.engine import Engine
-from fastcat.evaluation import parse_attacks
+from fastcat.evaluation import NoiseAttack, parse_attacks
 from fastcat.evaluation.evaluate import answers_after
 from fastcat.frozen import Frozen
 from fastcat.kernels.augment import augment
@@ -28,6 +28,7 @@ from fastcat.precision import make_precision
 from fastcat.sgd import FlatSGD
 from fastcat.team import make_team
 from fastcat.threat import OFFICIAL, ThreatModel, Threats
+from fastcat.validate import ValidationAnswers
 from tests.harness.kernel_cases import augment_draws
 from tests.harness.networks import CLASSES, images, mixing, tiny_net
 from tests.reference.step import StepResult, cat_step
@@ -458,16 +459,18 @@ def test_judging_by_graph_equals_judging_eagerly() -> None:
     run = Run(nets_of(1), ("at",), "graph")
     x, y = (t.to(DEVICE) for t in images(0, BATCH, SIDE))
     x = x.contiguous(memory_format=torch.channels_last)
-    network, judged = run.engine.judge(0)
-    for attack in parse_attacks("clean,pgd5,cw5"):
+    answers = ValidationAnswers(run.engine)
+    network, judged = answers.of(0)
+    for attack in (each.attack for each in parse_attacks("clean,pgd5,cw5")):
+        assert isinstance(attack, NoiseAttack)
         threat = attack.under(THREAT)
         noise = threat.draw_noise("uniform", x, None)
         expected = answers_after(network, x, y, attack, threat, noise)
         for _ in range(2):
             assert torch.equal(judged(network, x, y, attack, threat, noise), expected)
     run.step(*images(1, BATCH, SIDE))
-    network, judged = run.engine.judge(0)
-    (attack,) = parse_attacks("clean")
+    network, judged = answers.of(0)
+    attack = parse_attacks("clean")[0].attack
     noise = torch.zeros_like(x)
     said = judged(network, x, y, attack, THREAT, noise)
     assert torch.equal(said, answers_after(network, x, y, attack, THREAT, noise))

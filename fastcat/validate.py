@@ -1,5 +1,6 @@
-"""What becomes of the peers after an epoch: they are judged, and their weights are kept."""
+"""Validation after each epoch: what peers answer, and which of their weights are kept."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +11,60 @@ from fastcat.checkpoint import WeightsInfo, save_weights
 from fastcat.config.threats import format_threats
 from fastcat.config.train import TrainConfig
 from fastcat.engine import Engine
-from fastcat.evaluation import evaluate
+from fastcat.evaluation import NoiseAttack, evaluate
+from fastcat.evaluation.evaluate import answers_after
 from fastcat.guard import NO_ANSWER, answers
 from fastcat.loaders.choose import unchanged_loader
 from fastcat.loaders.dataset import Dataset, as_tensor
 from fastcat.loaders.loader import Epochs, Loader
 from fastcat.modes import attack_mode
 from fastcat.peer import Peer
+from fastcat.pgd import Network
 from fastcat.precision import Precision
 from fastcat.stop import Stopped, StopRequest
+from fastcat.threat import ThreatModel
 
 
-class Judge:
+class ValidationAnswers:
+    """What peers answer under attack, by the engine's graphs where it has them."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.captures: dict[Any, Callable[..., Tensor]] = {}
+
+    def of(self, k: int) -> tuple[Network, Callable[..., Tensor]]:
+        """Peer k as attacks see it, with its weights of now, and what stands in for
+        `fastcat.evaluation.evaluate.answers_after`.
+        """
+        network = self.engine.team.attacked(k)
+
+        def replayed(
+            _: Network,
+            x: Tensor,
+            y: Tensor,
+            attack: NoiseAttack,
+            threat: ThreatModel,
+            noise: Tensor,
+        ) -> Tensor:
+            def eager(x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
+                with self.engine.team.still(False):
+                    return answers_after(network, x, y, attack, threat, noise)
+
+            if "graph" not in self.engine.name:
+                return eager(x, y, noise)
+            key = (k, attack, threat, x.shape)
+            if key not in self.captures:
+                self.captures[key] = self.engine.captured("validation", eager, [x, y, noise])
+            return self.captures[key](x, y, noise)
+
+        return network, replayed
+
+
+class Validation:
     """Measures peers on the monitored images and keeps the last and the best weights of each.
 
-    monitored_on, monitor: name and loader of the images judged after each epoch, None for none;
-    chance: the share of their most frequent class. judged_by: the accuracy that counts, PGD's or
+    monitored_on, monitor: name and loader of the images of validation, None for none;
+    chance: the share of their most frequent class. selected_by: the accuracy that counts, PGD's or
     under several threat models the worst of all attacks. best: by peer the epoch where that was
     largest and what was measured then.
     """
@@ -42,11 +81,12 @@ class Judge:
         self.config = config
         self.dataset = dataset
         self.engine = engine
+        self.answers = ValidationAnswers(engine)
         self.precision = precision
         self.normalize = normalize
         self.attacks = ("clean", "fgsm", f"pgd{config.val_steps}")
         self.threats = config.val_threats()
-        self.judged_by = self.attacks[-1] if len(self.threats) == 1 else "worst"
+        self.selected_by = self.attacks[-1] if len(self.threats) == 1 else "worst"
         self.monitored_on, self.monitor, self.chance = self._make_monitor(val_index)
         self.best: dict[str, dict[str, Any]] = {}
 
@@ -85,7 +125,7 @@ class Judge:
 
         peer = self.engine.team.learners[k]
         with peer.averaged():
-            network, answers_after = self.engine.judge(k)
+            network, replayed = self.answers.of(k)
             report = evaluate(
                 network,
                 self.monitor,
@@ -94,7 +134,7 @@ class Judge:
                 seed=self.config.seed,
                 precision=self.precision,
                 after_batch=stop_if_asked,
-                answers_after=answers_after,
+                answers_after=replayed,
             )
             commonest = self._commonest(peer)
         accuracy = {attack: report.accuracy(attack) for attack in report.correct}
@@ -112,8 +152,8 @@ class Judge:
         with attack_mode(peer.model, "eval"), self.precision.autocast():
             for batch in self.monitor:
                 # one place more, the first, for what is no answer
-                said = answers(peer.model(batch.x)) - NO_ANSWER
-                counts += said.bincount(minlength=len(counts) + 1)[1:]
+                given = answers(peer.model(batch.x)) - NO_ANSWER
+                counts += given.bincount(minlength=len(counts) + 1)[1:]
         answer = int(counts.argmax())
         return {
             "class": self.dataset.classes[answer],
@@ -125,7 +165,7 @@ class Judge:
         if self.config.select_on == "last":
             return False
         best = self.best.get(peer.name)
-        return best is None or accuracy[self.judged_by] > best["accuracy"][self.judged_by]
+        return best is None or accuracy[self.selected_by] > best["accuracy"][self.selected_by]
 
     def keep(self, run: Path, epoch: int, peers: dict[str, dict[str, Any]]) -> None:
         """Write the weights after this many epochs; peers: their entries in the epoch's record."""

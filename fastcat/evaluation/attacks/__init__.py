@@ -1,0 +1,1 @@
+"""Evaluation attacks, one file each; see `fastcat/evaluation/attack.py`."""

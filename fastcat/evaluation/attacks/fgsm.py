@@ -1,0 +1,21 @@
+"""One step of length eps from the image itself, on the cross-entropy (Goodfellow et al. 2015)."""
+
+from dataclasses import dataclass, replace
+
+from fastcat.evaluation.attack import NoiseAttack
+from fastcat.evaluation.attacks.pgd import PGD
+from fastcat.pgd import Inner
+from fastcat.threat import ThreatModel
+
+
+@dataclass(frozen=True)
+class FGSM(PGD):
+    """PGD with a single step of the whole radius."""
+
+    def under(self, threat: ThreatModel) -> ThreatModel:
+        return replace(super().under(threat), step_size=threat.eps)
+
+
+def fgsm() -> NoiseAttack:
+    """One step of length eps from the image itself, cross-entropy (Goodfellow et al. 2015)."""
+    return FGSM(Inner(loss="ce", start="zero"), steps=1, restarts=1)
