@@ -1,25 +1,32 @@
-"""The packages: fastcat, with the folders kernels, loaders and benchmarks linked into it."""
+"""The packages: fastcat, with the folders kernels, loaders and benchmarks beside it inside it.
 
-import sys
-from pathlib import Path
+A checkout has links to these folders in fastcat/, so that it runs as it is; what is installed does
+not depend on them, as some systems check out text files in their place.
+"""
 
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, find_packages, setup
 
-for name in ("kernels", "loaders", "benchmarks"):
-    link = Path(__file__).parent / "fastcat" / name
-    if not link.is_dir():
-        sys.exit(
-            f"{link} is not a link to a folder: this checkout was made without symbolic links; "
-            "make it again with `git -c core.symlinks=true clone`"
-        )
+BESIDE = ("kernels", "loaders", "benchmarks")
 
 setup(
     packages=[
-        *find_packages(include=["fastcat", "fastcat.*"]),
-        "fastcat.kernels",
-        "fastcat.loaders",
-        "fastcat.benchmarks",
-        "fastcat.benchmarks.reference",
+        *(
+            name
+            for name in find_packages(include=["fastcat", "fastcat.*"])
+            if not name.startswith(tuple(f"fastcat.{top}" for top in BESIDE))
+        ),
+        *(
+            f"fastcat.{name}"
+            for top in BESIDE
+            for name in [top, *(f"{top}.{part}" for part in find_namespace_packages(top))]
+            if name != "benchmarks.results"
+        ),
     ],
-    package_data={"fastcat.config.recipes": ["*.yaml"], "fastcat.kernels": ["*.cpp"]},
+    include_package_data=False,
+    package_dir={f"fastcat.{top}": top for top in BESIDE},
+    package_data={
+        "fastcat": ["py.typed"],
+        "fastcat.config.recipes": ["*.yaml"],
+        "fastcat.kernels": ["*.cpp"],
+    },
 )

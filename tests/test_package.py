@@ -3,24 +3,12 @@
 import ast
 import subprocess
 import sys
-import tarfile
-import zipfile
 from pathlib import Path
 
 import pytest
 
 import fastcat
-
-ROOT = Path(__file__).parents[1]
-LINKED = ("kernels", "loaders", "benchmarks")
-SOURCES = sorted(path for top in ("fastcat", *LINKED) for path in ROOT.glob(f"{top}/**/*.py"))
-
-# what is no module: recipes, and the C++ of kernels
-DATA = {
-    str(path.relative_to(ROOT)): "fastcat/" + str(path.relative_to(ROOT)).removeprefix("fastcat/")
-    for pattern in ("fastcat/config/recipes/*.yaml", "kernels/*.cpp")
-    for path in ROOT.glob(pattern)
-}
+from tests.harness.sources import LINKED, ROOT, SOURCES, module_name
 
 # who may import whom inside the package: only what stands further down
 LAYERS = (
@@ -43,12 +31,6 @@ LAYERS = (
 LOADERS_MAY_IMPORT = {
     *("kernels", "guard", "batch", "seeds", "choices", "registry", "errors", "files", "cpus"),
 }
-
-
-def module_name(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    parts = parts if parts[0] == "fastcat" else ("fastcat", *parts)
-    return ".".join(parts).removesuffix(".__init__")
 
 
 def imports(path: Path) -> set[str]:
@@ -116,63 +98,3 @@ def test_public_names_lead_somewhere() -> None:
     for name in fastcat.__all__:
         assert getattr(fastcat, name).__module__.startswith("fastcat.")
     assert not hasattr(fastcat, "no_such_name")
-
-
-@pytest.fixture(scope="module")
-def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A source archive, and the wheel built from it, of what git would check out."""
-    source = tmp_path_factory.mktemp("source")
-    kept = ["fastcat", *LINKED, "setup.py", "pyproject.toml", "README.md", "LICENSE"]
-    subprocess.run(["cp", "-a", *(str(ROOT / name) for name in kept), str(source)], check=True)
-    dist = tmp_path_factory.mktemp("dist")
-    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(dist), str(source)]
-    done = subprocess.run(build, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return dist
-
-
-@pytest.mark.slow
-@pytest.mark.process
-def test_the_wheel_holds_every_source_and_nothing_else(distributions: Path) -> None:
-    (wheel,) = distributions.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        files = {name for name in archive.namelist() if ".dist-info/" not in name}
-    expected = {module_name(path).replace(".", "/") for path in SOURCES}
-    expected |= set(DATA.values())
-    assert {f.removesuffix(".py").removesuffix("/__init__") for f in files} == expected
-    assert {name.split("/")[0] for name in files} == {"fastcat"}
-
-
-@pytest.mark.slow
-@pytest.mark.process
-def test_the_wheel_runs_where_the_checkout_is_not(distributions: Path, tmp_path: Path) -> None:
-    (wheel,) = distributions.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(tmp_path)
-    code = (
-        "import fastcat, fastcat.kernels.winograd, fastcat.loaders.registry, sys;"
-        "from fastcat.cli import main;"
-        "assert fastcat.__file__.startswith(sys.argv[1]), fastcat.__file__;"
-        "fastcat.kernels.winograd.library();"
-        "sys.exit(main(['list', 'methods', 'recipes']))"
-    )
-    # -P and -I keep the checkout, from which the tests run, off the path
-    script = (
-        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); sys.argv = ['', {str(tmp_path)!r}]; "
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script + code], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert "trades" in done.stdout
-    assert "cat-paper" in done.stdout
-
-
-@pytest.mark.slow
-def test_the_source_archive_holds_links_or_folders_for_all(distributions: Path) -> None:
-    (sdist,) = distributions.glob("*.tar.gz")
-    with tarfile.open(sdist) as archive:
-        names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"fastcat/kernels/pgd_update.py", "fastcat/loaders/registry.py", "LICENSE"} <= names
-    assert "fastcat/benchmarks/reference/plain.py" in names
-    assert set(DATA.values()) <= names
