@@ -27,9 +27,9 @@ from fastcat.errors import InputError
 from fastcat.evaluation import parse_attacks
 from fastcat.evaluation.evaluate import last_answers
 from fastcat.loaders.augmentation import Augmentation
+from fastcat.loaders.backends.resident import ResidentLoader
 from fastcat.loaders.dataset import Split
-from fastcat.loaders.loader import Epochs
-from fastcat.loaders.resident import ResidentLoader
+from fastcat.loaders.loader import Sampling
 from fastcat.models import make_model
 from fastcat.peer import Member, Peer, Teacher
 from fastcat.precision import DTYPES, Precision, make_precision
@@ -71,7 +71,7 @@ class Plain:
             # as published where there are cores for it
             workers = min(4, os.cpu_count() or 1)
         if workers and importlib.util.find_spec("torchvision") is not None:
-            pixels, labels = photographs()
+            pixels, labels = random_images()
             loader = plain_loader(pixels, labels.tolist(), batch, workers)
             self.batches = itertools.chain.from_iterable(itertools.repeat(loader))
 
@@ -97,15 +97,15 @@ class Ours:
         lanes: bool = True,
         say: Callable[[str], object] = print,
     ) -> None:
-        epochs = Epochs(
+        sampling = Sampling(
             index=torch.arange(batch),
             batch_size=batch,
             shuffle=True,
             augmentation=Augmentation(crop_pad=4, flip=True),
         )
-        self.loader = ResidentLoader(Split(*photographs()), epochs, device)
+        self.loader = ResidentLoader(Split(*random_images()), sampling, device)
         (self.inputs,) = self.loader.inputs()
-        self.like = self.loader.like(self.inputs)
+        self.template = self.loader.template(self.inputs)
         members: list[Member] = []
         for k, spec in enumerate(specs):
             model = make_network(k, spec.arch).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -118,7 +118,7 @@ class Ours:
             threats = threats_for(spec.threat)
             peer = Peer(name, spec.arch, model, spec.objective, optimizer, threats, awp=awp)
             if isinstance(spec.objective.inner, Replay):
-                peer.carried = Carried(threats.models[0], self.like)
+                peer.carried = Carried(threats.models[0], self.template)
             members.append(peer)
         self.team = make_team(
             members,
@@ -136,7 +136,7 @@ class Ours:
         self.done = 0
 
     def train(self) -> None:
-        self.engine.step(self.inputs, self.like, derive_seed(0, "bench", self.done), 0.01)
+        self.engine.step(self.inputs, self.template, derive_seed(0, "bench", self.done), 0.01)
         self.done += 1
 
     def eval(self) -> None:
@@ -164,7 +164,7 @@ def make_network(k: int, arch: str) -> torch.nn.Module:
 
 
 @cache
-def photographs() -> tuple[np.ndarray, np.ndarray]:
+def random_images() -> tuple[np.ndarray, np.ndarray]:
     """Random images: uint8 [N, H, W, C], and labels."""
     generator = np.random.default_rng(0)
     pixels = generator.integers(0, 256, (PHOTOGRAPHS, SIDE, SIDE, CHANNELS), dtype=np.uint8)
@@ -172,8 +172,8 @@ def photographs() -> tuple[np.ndarray, np.ndarray]:
 
 
 def images(batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The first photographs as float32 [B, C, H, W] in [0, 1], and their labels."""
-    pixels, labels = (torch.from_numpy(array[:batch]) for array in photographs())
+    """The first random images as float32 [B, C, H, W] in [0, 1], and their labels."""
+    pixels, labels = (torch.from_numpy(array[:batch]) for array in random_images())
     x = pixels.permute(0, 3, 1, 2).contiguous() / 255
     return x.to(device), labels.to(device)
 

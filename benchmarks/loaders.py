@@ -19,11 +19,11 @@ from torch import Tensor
 from fastcat.benchmarks.contestants import SIDE
 from fastcat.benchmarks.measure import synchronize
 from fastcat.loaders.augmentation import Augmentation
-from fastcat.loaders.choose import LOADERS, make_loader
+from fastcat.loaders.backends.ffcv import has_ffcv
+from fastcat.loaders.choose import make_loader
 from fastcat.loaders.dataset import Dataset
-from fastcat.loaders.ffcv import has_ffcv
-from fastcat.loaders.loader import Epochs, Loader
-from fastcat.loaders.registry import load_dataset
+from fastcat.loaders.loader import Loader, Sampling
+from fastcat.loaders.registry import load_dataset, loader_names
 
 PAD = 4
 WORKERS = 2
@@ -81,14 +81,14 @@ def contestants(
     dataset: Dataset, folder: Path, batch: int, device: torch.device, place: Path
 ) -> dict[str, Epoch]:
     """By name, what makes an epoch of batches on the device."""
-    settings = Epochs(
+    settings = Sampling(
         index=torch.arange(len(dataset.train)),
         batch_size=batch,
         shuffle=True,
         augmentation=Augmentation(crop_pad=PAD, flip=True),
     )
     found: dict[str, Epoch] = {}
-    for name in LOADERS:
+    for name in loader_names():
         if name != "ffcv" or has_ffcv():
             found[name] = _ours(make_loader(name, dataset, "train", settings, device, place))
     if has_ffcv():

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from fastcat.errors import InputError
 from fastcat.files import explained, write_atomically
-from fastcat.loaders.classes import match
+from fastcat.loaders.class_names import match
 from fastcat.loaders.dataset import Dataset
 from fastcat.models import make_model
 

@@ -5,6 +5,7 @@ choice unless its name begins with an underscore, and a choice's function or cla
 name. `names` imports none of them, `load` imports one.
 """
 
+import ast
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -17,10 +18,16 @@ from fastcat.errors import InputError, nearest
 @cache
 def names(package: str) -> tuple[str, ...]:
     """The choices in a package, for example "fastcat.objectives", in alphabetical order."""
-    spec = find_spec(package)
-    folders = spec.submodule_search_locations if spec else None
-    files = [file.stem for folder in folders or () for file in Path(folder).glob("*.py")]
-    return tuple(sorted(name.replace("_", "-") for name in files if not name.startswith("_")))
+    return tuple(sorted(file.stem.replace("_", "-") for file in _files(package)))
+
+
+def described(package: str) -> dict[str, str]:
+    """By choice, the first line of its file's docstring; nothing is imported."""
+    texts = {
+        file.stem.replace("_", "-"): ast.get_docstring(ast.parse(file.read_text("utf-8"))) or ""
+        for file in _files(package)
+    }
+    return {name: texts[name].partition("\n")[0] for name in sorted(texts)}
 
 
 def load(package: str, name: str, kind: str) -> Any:
@@ -35,3 +42,10 @@ def load(package: str, name: str, kind: str) -> Any:
         raise InputError(f"unknown {kind} {name!r}: {nearest(name, names(package))}")
     file = name.replace("-", "_")
     return getattr(import_module(f"{package}.{file}"), file)
+
+
+def _files(package: str) -> list[Path]:
+    spec = find_spec(package)
+    folders = (spec.submodule_search_locations if spec else None) or ()
+    files = [file for folder in folders for file in Path(folder).glob("*.py")]
+    return [file for file in files if not file.name.startswith("_")]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fastcat.checkpoint import load_weights, outputs_of
 from fastcat.errors import InputError
 from fastcat.files import find_path
-from fastcat.loaders.classes import by_number
+from fastcat.loaders.class_names import by_number
 from fastcat.loaders.dataset import Dataset
 from fastcat.peer import Teacher
 

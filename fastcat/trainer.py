@@ -24,15 +24,15 @@ from fastcat.device import make_device
 from fastcat.engine import Engine, choose_engine
 from fastcat.errors import InputError
 from fastcat.finite import broken_loss, broken_weight
+from fastcat.loaders.backends.resident import ResidentLoader
 from fastcat.loaders.choose import choose_loader, make_loader
+from fastcat.loaders.class_names import never_learnt
 from fastcat.loaders.class_order import in_order, order_note
-from fastcat.loaders.classes import never_learnt
 from fastcat.loaders.dataset import Dataset, channel_statistics
-from fastcat.loaders.extra import load_extra
-from fastcat.loaders.loader import Epochs
+from fastcat.loaders.extra_file import load_extra
+from fastcat.loaders.loader import Sampling
 from fastcat.loaders.registry import load_dataset
-from fastcat.loaders.resident import ResidentLoader
-from fastcat.loaders.split import split_indices
+from fastcat.loaders.validation_split import split_indices
 from fastcat.members import make_members
 from fastcat.peer import Peer, Teacher
 from fastcat.precision import make_precision
@@ -88,7 +88,7 @@ class Trainer:
         ]
         self.remarks += never_learnt(dataset, np.concatenate(learnt))
         augmentation = config.augmentation(dataset.crop_pad, dataset.flip)
-        epochs = Epochs(
+        sampling = Sampling(
             index=train_index,
             batch_size=config.batch_size,
             seed=config.seed,
@@ -96,17 +96,17 @@ class Trainer:
             augmentation=augmentation,
             extra=extra,
         )
-        self.loader_name = choose_loader(config.loader, dataset.train, epochs, self.device)
+        self.loader_name = choose_loader(config.loader, dataset.train, sampling, self.device)
         self.loader = make_loader(
             self.loader_name,
             dataset,
             "train",
-            epochs,
+            sampling,
             self.device,
             config.data_dir,
             config.workers,
         )
-        first_two = Epochs(index=train_index[:2], batch_size=2)
+        first_two = Sampling(index=train_index[:2], batch_size=2)
         example = next(iter(ResidentLoader(dataset.train, first_two, self.device))).x
         self.team = make_team(
             members,
@@ -294,7 +294,7 @@ class Trainer:
         """One collaborative step on what the loader gave, with its learning rate and noise."""
         config = self.config
         seed = derive_seed(config.seed, "attack", self.steps_done)
-        like = self.loader.like(inputs)
+        template = self.loader.template(inputs)
         self.team.loss.set_epoch(self.epoch)
         for peer in self.peers:
             if peer.awp is not None:
@@ -305,7 +305,7 @@ class Trainer:
                 copied = config.ema_warmup * config.epochs * self.epoch_steps
                 decay = ramped_decay(config.ema, self.steps_done + 1, copied)
                 peer.optimizer.set_ema_decay(decay)
-        values = self.engine.step(inputs, like, seed, self.current_lr())
+        values = self.engine.step(inputs, template, seed, self.current_lr())
         self.step += 1
         return values
 

@@ -16,7 +16,7 @@ from fastcat.evaluation.evaluate import answers_after
 from fastcat.guard import NO_ANSWER, answers
 from fastcat.loaders.choose import unchanged_loader
 from fastcat.loaders.dataset import Dataset, as_tensor
-from fastcat.loaders.loader import Epochs, Loader
+from fastcat.loaders.loader import Loader, Sampling
 from fastcat.modes import attack_mode
 from fastcat.peer import Peer
 from fastcat.pgd import Network
@@ -105,9 +105,9 @@ class Validation:
             name, part, index = "val", "train", val_index
         if not len(index):
             return None, None, 0.0
-        epochs = Epochs(index=index, batch_size=max(self.config.batch_size, 256))
+        sampling = Sampling(index=index, batch_size=max(self.config.batch_size, 256))
         monitor = unchanged_loader(
-            self.dataset, part, epochs, self.engine.device, self.config.workers
+            self.dataset, part, sampling, self.engine.device, self.config.workers
         )
         labels = as_tensor(getattr(self.dataset, part).labels)[index]
         return name, monitor, int(labels.bincount().max()) / len(index)

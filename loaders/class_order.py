@@ -8,10 +8,10 @@ import numpy as np
 
 from fastcat.errors import InputError
 
-from .classes import relabelled, some
+from .class_names import relabelled, some
 from .dataset import Dataset
-from .digest import dataset_digest
-from .source import Source
+from .formats.digest import dataset_digest
+from .formats.source import Source
 
 _NUMBERED = re.compile(r"(\D*)([0-9]{1,18})(\D*)")
 

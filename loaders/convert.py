@@ -4,7 +4,7 @@ import os
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,17 +12,15 @@ from fastcat.errors import InputError, nearest
 from fastcat.files import find_path
 
 from .class_order import order_note, source_in_order
-from .dataset import Dataset
-from .folder import folder_source
-from .npz_source import npz_source
-from .pack import SUFFIX, load_pack, read_manifest
-from .packing import write_pack
-from .parquet import is_parquet, parquet_source
-from .registry import DATASETS, is_folder, load_dataset
-from .source import Source, from_dataset
-from .torchvision_source import PREFIX, torchvision_source
-
-Progress = Callable[[int, int], None] | None
+from .dataset import Dataset, Progress
+from .formats.folder import folder_source
+from .formats.npz import npz_source
+from .formats.pack import SUFFIX, load_pack, read_manifest
+from .formats.pack_writer import write_pack
+from .formats.parquet import is_parquet, parquet_source
+from .formats.source import Source, from_dataset
+from .registry import dataset_names, is_folder, load_dataset
+from .torchvision_sets import PREFIX, torchvision_source
 
 _BETON = ".beton"
 _SIDES = range(1, 4097)
@@ -54,7 +52,7 @@ def convert(
     test_fraction: float | None = None,
     seed: int = 0,
     class_order: str = "text",
-    progress: Progress = None,
+    progress: Progress | None = None,
 ) -> Conversion:
     """Write `out`, which must not exist and ends in .packed or .beton, whole or not at all.
 
@@ -85,7 +83,7 @@ def convert(
     dataset = load_pack(packed)
     if packed != out:
         # imported here: FFCV's files are wanted by few
-        from .beton_set import write_betons
+        from .formats.beton_folder import write_betons
 
         try:
             write_betons(dataset, out, progress)
@@ -109,14 +107,14 @@ def open_source(
     resize: int | None = None,
     test_fraction: float | None = None,
     seed: int = 0,
-    progress: Progress = None,
+    progress: Progress | None = None,
 ) -> Source:
     """The source that a text means: a data set's name, torchvision:NAME, or a path.
 
     Paths are image folders, folders of parquet files, .npz files, and .packed and .beton folders.
     Raises InputError for anything else, and for a source that cannot be used.
     """
-    path = None if text.startswith(PREFIX) or text in DATASETS else find_path(text)
+    path = None if text.startswith(PREFIX) or text in dataset_names() else find_path(text)
     if path is not None and path.suffix == ".npz" and path.is_file():
         return npz_source(path, resize, test_fraction, seed)
     if test_fraction is not None:
@@ -134,7 +132,7 @@ def open_source(
         return from_dataset(load_dataset(text, data_dir, progress), text, resize)
     raise InputError(
         f"there is no {text!r} to convert: expected an image folder, a folder of parquet files, a "
-        f".npz file, {PREFIX}NAME or a data set; {nearest(text, DATASETS)}"
+        f".npz file, {PREFIX}NAME or a data set; {nearest(text, dataset_names())}"
     )
 
 

@@ -2,6 +2,7 @@
 
 import mmap
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from torch import Tensor
 from fastcat.errors import InputError
 
 from .labels import check_splits, class_numbers
+
+# called with (done, total): bytes, files or images
+Progress = Callable[[int, int], None]
 
 _CHUNK_PIXELS = 1 << 22
 _LAST = "give [height, width, channels], as by image.transpose(1, 2, 0)"

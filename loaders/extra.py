@@ -4,24 +4,17 @@ Source: Carmon et al. 2019 (arXiv 1905.13736) and Rebuffi et al. 2021 (arXiv 210
 share of every batch, drawn with replacement; an epoch is as long as without them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fastcat.errors import InputError
 from fastcat.seeds import derive_seed
 
-from .class_order import in_order
-from .classes import by_number, match
-from .dataset import Dataset, Split, as_tensor, read_rows
-from .labels import check_labels, class_numbers
-from .npz import map_npz, npz_digest
+from .dataset import Split, as_tensor, read_rows
 from .readers import Reader
-from .registry import load_dataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,42 +76,3 @@ class Extra:
         for out, part, other in zip(both, (images, y), self._read(rows), strict=True):
             out[mine], out[~mine] = part, other
         return both
-
-
-def load_extra(
-    path: Path,
-    fraction: float,
-    dataset: Dataset,
-    class_order: str = "text",
-    progress: Callable[[int, int], None] | None = None,
-) -> Extra:
-    """The extra images of a file or data set, mapped; pseudo-labels are labels like others.
-
-    path: an uncompressed .npz with image (uint8 [N, H, W, C]) and label (integers [N], numbers of
-    the dataset's classes), or what `load_dataset` takes, of which the training images are used, its
-    classes in `class_order` and matched with the dataset's by name.
-    Raises InputError for images, labels or classes that do not go with those of the dataset.
-    """
-    remarks: list[str] = []
-    if path.suffix == ".npz":
-        arrays = map_npz(path)
-        if not {"image", "label"} <= arrays.keys():
-            raise InputError(
-                f"{path} holds {', '.join(sorted(arrays)) or 'nothing'}, expected image and label"
-            )
-        images, digest = arrays["image"], npz_digest(path)
-        labels = class_numbers(arrays["label"], f"the labels of {path}", len(images))
-        check_labels(labels, "extra", len(dataset.classes), str(path))
-    else:
-        loaded = in_order(load_dataset(str(path), path.parent, progress), class_order)
-        images, digest = loaded.train.images, loaded.digest
-        meeting = loaded.classes, str(path), dataset.classes, dataset.name
-        labels, remarks = match(*meeting)[loaded.train.labels], by_number(*meeting)
-    own = dataset.train.images
-    planes = ": save image.transpose(0, 2, 3, 1)" if images.shape[2:] == own.shape[1:3] else ""
-    if len(images.shape) != 4 or (images.shape[1:], images.dtype) != (own.shape[1:], own.dtype):
-        raise InputError(
-            f"the images of {path} are {images.dtype} {images.shape[1:]}, expected {own.dtype} "
-            f"{own.shape[1:]} as those of {dataset.name}{planes}"
-        )
-    return Extra(split=Split(images, labels), fraction=fraction, digest=digest, remarks=remarks)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .dataset import Dataset, Split, channel_statistics
-from .source import SPLITS, rows_at_once
+from .formats.source import SPLITS, rows_at_once
 
 _SHOWN = 3
 _UNBALANCED = 3  # times as many images in the largest class as in the smallest

@@ -7,7 +7,6 @@ on nothing but its place: every loader gives the same, and a resumed run needs n
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,13 +17,11 @@ from fastcat.seeds import derive_seed
 
 from .augmentation import Augmentation, mix
 from .dataset import Split
-
-if TYPE_CHECKING:
-    from .extra import Extra  # reads files, for which a step needs nothing
+from .extra import Extra
 
 
 @dataclass(frozen=True, kw_only=True)
-class Epochs:
+class Sampling:
     """Which images of a split are seen, in what order, and what happens to them.
 
     index: places [N] int64 in the split; extra: images of another set that take a share of every
@@ -37,7 +34,7 @@ class Epochs:
     seed: int = 0
     shuffle: bool = False
     augmentation: Augmentation = field(default_factory=Augmentation)
-    extra: "Extra | None" = None
+    extra: Extra | None = None
 
     @property
     def size(self) -> int:
@@ -61,23 +58,23 @@ class Epochs:
 
 
 class Loader(ABC):
-    """Batches of a split on the device, as `epochs` says."""
+    """Batches of a split on the device, as `sampling` says."""
 
-    def __init__(self, split: Split, epochs: Epochs, device: torch.device) -> None:
+    def __init__(self, split: Split, sampling: Sampling, device: torch.device) -> None:
         _, self.height, self.width, self.channels = split.images.shape
         self.own = len(split)
-        self.epochs = epochs
+        self.sampling = sampling
         self.device = device
-        epochs.augmentation.check(self.height, self.width)
+        sampling.augmentation.check(self.height, self.width)
 
     @property
     def size(self) -> int:
         """Images an epoch."""
-        return self.epochs.size
+        return self.sampling.size
 
     def __len__(self) -> int:
         """Batches an epoch."""
-        return len(self.epochs)
+        return len(self.sampling)
 
     @abstractmethod
     def inputs(self, epoch: int = 0, first_batch: int = 0) -> Iterator[tuple[Tensor, ...]]:
@@ -87,7 +84,7 @@ class Loader(ABC):
     def gather(self, *inputs: Tensor) -> Batch:
         """The batch of these inputs, by device operations alone."""
 
-    def like(self, inputs: tuple[Tensor, ...]) -> Tensor:
+    def template(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """Images of the shape and layout that `gather` gives, with nothing in them yet."""
         draws = inputs[0]
         shape = (draws.shape[1], self.height, self.width, self.channels)
@@ -105,24 +102,24 @@ class Loader(ABC):
         """Of an epoch the draws [10, size] of `augment` and, where images are mixed, [batches, 5]
         of `mix`.
         """
-        epochs, place = self.epochs, (self.epochs.seed, epoch)
-        order = epochs.order(epoch, self.own)
-        draws = epochs.augmentation.draw(order, self.height, self.width, *place)
-        if not epochs.augmentation.mixes:
+        sampling, place = self.sampling, (self.sampling.seed, epoch)
+        order = sampling.order(epoch, self.own)
+        draws = sampling.augmentation.draw(order, self.height, self.width, *place)
+        if not sampling.augmentation.mixes:
             return (draws,)
-        return draws, epochs.augmentation.draw_mix(len(self), self.height, self.width, *place).T
+        return draws, sampling.augmentation.draw_mix(len(self), self.height, self.width, *place).T
 
     def batches(self, drawn: tuple[Tensor, ...], first_batch: int) -> Sequence[tuple[Tensor, ...]]:
         """What `draw` gave for an epoch, batch by batch."""
         draws, *mixes = drawn
-        parts = draws.split(self.epochs.batch_size, dim=1)
+        parts = draws.split(self.sampling.batch_size, dim=1)
         return list(zip(parts, *mixes, strict=True))[first_batch:]
 
     def make_batch(
         self, images: Tensor, y: Tensor, places: Tensor, draws: Tensor, *mixes: Tensor
     ) -> Batch:
         """The batch of rows draws[0] of images, which have labels y [B] and places [B]."""
-        augmentation = self.epochs.augmentation
+        augmentation = self.sampling.augmentation
         x = augment(images, draws, augmentation.cutout, augmentation.crop_reflect)
         if not mixes:
             return Batch(x, y, places)

@@ -12,7 +12,7 @@ from fastcat.batch import Batch
 from fastcat.seeds import derive_seed
 
 from .dataset import Split
-from .loader import Epochs, Loader
+from .loader import Loader, Sampling
 from .readers import Reader
 
 _AHEAD = 3
@@ -21,14 +21,16 @@ _AHEAD = 3
 class StreamedLoader(Loader):
     """Batches that `read` brings, a few of them ahead of the device."""
 
-    def __init__(self, split: Split, epochs: Epochs, device: torch.device, read: Reader) -> None:
-        super().__init__(split, epochs, device)
-        self.read = read if epochs.extra is None else epochs.extra.joined_to(read, len(split))
+    def __init__(
+        self, split: Split, sampling: Sampling, device: torch.device, read: Reader
+    ) -> None:
+        super().__init__(split, sampling, device)
+        self.read = read if sampling.extra is None else sampling.extra.joined_to(read, len(split))
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def inputs(self, epoch: int = 0, first_batch: int = 0) -> Iterator[tuple[Tensor, ...]]:
         drawn = self.batches(self.draw(epoch), first_batch)
-        seed = derive_seed(self.epochs.seed, "workers", epoch)
+        seed = derive_seed(self.sampling.seed, "workers", epoch)
         # here, since processes are not to be forked in a thread
         read = self.read([draws[0].numpy() for draws, *_ in drawn], seed)
         with closing(ahead(self._upload(read, drawn))) as uploaded:

@@ -60,7 +60,7 @@ class VerifyCommand:
 
 def run_convert(command: ConvertCommand) -> None:
     from fastcat.loaders.convert import convert
-    from fastcat.loaders.pictures import UnreadableError
+    from fastcat.loaders.formats.image_source import UnreadableError
     from fastcat.progress import make_console, task
 
     try:
@@ -101,8 +101,8 @@ def _list(faults: Sequence[str]) -> None:
 
 def run_info(command: InfoCommand) -> None:
     from fastcat.loaders.class_order import order_note
+    from fastcat.loaders.contact_sheet import check_sheet, write_sheet
     from fastcat.loaders.inspection import describe
-    from fastcat.loaders.sheet import check_sheet, write_sheet
 
     if command.sheet is not None:
         check_sheet(command.sheet)

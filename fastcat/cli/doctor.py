@@ -35,7 +35,7 @@ def report() -> tuple[list[str], bool]:
     from fastcat.cpus import usable_cpus
     from fastcat.environment import environment, too_old
     from fastcat.kernels import winograd
-    from fastcat.loaders.ffcv import INSTALL
+    from fastcat.loaders.backends.ffcv import INSTALL
 
     facts = environment()
     lines = [

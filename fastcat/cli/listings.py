@@ -8,11 +8,10 @@ from fastcat.choices import ENGINES
 from fastcat.collaboration import APART, COLLABORATIONS
 from fastcat.config.recipes import RECIPES, about
 from fastcat.evaluation.attack import FORMS, PACKAGE, find_attack
-from fastcat.loaders.choose import LOADERS
-from fastcat.loaders.registry import DATASETS
+from fastcat.loaders.registry import BACKENDS, DATASETS
 from fastcat.models import ARCHS
 from fastcat.objectives import METHODS, make_objective
-from fastcat.registry import names
+from fastcat.registry import described, names
 from fastcat.replay import Replay
 from fastcat.schedules import SCHEDULES
 from fastcat.settings import usage
@@ -64,7 +63,7 @@ LISTINGS: dict[str, Callable[[], dict[str, str]]] = {
         "MODULE:FUNCTION": "your own: a function (classes, channels) annotated -> nn.Module",
     },
     "datasets": lambda: {
-        **DATASETS,
+        **described(DATASETS),
         "FOLDER": "a folder of images train/CLASS/*, test/CLASS/*, or NAME.packed, .beton, .npz",
     },
     "attacks": lambda: {
@@ -83,6 +82,6 @@ LISTINGS: dict[str, Callable[[], dict[str, str]]] = {
     "collaborations": lambda: _with_settings(COLLABORATIONS, APART),
     "schedules": lambda: _described(SCHEDULES),
     "engines": lambda: dict(ENGINES),
-    "loaders": lambda: dict(LOADERS),
+    "loaders": lambda: described(BACKENDS),
     "recipes": lambda: {name: about(path) for name, path in RECIPES.items()},
 }

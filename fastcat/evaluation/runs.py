@@ -30,11 +30,11 @@ from fastcat.evaluation.recognise import recognise
 from fastcat.files import claimed, write_text
 from fastcat.foreign import load_foreign
 from fastcat.loaders.choose import unchanged_loader
+from fastcat.loaders.class_names import by_number, relabelled
 from fastcat.loaders.class_order import in_order, numeric_order, order_note
-from fastcat.loaders.classes import by_number, relabelled
 from fastcat.loaders.dataset import Dataset, channel_statistics
-from fastcat.loaders.loader import Epochs, Loader
-from fastcat.loaders.registry import DATASETS, load_dataset
+from fastcat.loaders.loader import Loader, Sampling
+from fastcat.loaders.registry import dataset_names, load_dataset
 from fastcat.models import canonical_arch, make_model, normalized
 from fastcat.over_seeds import is_over_seeds, rows, runs_of, spreads_of, write_record
 from fastcat.over_seeds import table as table_of
@@ -303,7 +303,7 @@ def find_data(config: EvalConfig, info: WeightsInfo | None) -> tuple[str, Path]:
             settings = yaml.safe_load((config.target / "config.yaml").read_bytes())
             if isinstance(settings, dict):
                 trained |= {key: str(settings.get(key, trained[key])) for key in trained}
-    elif config.data is None and info.data not in DATASETS:
+    elif config.data is None and info.data not in dataset_names():
         raise InputError(f"say where the images of {info.data!r} are: type --data FOLDER")
     return config.data or trained["data"], config.data_dir or Path(trained["data_dir"])
 
@@ -319,8 +319,8 @@ def make_loader(dataset: Dataset, config: EvalConfig, device: torch.device) -> L
         raise InputError(f"n is {n}, but the {config.split} split has {len(split)} images")
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "evaluated"))
     index = torch.randperm(len(split), generator=generator)[:n].sort().values
-    epochs = Epochs(index=index, batch_size=config.batch_size)
-    return unchanged_loader(dataset, config.split, epochs, device)
+    sampling = Sampling(index=index, batch_size=config.batch_size)
+    return unchanged_loader(dataset, config.split, sampling, device)
 
 
 def threats_of(config: EvalConfig, info: WeightsInfo) -> list[ThreatModel]:

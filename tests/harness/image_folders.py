@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from fastcat.errors import InputError
-from fastcat.loaders.folder import load_folder
+from fastcat.loaders.formats.folder import load_folder
 
 
 def noise(seed: int, height: int = 8, width: int = 8, channels: int = 3) -> np.ndarray:

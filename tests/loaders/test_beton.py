@@ -15,12 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastcat.errors import InputError
-from fastcat.loaders.beton import read_beton, write_beton
-from fastcat.loaders.beton_set import load_betons, write_betons
+from fastcat.loaders.backends.ffcv import FfcvReader
 from fastcat.loaders.choose import make_loader
 from fastcat.loaders.dataset import Split
-from fastcat.loaders.ffcv import FfcvReader
-from fastcat.loaders.loader import Epochs
+from fastcat.loaders.formats.beton import read_beton, write_beton
+from fastcat.loaders.formats.beton_folder import load_betons, write_betons
+from fastcat.loaders.loader import Sampling
 from fastcat.loaders.registry import load_dataset
 from tests.harness.peak_memory import peak_mib
 from tests.harness.random_images import CPU, random_dataset, random_split
@@ -97,9 +97,9 @@ def test_another_set_of_the_same_name_is_not_taken_for_it(tmp_path: Path) -> Non
     pytest.importorskip("ffcv", reason="FFCV is not installed")
     dataset, other = random_dataset(n=40), random_dataset(n=41)
     write_betons(other, tmp_path / f"random-{dataset.digest[:12]}.beton")
-    epochs = Epochs(index=torch.arange(40), batch_size=4)
+    sampling = Sampling(index=torch.arange(40), batch_size=4)
     with pytest.raises(InputError, match="holds other images than random: remove it"):
-        make_loader("ffcv", dataset, "train", epochs, CPU, tmp_path)
+        make_loader("ffcv", dataset, "train", sampling, CPU, tmp_path)
 
 
 def test_a_file_that_is_cut_short_is_refused(betons: Path) -> None:
@@ -191,7 +191,7 @@ def test_a_full_disk_ends_in_a_sentence_and_leaves_nothing(tmp_path: Path) -> No
         "import resource, signal, sys\n"
         "from pathlib import Path\n"
         "from fastcat.errors import InputError\n"
-        "from fastcat.loaders.beton_set import write_betons\n"
+        "from fastcat.loaders.formats.beton_folder import write_betons\n"
         "from tests.harness.random_images import random_dataset\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
@@ -215,7 +215,7 @@ def test_a_writer_that_is_killed_leaves_nothing_that_is_taken_for_a_set(tmp_path
     script = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from fastcat.loaders.beton_set import write_betons\n"
+        "from fastcat.loaders.formats.beton_folder import write_betons\n"
         "from tests.harness.random_images import random_dataset\n"
         "def wait(done, total):\n    print(done, flush=True); time.sleep(60)\n"
         "write_betons(random_dataset(), Path(sys.argv[1]), wait)\n"

@@ -13,8 +13,8 @@ from PIL import Image
 from fastcat.cli import main
 from fastcat.errors import InputError
 from fastcat.loaders.class_order import in_order, numeric_order, order_note
-from fastcat.loaders.folder import load_folder
-from fastcat.loaders.pack import load_pack
+from fastcat.loaders.formats.folder import load_folder
+from fastcat.loaders.formats.pack import load_pack
 from fastcat.loaders.registry import load_dataset
 from tests.harness.image_folders import beside, refusal_of
 from tests.harness.runs import run_tiny

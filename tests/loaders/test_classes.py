@@ -5,7 +5,7 @@ import unicodedata
 import pytest
 
 from fastcat.errors import InputError
-from fastcat.loaders.classes import match, never_learnt, relabelled
+from fastcat.loaders.class_names import match, never_learnt, relabelled
 from tests.harness.random_images import random_dataset
 
 

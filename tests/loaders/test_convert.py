@@ -14,11 +14,10 @@ from PIL import Image
 
 from fastcat.cli import main
 from fastcat.errors import InputError
-from fastcat.loaders import beton_set
 from fastcat.loaders.convert import convert
 from fastcat.loaders.dataset import Dataset
-from fastcat.loaders.digits import load_digits
-from fastcat.loaders.folder import load_folder
+from fastcat.loaders.formats import beton_folder
+from fastcat.loaders.formats.folder import load_folder
 from fastcat.loaders.registry import load_dataset
 from tests.harness.image_folders import beside, make_folder
 
@@ -29,7 +28,7 @@ COMMAND = [sys.executable, "-m", "fastcat", "data", "convert"]
 def test_a_data_set_by_name_keeps_its_digest_and_augmentation(tmp_path: Path) -> None:
     """So that a run on one may go on with the other."""
     done = convert("digits", tmp_path / "digits.packed", data_dir=tmp_path)
-    digits = load_digits()
+    digits = load_dataset("digits", tmp_path)
     data = load_dataset(str(tmp_path / "digits.packed"), tmp_path)
     assert np.array_equal(data.train.images, digits.train.images)
     assert np.array_equal(data.test.labels, digits.test.labels)
@@ -73,7 +72,7 @@ def test_betons_are_written_from_a_pack_that_does_not_stay(
         assert np.array_equal(dataset.train.labels, [0] * 5 + [1] * 5)
         folder.mkdir()
 
-    monkeypatch.setattr(beton_set, "write_betons", write)
+    monkeypatch.setattr(beton_folder, "write_betons", write)
     convert(str(images), tmp_path / "out.beton", data_dir=tmp_path)
     assert len(seen) == 1
     assert beside(images) == {"out.beton"}
@@ -82,7 +81,7 @@ def test_betons_are_written_from_a_pack_that_does_not_stay(
 def test_a_hidden_pack_that_a_killed_conversion_left_is_used_if_it_is_of_this_source(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(beton_set, "write_betons", lambda _, folder, __: folder.mkdir())
+    monkeypatch.setattr(beton_folder, "write_betons", lambda _, folder, __: folder.mkdir())
     hidden = tmp_path / ".out.beton.packed"
     convert(str(images), tmp_path / "whole.packed", data_dir=tmp_path)
     (tmp_path / "whole.packed").rename(hidden)

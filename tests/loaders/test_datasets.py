@@ -15,9 +15,7 @@ from PIL import Image
 from torchvision import datasets
 
 from fastcat.errors import InputError
-from fastcat.loaders.cifar import load_cifar
-from fastcat.loaders.digits import load_digits
-from fastcat.loaders.registry import DATASETS, is_folder, load_dataset
+from fastcat.loaders.registry import dataset_names, is_folder, load_dataset
 
 # Of all 1797 images and labels and their split: a change of it changes every published number.
 DIGITS_DIGEST = "90dc34be2e128b017b293a6aa4d5b233e5bf0ce1c6041d238457b92da0312164"
@@ -29,9 +27,9 @@ def one_line(caught: "pytest.ExceptionInfo[InputError]") -> str:
     return message
 
 
-def test_digits_are_the_bundled_images_scaled_to_bytes() -> None:
+def test_digits_are_the_bundled_images_scaled_to_bytes(tmp_path: Path) -> None:
     bunch = sklearn.datasets.load_digits()
-    data = load_digits()
+    data = load_dataset("digits", tmp_path)
     ours = np.concatenate([data.train.images, data.test.images])[..., 0]
     labels = np.concatenate([data.train.labels, data.test.labels])
     scaled = [[round(value * 255 / 16) for value in row] for row in bunch.data.tolist()]
@@ -46,26 +44,27 @@ def test_digits_are_the_bundled_images_scaled_to_bytes() -> None:
     assert ours.max() == 255
 
 
-def test_digits_split_is_a_fifth_of_each_class_and_never_changes() -> None:
-    data = load_digits()
+def test_digits_split_is_a_fifth_of_each_class_and_never_changes(tmp_path: Path) -> None:
+    data = load_dataset("digits", tmp_path)
     total = np.bincount(data.train.labels) + np.bincount(data.test.labels)
     assert np.array_equal(np.bincount(data.test.labels), np.round(total / 5))
     assert data.digest == DIGITS_DIGEST
 
 
-def test_digits_are_neither_shifted_nor_mirrored() -> None:
-    data = load_digits()
+def test_digits_are_neither_shifted_nor_mirrored(tmp_path: Path) -> None:
+    data = load_dataset("digits", tmp_path)
     assert (data.image_shape, data.crop_pad, data.flip) == ((8, 8, 1), 0, False)
     assert data.classes == tuple("0123456789")
     assert data.train.images.flags.c_contiguous
 
 
 def test_digits_without_scikit_learn_name_the_line_that_installs_it(
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(InputError) as caught:
-        load_digits()
+        load_dataset("digits", tmp_path)
     assert "pip install scikit-learn" in one_line(caught)
 
 
@@ -114,7 +113,9 @@ def test_cifar_is_downloaded_unpacked_and_read_without_a_word(
 ) -> None:
     name, archive = published
     calls: list[tuple[int, int]] = []
-    data = load_cifar(name, tmp_path / "new/data", lambda done, total: calls.append((done, total)))
+    data = load_dataset(
+        name, tmp_path / "new/data", lambda done, total: calls.append((done, total))
+    )
     label_key = "labels" if name == "cifar10" else "fine_labels"
     first = pickle.loads(cifar_bytes(0, 6, label_key))["data"][1].reshape(3, 32, 32)
     assert np.array_equal(data.train.images[1], first.transpose(1, 2, 0))
@@ -133,10 +134,10 @@ def test_cifar_already_unpacked_needs_neither_archive_nor_network(
     published: tuple[str, Path], tmp_path: Path
 ) -> None:
     name, archive = published
-    digest = load_cifar(name, tmp_path).digest
+    digest = load_dataset(name, tmp_path).digest
     archive.unlink()
     (tmp_path / archive.name).unlink()
-    assert load_cifar(name, tmp_path).digest == digest
+    assert load_dataset(name, tmp_path).digest == digest
 
 
 def test_cifar_archive_put_into_the_data_folder_needs_no_network(
@@ -144,17 +145,17 @@ def test_cifar_archive_put_into_the_data_folder_needs_no_network(
 ) -> None:
     name, archive = published
     archive.rename(tmp_path / archive.name)
-    assert len(load_cifar(name, tmp_path).test) == 6
+    assert len(load_dataset(name, tmp_path).test) == 6
 
 
 def test_cifar_damaged_after_unpacking_is_unpacked_again(
     published: tuple[str, Path], tmp_path: Path
 ) -> None:
     name, _ = published
-    digest = load_cifar(name, tmp_path).digest
+    digest = load_dataset(name, tmp_path).digest
     batch = next(tmp_path.glob("cifar-*/test*"))
     batch.write_bytes(b"damaged")
-    assert load_cifar(name, tmp_path).digest == digest
+    assert load_dataset(name, tmp_path).digest == digest
 
 
 def test_cifar_without_network_names_the_archive_and_its_place(
@@ -163,7 +164,7 @@ def test_cifar_without_network_names_the_archive_and_its_place(
     name, archive = published
     archive.unlink()
     with pytest.raises(InputError) as caught:
-        load_cifar(name, tmp_path / "data")
+        load_dataset(name, tmp_path / "data")
     message = one_line(caught)
     assert f"{archive.name} could not be downloaded" in message
     assert f"put it into {tmp_path / 'data'}" in message
@@ -193,7 +194,7 @@ def test_cifar_download_that_breaks_off_leaves_no_archive(
         url = f"http://127.0.0.1:{server.server_port}/{archive.name}"
         monkeypatch.setattr(source, "url", url)
         with pytest.raises(InputError) as caught:
-            load_cifar(name, tmp_path / "data")
+            load_dataset(name, tmp_path / "data")
     assert f"{archive.name} could not be downloaded from {url}" in one_line(caught)
     assert "10 of 1000 bytes" in str(caught.value)
     assert list((tmp_path / "data").iterdir()) == []
@@ -205,7 +206,7 @@ def test_cifar_damaged_archive_is_refused_and_kept(
     name, archive = published
     (tmp_path / archive.name).write_bytes(archive.read_bytes()[:-10])
     with pytest.raises(InputError) as caught:
-        load_cifar(name, tmp_path)
+        load_dataset(name, tmp_path)
     assert f"{tmp_path / archive.name} is damaged" in one_line(caught)
     assert (tmp_path / archive.name).exists()
 
@@ -213,7 +214,7 @@ def test_cifar_damaged_archive_is_refused_and_kept(
 def test_cifar_data_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("")
     with pytest.raises(InputError) as caught:
-        load_cifar("cifar10", tmp_path / "data")
+        load_dataset("cifar10", tmp_path / "data")
     assert str(tmp_path / "data") in one_line(caught)
 
 
@@ -275,4 +276,4 @@ def test_registered_names_load_what_they_say(published: tuple[str, Path], tmp_pa
     name, _ = published
     assert load_dataset(name, tmp_path).name == name
     assert load_dataset("digits", tmp_path).name == "digits"
-    assert set(DATASETS) == {"cifar10", "cifar100", "digits", "svhn", "tiny-imagenet-200"}
+    assert set(dataset_names()) == {"cifar10", "cifar100", "digits", "svhn", "tiny-imagenet-200"}

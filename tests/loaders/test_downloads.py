@@ -15,8 +15,8 @@ from torchvision import datasets
 from torchvision.datasets.utils import check_integrity
 
 from fastcat.errors import InputError
-from fastcat.loaders import tiny_imagenet
 from fastcat.loaders.convert import convert
+from fastcat.loaders.datasets import tiny_imagenet_200
 from fastcat.loaders.registry import load_dataset
 from tests.harness.image_folders import make_tiny_imagenet, noise
 
@@ -82,28 +82,28 @@ def zip_tree(folder: Path, archive: Path) -> None:
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The archive at its file:// address."""
-    root = make_tiny_imagenet(tmp_path / "net" / tiny_imagenet.NAME)
-    archive = root.with_name(f"{tiny_imagenet.NAME}.zip")
+    root = make_tiny_imagenet(tmp_path / "net" / tiny_imagenet_200.NAME)
+    archive = root.with_name(f"{tiny_imagenet_200.NAME}.zip")
     zip_tree(root, archive)
-    monkeypatch.setattr(tiny_imagenet, "URL", archive.as_uri())
-    monkeypatch.setattr(tiny_imagenet, "MD5", md5(archive))
+    monkeypatch.setattr(tiny_imagenet_200, "URL", archive.as_uri())
+    monkeypatch.setattr(tiny_imagenet_200, "MD5", md5(archive))
     return archive
 
 
 def test_tiny_imagenet_is_downloaded_unpacked_and_packed(tiny: Path, tmp_path: Path) -> None:
-    data = load_dataset(tiny_imagenet.NAME, tmp_path / "data")
+    data = load_dataset(tiny_imagenet_200.NAME, tmp_path / "data")
     assert (len(data.train), len(data.test), data.crop_pad) == (9, 3, 8)
     names = {path.name for path in (tmp_path / "data").iterdir()}
-    name = tiny_imagenet.NAME
+    name = tiny_imagenet_200.NAME
     assert names == {name, f"{name}.zip", f"{name}.packed"}
 
 
 ZIPS: dict[str, Callable[[zipfile.ZipFile], object]] = {
-    "out of the folder": lambda file: file.writestr(f"{tiny_imagenet.NAME}/../../proof", "x"),
+    "out of the folder": lambda file: file.writestr(f"{tiny_imagenet_200.NAME}/../../proof", "x"),
     "absolute": lambda file: file.writestr("/tmp/proof", "x"),
     "beside the folder": lambda file: file.writestr("proof", "x"),
-    "backslashes": lambda file: file.writestr(f"{tiny_imagenet.NAME}\\..\\proof", "x"),
-    "a link": lambda file: file.writestr(link(f"{tiny_imagenet.NAME}/proof"), "/etc/passwd"),
+    "backslashes": lambda file: file.writestr(f"{tiny_imagenet_200.NAME}\\..\\proof", "x"),
+    "a link": lambda file: file.writestr(link(f"{tiny_imagenet_200.NAME}/proof"), "/etc/passwd"),
 }
 
 
@@ -122,9 +122,9 @@ def test_an_archive_that_reaches_outside_is_refused_and_nothing_is_unpacked(
 ) -> None:
     with zipfile.ZipFile(tiny, "a") as file:
         add(file)
-    monkeypatch.setattr(tiny_imagenet, "MD5", md5(tiny))
+    monkeypatch.setattr(tiny_imagenet_200, "MD5", md5(tiny))
     with pytest.raises(InputError, match="expected files in tiny-imagenet-200/ only"):
-        load_dataset(tiny_imagenet.NAME, tmp_path / "data")
+        load_dataset(tiny_imagenet_200.NAME, tmp_path / "data")
     assert [path.name for path in (tmp_path / "data").iterdir()] == [tiny.name]
     assert not list(tmp_path.rglob("proof"))
 
@@ -135,9 +135,9 @@ def test_a_damaged_archive_leaves_no_half_unpacked_folder(
     raw = bytearray(tiny.read_bytes())
     raw[raw.index(b"JFIF") + 700] ^= 1
     tiny.write_bytes(raw)
-    monkeypatch.setattr(tiny_imagenet, "MD5", md5(tiny))
+    monkeypatch.setattr(tiny_imagenet_200, "MD5", md5(tiny))
     with pytest.raises(InputError, match="cannot be unpacked"):
-        load_dataset(tiny_imagenet.NAME, tmp_path / "data")
+        load_dataset(tiny_imagenet_200.NAME, tmp_path / "data")
     assert [path.name for path in (tmp_path / "data").iterdir()] == [tiny.name]
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from fastcat.errors import InputError
 from fastcat.loaders.convert import convert
-from fastcat.loaders.extra import load_extra
-from fastcat.loaders.folder import load_folder
+from fastcat.loaders.extra_file import load_extra
+from fastcat.loaders.formats.folder import load_folder
 from tests.harness.image_folders import make_folder
 from tests.harness.random_images import random_dataset, random_split
 from tests.harness.runs import SMALL, assert_same_end, run_tiny
@@ -167,17 +167,17 @@ def test_a_large_generated_set_stays_on_the_disk(tmp_path: Path) -> None:
         "import numpy as np\n"
         "from fastcat.loaders.choose import *\n"
         "from fastcat.loaders.dataset import Dataset, Split\n"
-        "from fastcat.loaders.extra import load_extra\n"
-        "from fastcat.loaders.loader import Epochs\n"
+        "from fastcat.loaders.extra_file import load_extra\n"
+        "from fastcat.loaders.loader import Sampling\n"
         "from tests.harness.peak_memory import peak_mib\n"
         "own = Split(np.zeros((1000, 32, 32, 3), np.uint8), np.arange(1000) % 2)\n"
         "data = Dataset(name='own', classes=('a', 'b'), train=own, test=own, crop_pad=4, flip=True,"
         " digest='')\n"
         "extra = load_extra(Path(sys.argv[1]), 0.99, data)\n"
-        "epochs = Epochs(index=torch.arange(300_000) % 1000, batch_size=1000, extra=extra,"
+        "sampling = Sampling(index=torch.arange(300_000) % 1000, batch_size=1000, extra=extra,"
         " shuffle=True)\n"
-        "name = choose_loader('auto', own, epochs, torch.device('cpu'))\n"
-        "loader = make_loader(name, data, 'train', epochs, torch.device('cpu'), Path())\n"
+        "name = choose_loader('auto', own, sampling, torch.device('cpu'))\n"
+        "loader = make_loader(name, data, 'train', sampling, torch.device('cpu'), Path())\n"
         "seen = torch.cat([batch.indices for batch in loader])\n"
         "assert (seen >= 1000).sum() == 297_000 and len(seen.unique()) > 150_000\n"
         "print(name, peak_mib())\n"

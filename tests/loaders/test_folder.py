@@ -13,8 +13,8 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from fastcat.cli import main
-from fastcat.loaders import pictures
-from fastcat.loaders.folder import load_folder
+from fastcat.loaders.formats import image_source
+from fastcat.loaders.formats.folder import load_folder
 from fastcat.loaders.registry import load_dataset
 from tests.harness.image_folders import beside, make_folder, noise, refusal_of
 
@@ -31,7 +31,7 @@ def test_png_pixels_and_labels_are_exact_and_in_name_order(images: Path) -> None
 
 
 def test_several_blocks_keep_the_order(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures, "_BLOCK_IMAGES", 1)
+    monkeypatch.setattr(image_source, "_BLOCK_IMAGES", 1)
     data = load_folder(images)
     expected = [np.asarray(Image.open(p)) for p in sorted((images / "train").glob("*/*.png"))]
     assert np.array_equal(data.train.images, np.stack(expected))
@@ -117,7 +117,7 @@ def test_dot_files_are_ignored(images: Path) -> None:
 def test_progress_ends_at_the_number_of_images(
     images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pictures, "_BLOCK_IMAGES", 4)
+    monkeypatch.setattr(image_source, "_BLOCK_IMAGES", 4)
     calls: list[tuple[int, int]] = []
     load_folder(images, lambda done, total: calls.append((done, total)))
     assert calls == [(4, 14), (8, 14), (10, 14), (14, 14)]

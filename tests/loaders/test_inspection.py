@@ -10,10 +10,10 @@ from PIL import Image
 from fastcat.cli import main
 from fastcat.errors import InputError
 from fastcat.loaders import inspection
+from fastcat.loaders.contact_sheet import CELL, GAP, NAMES, make_sheet, write_sheet
 from fastcat.loaders.dataset import Dataset, Split
-from fastcat.loaders.folder import load_folder
+from fastcat.loaders.formats.folder import load_folder
 from fastcat.loaders.inspection import counts, describe, findings
-from fastcat.loaders.sheet import CELL, GAP, NAMES, make_sheet, write_sheet
 from tests.harness.image_folders import make_folder, noise
 
 

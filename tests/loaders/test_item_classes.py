@@ -12,7 +12,7 @@ from torchvision import datasets
 from torchvision.datasets import ImageFolder
 
 from fastcat.errors import InputError
-from fastcat.loaders.item_classes import known_labels
+from fastcat.loaders.item_labels import known_labels
 from fastcat.loaders.items import from_items
 from tests.harness.image_folders import make_folder, noise
 

@@ -18,7 +18,7 @@ import fastcat
 from fastcat.errors import InputError
 from fastcat.loaders.choose import choose_loader, make_loader
 from fastcat.loaders.items import from_items
-from fastcat.loaders.loader import Epochs
+from fastcat.loaders.loader import Sampling
 from tests.harness import tiny
 from tests.harness.random_images import CPU, MOVED, random_split, same
 from tests.harness.runs import assert_same_end
@@ -58,12 +58,14 @@ FORMS = {
 def test_every_form_of_an_image_gives_the_same_batches(form: str, tmp_path: Path) -> None:
     dataset = make(FORMS[form])
     assert dataset.classes == tuple("abcde")
-    epochs = Epochs(index=torch.arange(24), batch_size=5, shuffle=True, seed=2, augmentation=MOVED)
-    assert choose_loader("auto", dataset.train, epochs, CPU) == "torch"
+    sampling = Sampling(
+        index=torch.arange(24), batch_size=5, shuffle=True, seed=2, augmentation=MOVED
+    )
+    assert choose_loader("auto", dataset.train, sampling, CPU) == "torch"
     arrays = make(FORMS["array"])
-    expected = make_loader("resident", arrays, "train", epochs, CPU, tmp_path)
+    expected = make_loader("resident", arrays, "train", sampling, CPU, tmp_path)
     for name in ("torch", "stream", "resident"):
-        found = make_loader(name, dataset, "train", epochs, CPU, tmp_path)
+        found = make_loader(name, dataset, "train", sampling, CPU, tmp_path)
         assert all(map(same, expected.epoch(1), found.epoch(1)))
 
 
@@ -177,11 +179,11 @@ def test_images_that_change_are_refused_when_they_are_met(
     change: Callable[[Any, int], tuple[Any, int]], text: str, tmp_path: Path
 ) -> None:
     """In a worker process too: the sentence comes back whole."""
-    epochs = Epochs(index=torch.arange(24), batch_size=4)
+    sampling = Sampling(index=torch.arange(24), batch_size=4)
     for name in ("torch", "stream", "resident"):
         dataset = from_items(Changing(change), Items(6, FORMS["array"]))
         with pytest.raises(InputError, match=text):
-            list(make_loader(name, dataset, "train", epochs, CPU, tmp_path))
+            list(make_loader(name, dataset, "train", sampling, CPU, tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from fastcat.errors import InputError
-from fastcat.loaders.beton import write_beton
 from fastcat.loaders.convert import convert, open_source
 from fastcat.loaders.dataset import Dataset, Split
-from fastcat.loaders.extra import load_extra
+from fastcat.loaders.extra_file import load_extra
+from fastcat.loaders.formats.beton import write_beton
 from fastcat.loaders.items import from_items
 from fastcat.loaders.labels import class_number, class_numbers
 from fastcat.loaders.registry import load_dataset

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from fastcat.errors import InputError
-from fastcat.loaders import tiny_imagenet
-from fastcat.loaders.decode import UnusableError, decode, read_image
-from fastcat.loaders.folder import load_folder
+from fastcat.loaders.datasets import tiny_imagenet_200
+from fastcat.loaders.formats.decode import UnusableError, decode, read_image
+from fastcat.loaders.formats.folder import load_folder
 from fastcat.loaders.registry import load_dataset
 from tests.harness.image_folders import make_folder, make_tiny_imagenet, noise, refusal_of
 
@@ -78,8 +78,8 @@ def test_images_without_classes_are_no_test_split(images: Path) -> None:
 
 def test_tiny_imagenet_by_name_is_the_folder_in_the_data_folder(tmp_path: Path) -> None:
     make_tiny_imagenet(tmp_path / "tiny-imagenet-200")
-    data = load_dataset(tiny_imagenet.NAME, tmp_path)
-    assert data.name == tiny_imagenet.NAME
+    data = load_dataset(tiny_imagenet_200.NAME, tmp_path)
+    assert data.name == tiny_imagenet_200.NAME
     assert len(data.train) == 9
 
 
@@ -101,7 +101,7 @@ def test_alpha_is_dropped_and_grey_stays_grey(
 
 @pytest.mark.parametrize("mode", ["PA", "P", "La", "RGBa", "LAB", "YCbCr", "HSV", "CMYK", "RGBX"])
 def test_every_mode_of_eight_bits_is_converted(mode: str) -> None:
-    from fastcat.loaders.decode import to_pixels
+    from fastcat.loaders.formats.decode import to_pixels
 
     image = Image.new("RGBA", (5, 4), (200, 30, 60, 255))
     if mode in ("La", "PA"):

@@ -11,20 +11,21 @@ import torch
 
 from fastcat.errors import InputError
 from fastcat.loaders.augmentation import Augmentation
-from fastcat.loaders.beton import read_beton, write_beton
-from fastcat.loaders.choose import LOADERS, choose_loader, make_loader, unchanged_loader
+from fastcat.loaders.backends.resident import ResidentLoader
+from fastcat.loaders.choose import choose_loader, make_loader, unchanged_loader
 from fastcat.loaders.dataset import Split, channel_statistics
 from fastcat.loaders.extra import Extra
-from fastcat.loaders.loader import Epochs, Loader
-from fastcat.loaders.resident import ResidentLoader
-from fastcat.loaders.split import split_indices
+from fastcat.loaders.formats.beton import read_beton, write_beton
+from fastcat.loaders.loader import Loader, Sampling
+from fastcat.loaders.registry import loader_names
 from fastcat.loaders.streamed import StreamedLoader, ahead
+from fastcat.loaders.validation_split import split_indices
 from tests.harness.random_images import CPU, MOVED, random_dataset, random_split, same
 
 
 def make(split: Split, **settings: object) -> ResidentLoader:
     defaults: dict[str, object] = {"index": torch.arange(len(split)), "batch_size": 4}
-    return ResidentLoader(split, Epochs(**{**defaults, **settings}), CPU)  # type: ignore[arg-type]
+    return ResidentLoader(split, Sampling(**{**defaults, **settings}), CPU)  # type: ignore[arg-type]
 
 
 AUGMENTATIONS = {
@@ -54,7 +55,7 @@ def test_the_same_seed_gives_the_same_batches_with_every_loader(
     if name == "ffcv":
         pytest.importorskip("ffcv", reason="FFCV is not installed", exc_type=ImportError)
     dataset = random_dataset(channels)
-    epochs = Epochs(
+    sampling = Sampling(
         index=torch.arange(2, 23),
         batch_size=4,
         seed=3,
@@ -65,7 +66,7 @@ def test_the_same_seed_gives_the_same_batches_with_every_loader(
         else None,
     )
     expected, found = (
-        make_loader(n, dataset, "train", epochs, CPU, data_dir) for n in ("resident", name)
+        make_loader(n, dataset, "train", sampling, CPU, data_dir) for n in ("resident", name)
     )
     assert isinstance(found, StreamedLoader)
     for epoch in (0, 1):
@@ -82,8 +83,8 @@ def test_batches_are_not_overwritten_later(data_dir: Path) -> None:
     pytest.importorskip("ffcv", reason="FFCV is not installed", exc_type=ImportError)
     threads = torch.get_num_threads()
     dataset = random_dataset(n=200)
-    epochs = Epochs(index=torch.arange(200), batch_size=4)
-    inputs = list(make_loader("ffcv", dataset, "train", epochs, CPU, data_dir).inputs())
+    sampling = Sampling(index=torch.arange(200), batch_size=4)
+    inputs = list(make_loader("ffcv", dataset, "train", sampling, CPU, data_dir).inputs())
     images = torch.cat([images for _, images, *_ in inputs])
     assert torch.equal(images, torch.from_numpy(dataset.train.images))
     assert torch.get_num_threads() == threads
@@ -119,8 +120,8 @@ def test_a_small_last_batch_may_be_of_one_kind_alone(
     dataset = random_dataset()
     write_beton(tmp_path / "extra.beton", Split(random_split(9).images, np.arange(9)))
     extra = Extra(split=read_beton(tmp_path / "extra.beton"), fraction=fraction, digest="")
-    epochs = Epochs(index=torch.arange(22), batch_size=5, shuffle=True, extra=extra)
-    loader = make_loader(name, dataset, "train", epochs, CPU, data_dir)
+    sampling = Sampling(index=torch.arange(22), batch_size=5, shuffle=True, extra=extra)
+    loader = make_loader(name, dataset, "train", sampling, CPU, data_dir)
     for epoch in (0, 1):
         *full, last = loader.epoch(epoch)
         for batch in (*full, last):
@@ -136,15 +137,17 @@ def test_a_small_last_batch_may_be_of_one_kind_alone(
 
 def test_auto_takes_what_suits(data_dir: Path) -> None:
     split = random_split()
-    epochs = Epochs(index=torch.arange(23), batch_size=4)
-    assert choose_loader("auto", split, epochs, CPU) == "resident"
+    sampling = Sampling(index=torch.arange(23), batch_size=4)
+    assert choose_loader("auto", split, sampling, CPU) == "resident"
     extra = Extra(split=split, fraction=0.5, digest="")
-    mixing = Epochs(index=torch.arange(23), batch_size=4, extra=extra)
+    mixing = Sampling(index=torch.arange(23), batch_size=4, extra=extra)
     assert choose_loader("auto", split, mixing, CPU) == "stream"
     with pytest.raises(InputError, match=r"'strem'.*did you mean 'stream'"):
-        choose_loader("strem", split, epochs, CPU)
-    assert {choose_loader(name, split, epochs, CPU) for name in LOADERS} == set(LOADERS)
-    assert isinstance(unchanged_loader(random_dataset(), "test", epochs, CPU), Loader)
+        choose_loader("strem", split, sampling, CPU)
+    assert {choose_loader(name, split, sampling, CPU) for name in loader_names()} == set(
+        loader_names()
+    )
+    assert isinstance(unchanged_loader(random_dataset(), "test", sampling, CPU), Loader)
 
 
 def test_a_memory_map_is_not_copied_on_a_cpu(tmp_path: Path) -> None:
@@ -178,7 +181,7 @@ def test_what_fails_while_reading_ahead_is_raised_in_its_place() -> None:
     batches = unchanged_loader(
         replace(random_dataset(), train=split, test=split),
         "train",
-        Epochs(index=torch.arange(23), batch_size=4),
+        Sampling(index=torch.arange(23), batch_size=4),
         CPU,
     ).epoch()
     assert next(batches).indices.tolist() == [0, 1, 2, 3]
@@ -282,9 +285,9 @@ def test_inputs_say_all_that_gather_needs() -> None:
     for batch, draws in zip(make(random_split(), **settings).epoch(5), kept, strict=True):
         again = loader.gather(draws)
         assert same(batch, again)
-        like = loader.like((draws,))
-        assert (like.shape, like.stride()) == (batch.x.shape, batch.x.stride())
-        assert (like.dtype, like.device) == (batch.x.dtype, batch.x.device)
+        template = loader.template((draws,))
+        assert (template.shape, template.stride()) == (batch.x.shape, batch.x.stride())
+        assert (template.dtype, template.device) == (batch.x.dtype, batch.x.device)
     for resumed, draws in zip(loader.inputs(5, first_batch=4), kept[4:], strict=True):
         assert torch.equal(resumed[0], draws)
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from fastcat.loaders.bare import without_metadata
-from fastcat.loaders.decode import UnusableError, decode
-from fastcat.loaders.folder import load_folder
+from fastcat.loaders.formats.decode import UnusableError, decode
+from fastcat.loaders.formats.folder import load_folder
+from fastcat.loaders.formats.strip_metadata import without_metadata
 from tests.harness.image_folders import noise
 
 PIXELS = noise(1, 5, 9)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from fastcat.errors import InputError
 from fastcat.loaders.convert import convert
-from fastcat.loaders.folder import load_folder
+from fastcat.loaders.formats.folder import load_folder
 from fastcat.loaders.registry import load_dataset
 from tests.harness.image_folders import make_folder, make_tiny_imagenet, noise
 from tests.harness.parquet import write_parquet

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from fastcat.errors import InputError
-from fastcat.loaders import npz
 from fastcat.loaders.convert import convert
-from fastcat.loaders.npz import map_npz, npz_digest
-from fastcat.loaders.npz_source import npz_source
-from fastcat.loaders.pack import load_pack
+from fastcat.loaders.formats import npz_arrays
+from fastcat.loaders.formats.npz import npz_source
+from fastcat.loaders.formats.npz_arrays import map_npz, npz_digest
+from fastcat.loaders.formats.pack import load_pack
 from fastcat.loaders.registry import load_dataset
 from tests.harness.random_images import ARRAYS
 
@@ -76,7 +76,7 @@ def test_grey_images_without_a_channel_axis_get_one(tmp_path: Path) -> None:
 def test_a_held_out_split_is_stratified_and_comes_from_the_seed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
 ) -> None:
-    monkeypatch.setattr(npz, "rows_at_once", lambda _: rows)
+    monkeypatch.setattr(npz_arrays, "rows_at_once", lambda _: rows)
     np.savez_compressed(tmp_path / "x.npz", **SINGLE)
     data = converted(tmp_path / "x.npz", test_fraction=0.2, seed=3)
     assert np.bincount(data.train.labels).tolist() == [8, 8, 8]
@@ -95,7 +95,7 @@ def test_a_held_out_split_is_stratified_and_comes_from_the_seed(
 def test_reading_goes_on_at_any_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: int, fraction: float | None
 ) -> None:
-    monkeypatch.setattr(npz, "rows_at_once", lambda _: 4)
+    monkeypatch.setattr(npz_arrays, "rows_at_once", lambda _: 4)
     np.savez_compressed(tmp_path / "x.npz", **(SINGLE if fraction else ARRAYS))
     source = npz_source(tmp_path / "x.npz", test_fraction=fraction)
     whole, rest = (
@@ -256,8 +256,8 @@ def test_a_compressed_file_is_never_in_memory_as_a_whole(tmp_path: Path) -> None
     code = """
 import sys
 from pathlib import Path
-from fastcat.loaders.npz_source import npz_source
-from fastcat.loaders.packing import write_pack
+from fastcat.loaders.formats.npz import npz_source
+from fastcat.loaders.formats.pack_writer import write_pack
 from tests.harness.peak_memory import peak_mib
 folder = Path(sys.argv[1])
 before = peak_mib()

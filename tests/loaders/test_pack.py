@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastcat.loaders import pack, workplace
-from fastcat.loaders.digest import array_checksum, dataset_digest
-from fastcat.loaders.folder import load_folder
+from fastcat.loaders.formats import pack, staging
+from fastcat.loaders.formats.digest import array_checksum, dataset_digest
+from fastcat.loaders.formats.folder import load_folder
 from tests.harness.image_folders import beside, make_folder, noise, refusal_of
 
 CHECKOUT = Path(__file__).parents[2]
@@ -27,7 +27,7 @@ CHILD = """
 import os, signal, sys
 from pathlib import Path
 from fastcat.errors import InputError
-from fastcat.loaders.folder import load_folder
+from fastcat.loaders.formats.folder import load_folder
 folder = Path(sys.argv[1])
 def kill(): os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -216,7 +216,7 @@ def test_leftover_of_a_killed_packer_is_removed_and_nothing_else(images: Path) -
 def test_leftover_stays_where_its_packer_may_be_alive(
     images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workplace, "locked", no_lock)
+    monkeypatch.setattr(staging, "locked", no_lock)
     leftover = images.with_name(f".pets.packed.{'0a' * 16}")
     leftover.mkdir()
     load_folder(images)
@@ -285,7 +285,7 @@ def test_two_processes_pack_once_between_them(tmp_path: Path) -> None:
 def test_without_a_lock_the_slower_of_two_packers_takes_the_winner_s_pack(
     images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workplace, "locked", no_lock)
+    monkeypatch.setattr(staging, "locked", no_lock)
     both_decode = threading.Barrier(2, timeout=30)
     digests: list[str] = []
 

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from fastcat.errors import InputError
-from fastcat.loaders import packing, pictures, workplace
-from fastcat.loaders.folder import folder_source, load_folder
-from fastcat.loaders.pack import load_pack
-from fastcat.loaders.packing import write_pack
+from fastcat.loaders.formats import image_source, pack_writer, staging
+from fastcat.loaders.formats.folder import folder_source, load_folder
+from fastcat.loaders.formats.pack import load_pack
+from fastcat.loaders.formats.pack_writer import write_pack
 from tests.harness.image_folders import beside, make_folder, noise, refusal_of
 
 CHECKOUT = Path(__file__).parents[2]
@@ -24,13 +24,13 @@ CHECKOUT = Path(__file__).parents[2]
 KILLED_EVERYWHERE = """
 import os, signal, sys
 from pathlib import Path
-from fastcat.loaders import packing, pictures, workplace
-from fastcat.loaders.folder import folder_source
-from fastcat.loaders.packing import write_pack
+from fastcat.loaders.formats import image_source, pack_writer, staging
+from fastcat.loaders.formats.folder import folder_source
+from fastcat.loaders.formats.pack_writer import write_pack
 
 folder, out = Path(sys.argv[1]), Path(sys.argv[2])
-pictures._BLOCK_IMAGES = 3
-packing._JOURNAL_SECONDS = 0
+image_source._BLOCK_IMAGES = 3
+pack_writer._JOURNAL_SECONDS = 0
 
 def pack(name, kill_before=None):
     done = 0
@@ -110,8 +110,8 @@ def pack_until(path: Path, images: int) -> None:
 
 @pytest.fixture
 def _small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures, "_BLOCK_IMAGES", 2)
-    monkeypatch.setattr(packing, "_JOURNAL_SECONDS", 0)
+    monkeypatch.setattr(image_source, "_BLOCK_IMAGES", 2)
+    monkeypatch.setattr(pack_writer, "_JOURNAL_SECONDS", 0)
 
 
 @pytest.mark.usefixtures("_small_steps")
@@ -179,8 +179,8 @@ def test_an_image_deleted_while_packing_is_named(images: Path) -> None:
 def test_unreadable_images_are_left_out_when_asked(
     images: Path, monkeypatch: pytest.MonkeyPatch, journal_seconds: float
 ) -> None:
-    monkeypatch.setattr(packing, "_JOURNAL_SECONDS", journal_seconds)
-    monkeypatch.setattr(pictures, "_BLOCK_IMAGES", 2)
+    monkeypatch.setattr(pack_writer, "_JOURNAL_SECONDS", journal_seconds)
+    monkeypatch.setattr(image_source, "_BLOCK_IMAGES", 2)
     whole = load_folder(images)
     shutil.copytree(images, images.with_name("bad"))
     for name in ("train/cat/0.png", "train/dog/2.png", "test/cat/1.png"):
@@ -217,8 +217,8 @@ def test_differing_sizes_are_told_before_all_images_are_read(
     path = make_folder(tmp_path / "pets", train=10)
     for number in range(1, 10):
         Image.fromarray(noise(number, 9, 9)).save(path / f"train/cat/{number}.png")
-    monkeypatch.setattr(pictures, "_BLOCK_IMAGES", 2)
-    monkeypatch.setattr(packing, "_ENOUGH_FAULTS", 3)
+    monkeypatch.setattr(image_source, "_BLOCK_IMAGES", 2)
+    monkeypatch.setattr(pack_writer, "_ENOUGH_FAULTS", 3)
     assert "3 of 4 images" in refusal_of(path)
     assert beside(path) == set()
 
@@ -229,7 +229,7 @@ def test_a_waiting_packer_whose_place_was_removed_begins_anew(
     """The first to hold the lock was refused and has removed the directory that this one locked."""
     packed = images.with_name("pets.packed")
     part = images.with_name(".pets.packed.part")
-    real, times = workplace.locked, []
+    real, times = staging.locked, []
 
     def removed_meanwhile(directory: Path):  # type: ignore[no-untyped-def]
         if not times:
@@ -237,7 +237,7 @@ def test_a_waiting_packer_whose_place_was_removed_begins_anew(
         times.append(directory)
         return real(directory)
 
-    monkeypatch.setattr(workplace, "locked", removed_meanwhile)
+    monkeypatch.setattr(staging, "locked", removed_meanwhile)
     write_pack(folder_source(images), packed, None)
     assert len(times) == 2
     assert beside(images) == {"pets.packed"}
@@ -247,13 +247,13 @@ def test_a_waiting_packer_takes_the_pack_that_was_written_meanwhile(
     images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packed = images.with_name("pets.packed")
-    real = workplace.locked
+    real = staging.locked
 
     def written_meanwhile(directory: Path):  # type: ignore[no-untyped-def]
         packed.mkdir()
         return real(directory)
 
-    monkeypatch.setattr(workplace, "locked", written_meanwhile)
+    monkeypatch.setattr(staging, "locked", written_meanwhile)
     assert write_pack(folder_source(images), packed, None) == 0
     assert beside(images) == {"pets.packed"}
 

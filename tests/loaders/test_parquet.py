@@ -11,8 +11,8 @@ import pytest
 
 from fastcat.errors import InputError
 from fastcat.loaders.convert import convert, open_source
+from fastcat.loaders.formats.source import SPLITS
 from fastcat.loaders.registry import load_dataset
-from fastcat.loaders.source import SPLITS
 from tests.harness.image_folders import make_folder, noise
 from tests.harness.parquet import NAMES, png, write_parquet
 

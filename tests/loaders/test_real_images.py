@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from fastcat.loaders.augmentation import Augmentation
-from fastcat.loaders.choose import LOADERS, make_loader
+from fastcat.loaders.choose import make_loader
 from fastcat.loaders.convert import convert
-from fastcat.loaders.loader import Epochs
-from fastcat.loaders.registry import load_dataset
+from fastcat.loaders.loader import Sampling
+from fastcat.loaders.registry import load_dataset, loader_names
 from tests.harness.image_folders import noise
 from tests.harness.random_images import CPU, same
 
@@ -39,7 +39,7 @@ def test_an_epoch_of_cifar10_is_the_same_through_every_loader(tmp_path: Path) ->
         files = sorted((folder / "train" / packed.classes[label]).iterdir())
         with Image.open(files[place - int((packed.train.labels < label).sum())]) as image:
             assert np.array_equal(packed.train.images[place], np.asarray(image))
-    epochs = Epochs(
+    sampling = Sampling(
         index=torch.arange(50_000),
         batch_size=500,
         shuffle=True,
@@ -47,9 +47,9 @@ def test_an_epoch_of_cifar10_is_the_same_through_every_loader(tmp_path: Path) ->
     )
     loaders = {
         name: make_loader(
-            name, betons if name == "ffcv" else packed, "train", epochs, CPU, tmp_path
+            name, betons if name == "ffcv" else packed, "train", sampling, CPU, tmp_path
         )
-        for name in LOADERS
+        for name in loader_names()
     }
     places = []
     for batches in zip(*(loader.epoch(3) for loader in loaders.values()), strict=True):
@@ -64,17 +64,17 @@ import sys, torch
 from pathlib import Path
 from fastcat.loaders.choose import choose_loader, make_loader
 from fastcat.loaders.convert import convert
-from fastcat.loaders.loader import Epochs
+from fastcat.loaders.loader import Sampling
 from fastcat.loaders.registry import load_dataset
 from tests.harness.peak_memory import peak_mib
 place, before = Path(sys.argv[1]), peak_mib()
 convert(str(place / "tiny"), place / "tiny.packed", data_dir=place)
 data = load_dataset(str(place / "tiny.packed"), place)
 assert len(data.classes) == 200 and data.image_shape == (64, 64, 3), data.image_shape
-epochs = Epochs(index=torch.arange(len(data.train)), batch_size=256, shuffle=True)
+sampling = Sampling(index=torch.arange(len(data.train)), batch_size=256, shuffle=True)
 cpu = torch.device("cpu")
-name = choose_loader("auto", data.train, epochs, cpu)
-loader = make_loader(name, data, "train", epochs, cpu, place)
+name = choose_loader("auto", data.train, sampling, cpu)
+loader = make_loader(name, data, "train", sampling, cpu, place)
 count = sum(len(batch.y) for batch in loader)
 print(count, peak_mib() - before)
 """

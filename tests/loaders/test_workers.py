@@ -12,15 +12,15 @@ import torch
 
 from fastcat.config.train import TrainConfig
 from fastcat.errors import InputError
-from fastcat.loaders import ffcv, items
+from fastcat.loaders.backends import ffcv
 from fastcat.loaders.choose import make_loader, unchanged_loader
 from fastcat.loaders.items import from_items
-from fastcat.loaders.loader import Epochs
+from fastcat.loaders.loader import Sampling
 from fastcat.trainer import Trainer
 from tests.harness import tiny
 from tests.harness.random_images import CPU, random_dataset
 
-EPOCHS = Epochs(index=torch.arange(12), batch_size=4)
+SAMPLING = Sampling(index=torch.arange(12), batch_size=4)
 
 
 class Items:
@@ -38,7 +38,7 @@ class Items:
 
 def make(held: object = None, workers: int | None = None) -> object:
     dataset = from_items(Items(held), Items(held), classes="abc")
-    return make_loader("torch", dataset, "train", EPOCHS, CPU, Path(), workers)
+    return make_loader("torch", dataset, "train", SAMPLING, CPU, Path(), workers)
 
 
 @pytest.fixture
@@ -73,14 +73,16 @@ def test_forked_processes_take_what_their_parent_has(monkeypatch: pytest.MonkeyP
 def test_workers_are_as_many_as_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches one of training and monitor that goes without, and arrays that get processes."""
     asked: list[int] = []
-    monkeypatch.setattr(items, "item_reader", lambda split, workers: asked.append(workers))
-    monkeypatch.setattr("fastcat.loaders.choose.item_reader", items.item_reader)
+    monkeypatch.setattr(
+        "fastcat.loaders.backends.torch.item_reader",
+        lambda split, workers: asked.append(workers),
+    )
     make(workers=3)
     make(workers=0)
-    make_loader("torch", random_dataset(), "train", EPOCHS, CPU, Path(), 2)
-    make_loader("torch", random_dataset(), "train", EPOCHS, CPU, Path())
+    make_loader("torch", random_dataset(), "train", SAMPLING, CPU, Path(), 2)
+    make_loader("torch", random_dataset(), "train", SAMPLING, CPU, Path())
     dataset = from_items(Items(), Items(), classes="abc")
-    unchanged_loader(dataset, "test", EPOCHS, CPU, 5)
+    unchanged_loader(dataset, "test", SAMPLING, CPU, 5)
     assert asked == [3, 0, 2, 0, 5]
 
 
@@ -113,7 +115,7 @@ def test_ffcv_decodes_with_as_many_threads(
     monkeypatch.setattr("ffcv.loader.Loader", lambda *_, **form: asked.append(form["num_workers"]))
     monkeypatch.setattr("numba.config.NUMBA_NUM_THREADS", 2)
     monkeypatch.setattr(ffcv.torch, "get_num_threads", lambda: 2)
-    make_loader("ffcv", random_dataset(), "train", EPOCHS, CPU, tmp_path, workers)
+    make_loader("ffcv", random_dataset(), "train", SAMPLING, CPU, tmp_path, workers)
     assert asked == [threads]
 
 
@@ -124,7 +126,7 @@ from pathlib import Path
 from fastcat.errors import InputError
 from fastcat.loaders.choose import make_loader
 from fastcat.loaders.items import from_items
-from fastcat.loaders.loader import Epochs
+from fastcat.loaders.loader import Sampling
 
 class Items:
     def __len__(self):
@@ -136,8 +138,8 @@ class Items:
 
 PARENT = os.getpid()
 data = from_items(Items(), Items(), classes="abc")
-epochs = Epochs(index=torch.arange(64), batch_size=4)
-loader = make_loader("torch", data, "train", epochs, torch.device("cpu"), Path(), 2)
+sampling = Sampling(index=torch.arange(64), batch_size=4)
+loader = make_loader("torch", data, "train", sampling, torch.device("cpu"), Path(), 2)
 seen = 0
 try:
     for batch in loader:
@@ -174,6 +176,6 @@ class Failing(Items):
 def test_what_a_data_set_raises_is_no_death(workers: int) -> None:
     dataset = from_items(Items(), Items(), classes="abc")
     dataset.train.images.items = Failing()
-    loader = make_loader("torch", dataset, "train", EPOCHS, CPU, Path(), workers)
+    loader = make_loader("torch", dataset, "train", SAMPLING, CPU, Path(), workers)
     with pytest.raises(FileNotFoundError, match="image 7 is gone"):
         list(loader)

@@ -1,27 +1,27 @@
-"""Street View House Numbers, cropped digits of 32 x 32 pixels, from the authors' files.
+"""99 289 colour images of 32 x 32 pixels in 10 classes (needs scipy, 246 MB download).
 
+Street View House Numbers, digits cut out of photographs, from the authors' files.
 Source: Netzer et al., "Reading digits in natural images with unsupervised feature learning", 2011.
 Neither cropped nor mirrored at random, as MART's and other papers' code trains on it: a mirrored
 digit is another one, and a shift brings in the house number's neighbours.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from fastcat.errors import InputError
 
-from .dataset import Dataset, Split
-from .digest import array_checksum, dataset_digest
-from .download import data_folder, fetch
+from ..dataset import Dataset, Progress, Split
+from ..formats.archive import data_folder, fetch
+from ..formats.digest import array_checksum, dataset_digest
 
 
-def load_svhn(data_dir: Path, progress: Callable[[int, int], None] | None = None) -> Dataset:
-    """73 257 training and 26 032 test images, uint8 [N, 32, 32, 3], downloaded where not there yet.
+def svhn(data_dir: Path, progress: Progress | None = None) -> Dataset:
+    """73 257 training and 26 032 test images, uint8 [N, 32, 32, 3].
 
-    data_dir: where train_32x32.mat and test_32x32.mat are or will be.
-    progress(done, total): called with numbers of bytes during a download.
+    data_dir: folder of train_32x32.mat and test_32x32.mat, downloaded unless they are there.
+    progress: called with (done, total) bytes of a download.
     Raises InputError where a file cannot be downloaded or is damaged, or scipy is missing.
     """
     try:

@@ -1,6 +1,10 @@
-"""Images that live on the device as one tensor; batches are gathered and augmented there."""
+"""All images on the device as one tensor.
+
+Batches are gathered and augmented there.
+"""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -8,42 +12,56 @@ from torch import Tensor
 
 from fastcat.batch import Batch
 
-from .dataset import Split, as_tensor
-from .loader import Epochs, Loader
+from ..dataset import Dataset, Split, as_tensor
+from ..loader import Loader, Sampling
 
 _CHUNK_BYTES = 64 << 20
 
 
-def needs_copy(split: Split, epochs: Epochs, device: torch.device) -> bool:
+def needs_copy(split: Split, sampling: Sampling, device: torch.device) -> bool:
     """Whether the images are not already, in memory or mapped, where they are to be."""
     in_place = (
-        device.type == "cpu" and epochs.extra is None and isinstance(split.images, np.ndarray)
+        device.type == "cpu" and sampling.extra is None and isinstance(split.images, np.ndarray)
     )
     return not in_place
 
 
-def resident_bytes(split: Split, epochs: Epochs) -> int:
-    """The memory that the images of `epochs` take on the device."""
-    images = len(epochs.index) + (len(epochs.extra.split) if epochs.extra else 0)
+def resident_bytes(split: Split, sampling: Sampling) -> int:
+    """The memory that the images of `sampling` take on the device."""
+    images = len(sampling.index) + (len(sampling.extra.split) if sampling.extra else 0)
     return images * split.images[:1].nbytes
 
 
-class ResidentLoader(Loader):
-    """Holds what `epochs` asks for; on a CPU an array, perhaps a memory map, is not even copied."""
+def resident(
+    dataset: Dataset,
+    part: str,
+    sampling: Sampling,
+    device: torch.device,
+    data_dir: Path,
+    workers: int | None,
+) -> "ResidentLoader":
+    return ResidentLoader(getattr(dataset, part), sampling, device)
 
-    def __init__(self, split: Split, epochs: Epochs, device: torch.device) -> None:
-        super().__init__(split, epochs, device)
+
+class ResidentLoader(Loader):
+    """Holds the images of `sampling`.
+
+    On a CPU an array, perhaps a memory map, is used where it is, without a copy.
+    """
+
+    def __init__(self, split: Split, sampling: Sampling, device: torch.device) -> None:
+        super().__init__(split, sampling, device)
         # by place among the own images: the row here
         self.rows = torch.arange(len(split))
-        if not needs_copy(split, epochs, device):
+        if not needs_copy(split, sampling, device):
             self.images = as_tensor(split.images)
             self.labels = as_tensor(split.labels)
             self.places = self.rows
             return
-        self.rows[epochs.index] = torch.arange(len(epochs.index))
-        parts = [(split, epochs.index)]
-        if epochs.extra is not None:
-            parts.append((epochs.extra.split, torch.arange(len(epochs.extra.split))))
+        self.rows[sampling.index] = torch.arange(len(sampling.index))
+        parts = [(split, sampling.index)]
+        if sampling.extra is not None:
+            parts.append((sampling.extra.split, torch.arange(len(sampling.extra.split))))
         self.images = _collected(parts, device)
         labels = [as_tensor(part.labels[rows.numpy()]) for part, rows in parts]
         self.labels = torch.cat(labels).to(device)
@@ -53,7 +71,7 @@ class ResidentLoader(Loader):
     def inputs(self, epoch: int = 0, first_batch: int = 0) -> Iterator[tuple[Tensor, ...]]:
         draws, *mixes = self.draw(epoch)
         places = draws[0]
-        behind = places - self.own + len(self.epochs.index)
+        behind = places - self.own + len(self.sampling.index)
         rows = torch.where(places < self.own, self.rows[places.clamp(max=self.own - 1)], behind)
         # uploaded once an epoch, so that no step waits for it
         drawn = (torch.cat([rows[None], draws[1:]]), *mixes)

@@ -17,7 +17,7 @@ import numpy as np
 
 from fastcat.errors import InputError
 
-from .labels import only_one_class
+from ..labels import only_one_class
 from .source import SPLITS
 
 FORM = "an image folder holds train/<class>/* and test/<class>/* (or val/<class>/*)"

@@ -7,7 +7,6 @@ with the same source, to the same bytes.
 import os
 import shutil
 import time
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO
@@ -16,20 +15,19 @@ import numpy as np
 
 from fastcat.errors import InputError
 
+from ..dataset import Progress
 from .digest import dataset_digest, npy_checksum
-from .journal import Journal, read_journal
+from .image_source import refusal
 from .pack import ARRAYS, MANIFEST, Manifest, write_manifest
-from .pictures import refusal
+from .pack_journal import Journal, read_journal
 from .source import SPLITS, Source
-from .workplace import flush, publish, why_not_written, workplace
+from .staging import flush, publish, why_not_written, workplace
 
 JOURNAL = "journal.json"
 _JOURNAL_SECONDS = 2.0
 _SHOWN = 3
 _ENOUGH_FAULTS = 1000  # of images of differing sizes not all need to be counted, which takes hours
 _HEADER_BYTES = 128  # of .npy files with the shapes that there are here
-
-Progress = Callable[[int, int], None]
 
 
 def write_pack(

@@ -19,7 +19,7 @@ import numpy as np
 
 from fastcat.errors import InputError
 
-from .dataset import Split
+from ..dataset import Split
 
 _HEADER = np.dtype(
     [

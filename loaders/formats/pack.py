@@ -17,7 +17,7 @@ import numpy as np
 
 from fastcat.errors import InputError
 
-from .dataset import Dataset, Split
+from ..dataset import Dataset, Split
 from .digest import dataset_digest, npy_checksum
 from .source import SPLITS
 

@@ -1,18 +1,18 @@
 """Any folder of images, train/<class>/* and test/<class>/*, decoded once and then memory-mapped."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from .dataset import Dataset
+from ..dataset import Dataset, Progress
 from .decode import read_image
-from .listing import Listing, list_folder
+from .folder_listing import Listing, list_folder
+from .image_source import Picture, PictureSource
 from .pack import load_pack, packed_path, read_manifest, refused
-from .packing import write_pack
-from .pictures import Picture, PictureSource
+from .pack_writer import write_pack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ def folder_source(folder: Path, resize: int | None = None) -> FolderSource:
     )
 
 
-def load_folder(folder: Path, progress: Callable[[int, int], None] | None = None) -> Dataset:
+def load_folder(folder: Path, progress: Progress | None = None) -> Dataset:
     """Read an image folder, from the packed copy beside it where there is one already.
 
     folder: its path; where only the packed copy is left, the path the folder had.

@@ -1,4 +1,4 @@
-"""Images decoded by FFCV from a .beton file, in our order; what becomes of them is our kernel's.
+"""Decoded by FFCV from .beton files, which are written where there are none.
 
 FFCV's own augmentations ignore seeds, its batches are overwritten a few batches later, and a
 failure in its thread leaves the reader waiting for ever: so it decodes only, and is watched.
@@ -17,10 +17,39 @@ from torch import Tensor
 
 from fastcat.errors import InputError
 
-from .dataset import Split, as_tensor
+from ..dataset import Dataset, Split, as_tensor
+from ..formats.beton_folder import load_betons, write_betons
+from ..loader import Sampling
+from ..streamed import StreamedLoader
 
 INSTALL = "apt-get install libopencv-dev libturbojpeg0-dev pkg-config g++ && pip install ffcv"
 _POLL_S = 0.5
+
+
+def ffcv(
+    dataset: Dataset,
+    part: str,
+    sampling: Sampling,
+    device: torch.device,
+    data_dir: Path,
+    workers: int | None,
+) -> StreamedLoader:
+    """data_dir: folder for the .beton files of a data set that has none.
+
+    Raises InputError where FFCV is missing or cannot hold such images.
+    """
+    folder = dataset.betons
+    split = getattr(dataset, part)
+    if folder is None:
+        folder = data_dir / f"{dataset.name}-{dataset.digest[:12]}.beton"
+        if not folder.exists():
+            write_betons(dataset, folder)
+        written = load_betons(folder)
+        if written.digest != dataset.digest:
+            raise InputError(f"{folder} holds other images than {dataset.name}: remove it")
+        split = getattr(written, part)
+    read = FfcvReader(folder / f"{part}.beton", split, sampling.batch_size, workers)
+    return StreamedLoader(split, sampling, device, read)
 
 
 def has_ffcv() -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image, ImageOps
 
-from .dataset import Dataset
+from ..dataset import Dataset
 
 SPLITS = ("train", "test")
 _BLOCK_IMAGES = 1024

@@ -14,14 +14,14 @@ from PIL import Image
 
 from fastcat.errors import InputError
 
-from .classes import match, numbered
-from .decode import Size, UnusableError, to_pixels
-from .digest import array_checksum
-from .download import data_folder
-from .item_classes import class_names
+from .class_names import match, numbered
+from .formats.archive import data_folder
+from .formats.decode import Size, UnusableError, to_pixels
+from .formats.digest import array_checksum
+from .formats.image_source import Picture, PictureSource
+from .formats.source import SPLITS
+from .item_labels import class_names
 from .labels import check_labels, check_splits, class_numbers, count_classes
-from .pictures import Picture, PictureSource
-from .source import SPLITS
 
 PREFIX = "torchvision:"
 # what a split may be called, where it is asked for by name

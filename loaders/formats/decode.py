@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from .bare import without_metadata
 from .source import Fault, fit
+from .strip_metadata import without_metadata
 
 # Raster formats only: Pillow would hand others, such as EPS, to an external program.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")

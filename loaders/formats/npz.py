@@ -18,11 +18,11 @@ import numpy as np
 
 from fastcat.errors import InputError
 
-from .classes import numbered
-from .dataset import Dataset, Split
+from ..class_names import numbered
+from ..dataset import Dataset, Split
+from ..labels import check_label_form, check_splits, choose_test, class_numbers, count_classes
 from .digest import array_checksum, dataset_digest
-from .labels import check_label_form, check_splits, choose_test, class_numbers, count_classes
-from .npz import check_crc, header, map_npz, members, npz_digest, opened, stream
+from .npz_arrays import check_crc, header, map_npz, members, npz_digest, opened, stream
 from .source import SPLITS, Block, Source, fit_all
 
 _PAIRS = (

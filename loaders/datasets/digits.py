@@ -1,20 +1,25 @@
-"""Handwritten digits of 8 x 8 pixels that come with scikit-learn: a data set without a download."""
+"""1797 grey images of 8 x 8 pixels in 10 classes (needs scikit-learn, no download).
+
+Handwritten digits; a fifth of each class, always the same, is the test split.
+"""
+
+from pathlib import Path
 
 import numpy as np
 
 from fastcat.errors import InputError
 
-from .dataset import Dataset, Split
-from .digest import array_checksum, dataset_digest
-from .labels import choose_test
+from ..dataset import Dataset, Progress, Split
+from ..formats.digest import array_checksum, dataset_digest
+from ..labels import choose_test
 
 _SPLIT_SEED = 0
 _TEST_SHARE = 0.2
 _BRIGHTEST = 16
 
 
-def load_digits() -> Dataset:
-    """1797 grey images, uint8 [N, 8, 8, 1]; a fifth of each class, always the same, is the test.
+def digits(data_dir: Path, progress: Progress | None = None) -> Dataset:
+    """Images uint8 [N, 8, 8, 1], which scikit-learn brings along.
 
     Raises InputError where scikit-learn is not installed.
     """

@@ -13,7 +13,7 @@ from torch.utils.data import ConcatDataset, Subset
 
 from fastcat.errors import InputError
 
-from .classes import match
+from .class_names import match
 from .labels import check_labels, class_numbers
 
 

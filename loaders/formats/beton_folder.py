@@ -6,7 +6,6 @@ files made elsewhere has no set.json; its classes are numbered and its structure
 
 import json
 import shutil
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,13 @@ from typing import Any
 from fastcat.errors import InputError
 from fastcat.files import explained
 
+from ..class_names import numbered
+from ..dataset import Dataset, Progress
+from ..labels import count_classes
 from .beton import read_beton, write_beton
-from .classes import numbered
-from .dataset import Dataset
 from .digest import dataset_digest, file_checksum
-from .labels import count_classes
-from .lock import locked
 from .source import SPLITS
-from .workplace import flush
+from .staging import flush, locked
 
 MANIFEST = "set.json"
 FORMAT = 1
@@ -32,9 +30,7 @@ def is_beton_set(folder: Path) -> bool:
     return (folder / "train.beton").is_file()
 
 
-def write_betons(
-    dataset: Dataset, folder: Path, progress: Callable[[int, int], None] | None = None
-) -> None:
+def write_betons(dataset: Dataset, folder: Path, progress: Progress | None = None) -> None:
     """Write a data set; where another process was first, its files stay.
 
     progress(done, total) gets numbers of images. Raises InputError where nothing can be written.
@@ -63,9 +59,7 @@ def write_betons(
                 shutil.rmtree(part, ignore_errors=True)
 
 
-def _report(
-    progress: Callable[[int, int], None] | None, before: int, total: int, done: int
-) -> None:
+def _report(progress: Progress | None, before: int, total: int, done: int) -> None:
     if progress:
         progress(before + done, total)
 

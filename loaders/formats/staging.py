@@ -5,6 +5,7 @@ directories cannot be locked, as on some network file systems, each packer has o
 """
 
 import errno
+import fcntl
 import os
 import re
 import shlex
@@ -13,8 +14,6 @@ import uuid
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-
-from .lock import locked
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -88,6 +87,24 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
+@contextmanager
+def locked(directory: Path) -> Iterator[bool]:
+    """Wait for the directory's advisory lock and hold it; the kernel frees it when a process dies.
+
+    Yields whether the lock is held: False where a directory cannot be opened or locked, as on some
+    network file systems, so that callers must stay correct (if wasteful) without it.
+    """
+    try:
+        handle = os.open(directory, os.O_RDONLY)
+    except OSError:
+        yield False
+        return
+    try:
+        yield _lock(handle)
+    finally:
+        os.close(handle)
+
+
 def _inode(path: Path) -> int | None:
     try:
         return path.stat().st_ino
@@ -101,3 +118,11 @@ def _remove_leftovers(packed: Path) -> None:
     for path in packed.parent.iterdir():
         if temporary.fullmatch(path.name):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _lock(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    except OSError:
+        return False
+    return True

@@ -21,10 +21,10 @@ import numpy as np
 
 from fastcat.errors import InputError
 
-from .classes import match, numbered
+from ..class_names import match, numbered
+from ..labels import check_labels, check_no_gaps, check_splits, class_numbers, count_classes
 from .decode import Size, UnusableError, decode
-from .labels import check_labels, check_no_gaps, check_splits, class_numbers, count_classes
-from .pictures import Picture, PictureSource
+from .image_source import Picture, PictureSource
 from .source import SPLITS
 
 _TEST_NAMES = ("test", "validation", "valid", "val")

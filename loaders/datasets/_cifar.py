@@ -1,9 +1,5 @@
-"""CIFAR-10 and CIFAR-100 from the authors' archives, read by torchvision, which checks every file.
+"""CIFAR-10 and CIFAR-100, from the authors' archives, of which torchvision checks every file."""
 
-Source: Krizhevsky, "Learning multiple layers of features from tiny images", 2009.
-"""
-
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +7,21 @@ import numpy as np
 
 from fastcat.errors import InputError
 
-from .dataset import Dataset, Split
-from .digest import array_checksum, dataset_digest
-from .download import data_folder, fetch
+from ..dataset import Dataset, Progress, Split
+from ..formats.archive import data_folder, fetch
+from ..formats.digest import array_checksum, dataset_digest
 
 
-def load_cifar(
-    name: str, data_dir: Path, progress: Callable[[int, int], None] | None = None
-) -> Dataset:
-    """Read "cifar10" or "cifar100", uint8 [N, 32, 32, 3], downloading it where it is not there yet.
+def read_cifar(name: str, source: Any, data_dir: Path, progress: Progress | None) -> Dataset:
+    """50 000 training and 10 000 test images, uint8 [N, 32, 32, 3].
 
-    data_dir: where the archive is or will be, and where it is unpacked.
-    progress(done, total): called with numbers of bytes while the archive is downloaded.
+    source: torchvision's class, which knows the archive's address, its MD5 and its files'.
+    data_dir: folder of the archive, where it is downloaded and unpacked unless it is there.
+    progress: called with (done, total) bytes of the download.
     Raises InputError where the archive cannot be downloaded, is damaged or cannot be unpacked.
     """
-    from torchvision import datasets
     from torchvision.datasets.utils import extract_archive
 
-    source = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
     with data_folder(name, data_dir) as root:
         splits = _read(source, root)
         if splits is None:
@@ -54,7 +47,7 @@ def load_cifar(
 
 
 def _read(source: Any, root: Path) -> tuple[tuple[str, ...], Split, Split] | None:
-    """The classes, train and test; None where the unpacked files are missing or damaged."""
+    """Class names, training and test split; None: unpacked files are missing or damaged."""
     try:
         train, test = (source(root, train=train) for train in (True, False))
     except RuntimeError:

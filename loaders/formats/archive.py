@@ -5,20 +5,19 @@ import shutil
 import stat
 import urllib.request
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 
 from fastcat.errors import InputError
 
+from ..dataset import Progress
 from .digest import md5_of
-from .lock import locked
+from .staging import locked
 
 _TIMEOUT_S = 60
 _CHUNK_BYTES = 1 << 18
-
-Progress = Callable[[int, int], None] | None
 
 
 @contextmanager
@@ -36,7 +35,7 @@ def data_folder(name: str, data_dir: Path) -> Iterator[Path]:
         ) from error
 
 
-def fetch(url: str, path: Path, md5: str, progress: Progress) -> None:
+def fetch(url: str, path: Path, md5: str, progress: Progress | None) -> None:
     """Download a file unless it is there already, and check its MD5 either way.
 
     progress(done, total) gets numbers of bytes. Raises InputError where it cannot be downloaded, or
@@ -51,7 +50,7 @@ def fetch(url: str, path: Path, md5: str, progress: Progress) -> None:
         )
 
 
-def unzip(archive: Path, folder: str, progress: Progress) -> None:
+def unzip(archive: Path, folder: str, progress: Progress | None) -> None:
     """Unpack the one folder that a zip archive holds, beside it, whole or not at all.
 
     progress(done, total) gets numbers of files. Raises InputError for an archive that is damaged or
@@ -87,7 +86,7 @@ def _check_name(archive: Path, info: zipfile.ZipInfo, folder: str) -> None:
         )
 
 
-def _download(url: str, path: Path, progress: Progress) -> None:
+def _download(url: str, path: Path, progress: Progress | None) -> None:
     part = path.with_name(f".{path.name}.part")
     try:
         with (
