@@ -1,11 +1,13 @@
-"""What tests share stands in tests/harness and tests/reference, and nowhere else."""
+"""What tests share stands in tests/harness and tests/reference; planted bugs follow the code."""
 
 import ast
 from pathlib import Path
 
+from tests.plant_bugs import BUGS, files_of, place_of, read_bugs
+
 TESTS = Path(__file__).parent
-# methods_page writes docs/methods.md, and has a test
-SHARED = {"harness", "reference", "methods_page"}
+# methods_page and plant_bugs are commands, and have tests
+SHARED = {"harness", "reference", "methods_page", "plant_bugs"}
 
 
 def imported(path: Path) -> set[str]:
@@ -25,3 +27,13 @@ def test_no_test_file_is_imported() -> None:
             if top == "tests" and not shared:
                 wrong.append(f"{path.relative_to(TESTS)} imports {name}")
     assert not wrong
+
+
+def test_every_planted_bug_finds_its_code_and_tests() -> None:
+    """Catches code that changed without its bug, which would then be planted nowhere."""
+    bugs = read_bugs(BUGS)
+    assert len(bugs) >= 60
+    for bug in bugs:
+        place_of(bug, TESTS.parent)
+        assert files_of(bug, TESTS.parent)
+        assert bug.text != bug.bug
