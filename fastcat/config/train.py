@@ -18,6 +18,7 @@ from fastcat.config.pixels import Pixels
 from fastcat.config.seeds import parse_seeds
 from fastcat.config.threats import choose_threats, parse_threats
 from fastcat.errors import InputError
+from fastcat.loaders.registry import loader_names
 from fastcat.schedules import (
     LR_AT,
     SCHEDULES,
@@ -74,7 +75,7 @@ class Data:
     """Training images held out. None: a tenth, at most 1024; 0 unless selecting on val."""
     batch_size: int = 128
     """Images a step."""
-    loader: Literal["auto", "resident", "stream", "ffcv", "torch"] = "auto"
+    loader: Annotated[str, one_of(["auto", *loader_names()])] = "auto"
     """What brings the images; no number depends on it. auto: resident where they fit the device."""
     workers: int | None = None
     """Processes that read data sets item by item (loader torch; 0: this one), and threads of ffcv.

@@ -21,7 +21,7 @@ from fastcat.loaders.formats.digest import array_checksum, dataset_digest
 from fastcat.loaders.formats.folder import load_folder
 from tests.harness.image_folders import beside, make_folder, noise, refusal_of
 
-CHECKOUT = Path(__file__).parents[2]
+CHECKOUT = Path(__file__).parents[3]
 CAP_DAC_OVERRIDE, PR_CAPBSET_DROP = 1, 24
 CHILD = """
 import os, signal, sys

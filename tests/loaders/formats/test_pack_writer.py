@@ -18,7 +18,7 @@ from fastcat.loaders.formats.pack import load_pack
 from fastcat.loaders.formats.pack_writer import write_pack
 from tests.harness.image_folders import beside, make_folder, noise, refusal_of
 
-CHECKOUT = Path(__file__).parents[2]
+CHECKOUT = Path(__file__).parents[3]
 
 # packs once for each thing that it does on the disk, killed just before it, then once more
 KILLED_EVERYWHERE = """

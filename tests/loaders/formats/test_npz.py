@@ -19,7 +19,7 @@ from fastcat.loaders.formats.pack import load_pack
 from fastcat.loaders.registry import load_dataset
 from tests.harness.random_images import ARRAYS
 
-CHECKOUT = Path(__file__).parents[2]
+CHECKOUT = Path(__file__).parents[3]
 MEDMNIST = dict(
     zip(
         ("train_images", "train_labels", "test_images", "test_labels"),
