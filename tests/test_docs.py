@@ -55,6 +55,7 @@ def test_results_are_dated() -> None:
         assert '"date": "20' in path.read_text()[:30] or path.stem == "cpu-learning"
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)

@@ -76,6 +76,7 @@ def small_config(**settings: Any) -> fastcat.TrainConfig:
     return fastcat.config.train.TrainConfig(**{**settings, **SMALL})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: page.name)
 def test_python_runs(page: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a name, an argument or a result that the code does not have any more."""

@@ -155,6 +155,7 @@ def test_wrappings(name: str, tmp_path: Path) -> None:
         assert loaded.normalize is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("which", "seed"), [("nat_model", 2), ("adv_model", 1), ("student", 3), ("both.teacher", 4)]
 )
@@ -190,6 +191,7 @@ def test_a_layer_that_the_network_lacks_is_not_a_copy(tmp_path: Path) -> None:
         load_foreign(tmp_path / "it.pt", model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arch", "alike"),
     [
@@ -230,6 +232,7 @@ def test_a_network_with_a_mean_of_its_own_keeps_it(tmp_path: Path) -> None:
     assert all(torch.equal(t, own.state_dict()[n]) for n, t in model.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "text"),
     [
@@ -325,6 +328,7 @@ def test_eval_of_a_checkpoint(checkpoint: Path, capsys: pytest.CaptureFixture[st
     assert first["info"]["mean"] == pytest.approx([0.9])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [

@@ -37,6 +37,7 @@ def test_what_parses_nothing_imports_nothing(arguments: list[str]) -> None:
     assert not imported(arguments) & (HEAVY | PARSERS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", HELPS, ids=" ".join)
 def test_help_imports_nothing_that_computes(words: list[str]) -> None:
     found = imported(["-m", "fastcat", *words, "--help"])

@@ -16,6 +16,7 @@ def as_torchvision(name: str) -> str:
     return name.replace("shortcut", "downsample").replace("linear", "fc")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["resnet18", "resnet34", "resnet50"])
 def test_resnets_are_those_of_torchvision_with_a_small_stem(arch: str) -> None:
     ours = lived(arch)

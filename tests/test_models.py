@@ -249,6 +249,7 @@ def test_variants_of_preactresnet18(raw: bool, last_norm: bool) -> None:
     torch.testing.assert_close(net(x), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101"])
 def test_lbgat_has_its_strides_one_stage_later(name: str) -> None:
     usual, lbgat = skeleton(name), skeleton(f"{name}-lbgat")
@@ -284,6 +285,7 @@ def test_they_freeze(name: str) -> None:
     Frozen(normalized(net, [0.5] * 3, [0.2] * 3), torch.float32, images(0, 2, side=9)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_sizes_channels_and_gradients_of_the_others(name: str) -> None:
     torch.manual_seed(0)

@@ -104,6 +104,7 @@ def test_a_signal_saves_and_says_how_to_go_on(
     assert_same_end(out, whole_run)
 
 
+@pytest.mark.slow
 def test_a_damaged_last_checkpoint_falls_back_on_the_previous_one(
     whole_run: Path, tmp_path: Path
 ) -> None:

@@ -144,6 +144,7 @@ def test_any_name_survives_being_written_down(name: str, more: str) -> None:
     assert read_back(config) == config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_survives_being_written_down(name: str) -> None:
     config = read(RECIPES[name])

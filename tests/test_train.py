@@ -255,6 +255,7 @@ def test_no_number_depends_on_the_loader(name: str) -> None:
     assert_same_end(Path("run"), Path("other"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["--crop-shift 3", "--cutout 3", "--mixup 1", "--cutmix 1"])
 def test_every_kind_of_augmentation_trains_and_is_recorded(kind: str) -> None:
     """Catches a flag that is parsed and then forgotten."""

@@ -52,6 +52,7 @@ def test_three_steps_in_float32_on_the_same_views(case: Case, launches: list[boo
     assert set(launches) == {False, True}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", represented(CASES))
 def test_views_made_in_float32(case: Case, launches: list[bool]) -> None:
     ours, nets = float32_against_float64(case, WIDTH)
@@ -62,6 +63,7 @@ def test_views_made_in_float32(case: Case, launches: list[bool]) -> None:
     assert launches
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", represented(GIVEN_VIEWS))
 def test_one_step_in_bfloat16_on_the_same_views(case: Case, launches: list[bool]) -> None:
     # torch's BatchNorm of bfloat16 rounds more in this layout, which is that of a run

@@ -67,6 +67,7 @@ def formula(team: Team, forward: float, first: float) -> float:
     return units * forward - graded * first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "as-they-are"])
 @pytest.mark.parametrize(
     ("methods", "units"),
@@ -122,6 +123,7 @@ def test_work_of_a_student_and_its_teacher(method: str, units: int) -> None:
 SEVERAL = tuple(ThreatModel(norm=norm, eps=0.1, steps=4) for norm in ("linf", "l2", "l1"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "settings", "way", "units", "first_saved"),
     [

@@ -213,7 +213,7 @@ def test_ours_collaborate_as_they_are_told() -> None:
     tiny.register()
     specs = list(parse_peers("boosted,boosted", "tiny"))
     teams = [make_contestant("fp32/eager", specs, 2, CPU, collab).team for collab in ("cat", "mat")]  # type: ignore[union-attr]
-    reads = [{(cell.peer, cell.view) for cell in team.plan} for team in teams]
+    reads = [{(cell.peer, cell.view) for cell in team.blueprint.cells} for team in teams]
     assert ((0, "adv1") in reads[0], (0, "clean") in reads[0]) == (True, False)
     assert ((0, "adv1") in reads[1], (0, "clean") in reads[1]) == (False, True)
 

@@ -93,6 +93,7 @@ def test_files_from_elsewhere_need_no_manifest(betons: Path) -> None:
     assert np.array_equal(dataset.train.labels, random_dataset(n=40).train.labels)
 
 
+@pytest.mark.slow
 def test_another_set_of_the_same_name_is_not_taken_for_it(tmp_path: Path) -> None:
     pytest.importorskip("ffcv", reason="FFCV is not installed")
     dataset, other = random_dataset(n=40), random_dataset(n=41)
