@@ -2,12 +2,12 @@
 
 Commands of README and docs/extend.md are carried out, with settings that make them short; of the
 others the settings are read and checked, up to where training, evaluation or timing would begin. A
-Python block that begins with `# NAME.py` is a file that later blocks and commands of its page use.
+Python block that begins with the path of a file is this file, which the commands of its page use.
 """
 
 import re
-import sys
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision.datasets import FakeData
 
 import fastcat
+from fastcat import registry
 from fastcat.cli import main
 from tests.harness import tiny
 from tests.harness.image_folders import make_folder
@@ -92,9 +93,6 @@ def test_python_runs(page: Path, here: Path, monkeypatch: pytest.MonkeyPatch) ->
     }
     for language, text in fences(page):
         if language == "python":
-            if file := re.match(r"# (\w+\.py)\n", text):
-                (here / file[1]).write_text(text)
-                sys.modules.pop(file[1].removesuffix(".py"), None)
             exec(compile(text, page.name, "exec"), names)
 
 
@@ -103,14 +101,35 @@ def shortened(arguments: list[str]) -> list[str]:
     if arguments[0] != "train":
         return arguments
     small = {**SMALL, "data": "digits"}
+    if "--data" in arguments:
+        del small["data"]
     return arguments + [text for name, value in small.items() for text in (f"--{name}", str(value))]
 
 
+def put_files(page: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write the blocks that are files: modules of the reader's, and those of fastcat's packages."""
+    for _, text in fences(page):
+        file = re.match(r"# (?:fastcat/)?(?:([\w/]+)/)?(\w+\.py)\n", text)
+        if file is None:
+            continue
+        folder = here / (file[1] or "")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / file[2]).write_text(text)
+        if file[1]:
+            package = import_module(f"fastcat.{file[1].replace('/', '.')}")
+            places = [*package.__path__, str(folder)]
+            monkeypatch.setattr(package, "__path__", places)
+            monkeypatch.setattr(package.__spec__, "submodule_search_locations", places)
+
+
 @pytest.mark.parametrize("page", CARRIED_OUT, ids=lambda page: page.name)
-def test_commands_run(page: Path, here: Path) -> None:
-    """Catches commands that do not lead from one to the next."""
+def test_commands_run(page: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches commands that do not lead from one to the next, and a part that is not one file."""
+    put_files(page, here, monkeypatch)
+    registry.names.cache_clear()
     for arguments in commands(page):
         assert main(shortened(arguments)) == 0, arguments
+    registry.names.cache_clear()
 
 
 class Begun(BaseException):
