@@ -6,8 +6,10 @@ Python block that begins with the path of a file is this file, which the command
 """
 
 import re
+import shutil
+import subprocess
+import sys
 from contextlib import suppress
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,6 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision.datasets import FakeData
 
 import fastcat
-from fastcat import registry
 from fastcat.cli import main
 from tests.harness import tiny
 from tests.harness.image_folders import make_folder
@@ -42,12 +43,12 @@ WORK = (
     "fastcat.benchmarks.throughput.bench",
     "fastcat.loaders.convert.convert",
 )
-CARRIED_OUT = [ROOT / "README.md", ROOT / "docs" / "extend.md"]
+README, EXTEND = ROOT / "README.md", ROOT / "docs" / "extend.md"
 WITH_PYTHON = [page for page in PAGES if any(language == "python" for language, _ in fences(page))]
 TYPED = [
     pytest.param(page, arguments, id=f"{page.stem}: {' '.join(arguments)}")
     for page in PAGES
-    if page not in CARRIED_OUT
+    if page not in (README, EXTEND)
     for arguments in commands(page)
 ]
 
@@ -96,40 +97,36 @@ def test_python_runs(page: Path, here: Path, monkeypatch: pytest.MonkeyPatch) ->
             exec(compile(text, page.name, "exec"), names)
 
 
-def shortened(arguments: list[str]) -> list[str]:
-    """A command with settings after its own that make it short."""
+def shortened(arguments: list[str], **others: str) -> list[str]:
+    """A command with settings after its own that make it short; others: in place of some."""
     if arguments[0] != "train":
         return arguments
-    small = {**SMALL, "data": "digits"}
+    small = {**SMALL, "data": "digits", **others}
     if "--data" in arguments:
         del small["data"]
     return arguments + [text for name, value in small.items() for text in (f"--{name}", str(value))]
 
 
-def put_files(page: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Write the blocks that are files: modules of the reader's, and those of fastcat's packages."""
-    for _, text in fences(page):
-        file = re.match(r"# (?:fastcat/)?(?:([\w/]+)/)?(\w+\.py)\n", text)
-        if file is None:
-            continue
-        folder = here / (file[1] or "")
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / file[2]).write_text(text)
-        if file[1]:
-            package = import_module(f"fastcat.{file[1].replace('/', '.')}")
-            places = [*package.__path__, str(folder)]
-            monkeypatch.setattr(package, "__path__", places)
-            monkeypatch.setattr(package.__spec__, "submodule_search_locations", places)
-
-
-@pytest.mark.parametrize("page", CARRIED_OUT, ids=lambda page: page.name)
-def test_commands_run(page: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches commands that do not lead from one to the next, and a part that is not one file."""
-    put_files(page, here, monkeypatch)
-    registry.names.cache_clear()
-    for arguments in commands(page):
+def test_commands_run(here: Path) -> None:
+    """Catches commands of the README that do not lead from one to the next."""
+    for arguments in commands(README):
         assert main(shortened(arguments)) == 0, arguments
-    registry.names.cache_clear()
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_each_part_is_one_file(tmp_path: Path) -> None:
+    """What docs/extend.md promises, in a copy of the checkout with its files and nothing else."""
+    for folder in ("fastcat", "kernels", "loaders", "benchmarks"):
+        unwanted = shutil.ignore_patterns("__pycache__", "results")
+        shutil.copytree(ROOT / folder, tmp_path / folder, symlinks=True, ignore=unwanted)
+    for _, text in fences(EXTEND):
+        if file := re.match(r"# ([\w/]+\.py)\n", text):
+            (tmp_path / file[1]).write_text(text)
+    for arguments in commands(EXTEND):
+        command = [sys.executable, "-m", "fastcat", *shortened(arguments, arch="my_networks:small")]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
 
 
 class Begun(BaseException):
