@@ -1,7 +1,9 @@
 """The course of a run: epoch after epoch, recorded and saved, and back when training collapses."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from fastcat.checkpoint import good_checkpoint, last_checkpoint, read_checkpoint
 from fastcat.recorder import Recorder
@@ -9,17 +11,26 @@ from fastcat.stop import Stopped, StopRequest
 from fastcat.trainer import Trainer
 from fastcat.watch import MOST_ROLLBACKS, Collapse, collapse, new_signs
 
+# gets an epoch's line of metrics.jsonl
+OnEpoch = Callable[[dict[str, Any]], object]
+
 
 class Course:
     """Leads a trainer through its run in the folder `run`."""
 
     def __init__(
-        self, trainer: Trainer, run: Path, recorder: Recorder, request: StopRequest
+        self,
+        trainer: Trainer,
+        run: Path,
+        recorder: Recorder,
+        request: StopRequest,
+        on_epoch: OnEpoch | None = None,
     ) -> None:
         self.trainer = trainer
         self.run = run
         self.recorder = recorder
         self.request = request
+        self.on_epoch = on_epoch
 
     def follow(self) -> None:
         """Train to the last epoch. Raises Stopped after saving when a signal asks for it."""
@@ -63,6 +74,8 @@ class Course:
         trainer.begin_epoch(trainer.epoch + 1, record)
         trainer.save(self.run)
         self.recorder.report()
+        if self.on_epoch is not None:
+            self.on_epoch(record)
         if reason and on_collapse == "stop":
             raise Collapse(reason, last_checkpoint(self.run))
 

@@ -1,5 +1,7 @@
 """Progress bars on a terminal, and plain lines elsewhere."""
 
+import io
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,9 +13,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fastcat.output import Output, one_line
 
 
-def make_console() -> Console:
-    """A console that prints text as it is, without wrapping lines, and never fails."""
-    output = cast(TextIO, Output(sys.stdout))
+class _Log(io.TextIOBase):
+    """A stream whose lines go to the logger "fastcat"."""
+
+    def write(self, text: str) -> int:
+        for line in text.splitlines():
+            logging.getLogger("fastcat").info("%s", line)
+        return len(text)
+
+
+def make_console(quiet: bool = False) -> Console:
+    """A console that prints text as it is, without wrapping lines, and never fails.
+
+    quiet: print nothing; lines go to the logger "fastcat" at level INFO
+    """
+    output = cast(TextIO, _Log() if quiet else Output(sys.stdout))
     return Console(file=output, soft_wrap=True, highlight=False, markup=False)
 
 

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from fastcat.files import explained, write_text
 from fastcat.output import one_line
-from fastcat.progress import has_bar, make_console, make_progress
+from fastcat.progress import has_bar, make_progress
 from fastcat.report import headline, renew_report
 
 
@@ -17,10 +19,10 @@ class Recorder:
     elsewhere a plain line tells of the progress at every logging interval.
     """
 
-    def __init__(self, run: Path, total_steps: int) -> None:
+    def __init__(self, run: Path, total_steps: int, console: Console) -> None:
         self.run = run
         self.headed = False
-        self.console = make_console()
+        self.console = console
         self.progress = make_progress(self.console)
         self.task = self.progress.add_task("starting", total=total_steps)
 

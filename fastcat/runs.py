@@ -12,11 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from fastcat.checkpoint import load_last_checkpoint
 from fastcat.config.seeds import parse_seeds
 from fastcat.config.train import TrainConfig
 from fastcat.config.yaml_file import to_yaml
-from fastcat.course import Course
+from fastcat.course import Course, OnEpoch
 from fastcat.cpus import shared_cpus
 from fastcat.environment import environment
 from fastcat.errors import InputError
@@ -35,6 +37,7 @@ from fastcat.over_seeds import (
 from fastcat.progress import make_console
 from fastcat.recorder import Recorder
 from fastcat.report import renew_report
+from fastcat.runtime import restored_settings
 from fastcat.stop import Stopped, StopRequest, stop_request
 from fastcat.teacher import with_absolute_weights
 from fastcat.trainer import Trainer
@@ -118,11 +121,23 @@ def _refuse_existing(out: Path) -> None:
     raise InputError(f"{out} exists already: choose another --out, or {remedy}")
 
 
-def train(config: TrainConfig, dataset: Dataset | None = None) -> RunResult:
+@restored_settings()
+def train(
+    config: TrainConfig,
+    dataset: Dataset | None = None,
+    *,
+    on_epoch: OnEpoch | None = None,
+    quiet: bool = False,
+) -> RunResult:
     """Train the peers of `config` in a new folder and return where they ended.
 
-    dataset: of `fastcat.from_items`, in place of what `config.data` names.
-    With `config.seeds` there is a run a seed, one after the other, and a SeedsResult.
+    With `config.seeds` there is a run a seed, one after the other, and a SeedsResult. Settings of
+    torch that hold for the whole process, random states among them, are afterwards as before.
+
+    dataset: of `fastcat.from_items`, in place of what `config.data` names
+    on_epoch: called after each epoch, when all of it is saved, with its record: the line of
+        metrics.jsonl as a dict. What it raises ends the run, which `resume` continues
+    quiet: print nothing; lines go to the logger "fastcat" at level INFO
 
     Raises InputError for settings, data or a folder that cannot be used, and for a loss that is no
     longer finite or another collapse, as `--on-collapse` says; Stopped after Ctrl-C, SIGTERM or
@@ -149,8 +164,9 @@ def train(config: TrainConfig, dataset: Dataset | None = None) -> RunResult:
     peers = with_absolute_weights(config.peers)
     config = replace(config, out=out, data=data, data_dir=data_dir, extra=extra, peers=peers)
     if config.seeds is not None:
-        return _train_seeds(config, dataset)
-    trainer = Trainer(config, dataset)
+        return _train_seeds(config, dataset, on_epoch, quiet)
+    console = make_console(quiet)
+    trainer = Trainer(config, dataset, console)
     out = _claim(config)
     trainer.config = replace(trainer.config, out=out)
     with _locked(out), stop_request() as request:
@@ -161,7 +177,7 @@ def train(config: TrainConfig, dataset: Dataset | None = None) -> RunResult:
         write_text(out / "config.yaml", to_yaml(trainer.config))
         write_text(out / "environment.json", json.dumps(environment(), indent=2) + "\n")
         trainer.save(out)
-        return _run(trainer, out, request)
+        return _run(trainer, out, request, console, on_epoch)
 
 
 def _check_dataset(dataset: Any) -> None:
@@ -178,37 +194,48 @@ def _of_seed(config: TrainConfig, out: Path, seed: int) -> TrainConfig:
     return replace(config, out=run_of_seed(out, seed), seed=seed, seeds=None)
 
 
-def _train_seeds(config: TrainConfig, dataset: Dataset | None) -> SeedsResult:
+def _train_seeds(
+    config: TrainConfig, dataset: Dataset | None, on_epoch: OnEpoch | None, quiet: bool
+) -> SeedsResult:
     first, *_ = parse_seeds(config.seeds or "")
     # refuses what cannot be trained while there is no folder, and settles what "auto" means
-    settled = Trainer(replace(config, seed=first, seeds=None), dataset).config
+    settled = Trainer(replace(config, seed=first, seeds=None), dataset, make_console(quiet)).config
     out = _claim(config)
     config = replace(settled, out=out, seed=config.seed, seeds=config.seeds)
     with _locked(out):
         _refuse_existing(out)
         write_text(out / "config.yaml", to_yaml(config))
         _write_record(config, out)
-        return _run_seeds(config, out, dataset)
+        return _run_seeds(config, out, dataset, on_epoch, quiet)
 
 
-def _run_seeds(config: TrainConfig, out: Path, dataset: Dataset | None) -> SeedsResult:
+def _run_seeds(
+    config: TrainConfig,
+    out: Path,
+    dataset: Dataset | None,
+    on_epoch: OnEpoch | None,
+    quiet: bool,
+) -> SeedsResult:
     """Bring the run of every seed to its end, from wherever it stands, and sum them up."""
     runs: dict[int, RunResult] = {}
+    console = make_console(quiet)
     for seed in parse_seeds(config.seeds or ""):
         run = run_of_seed(out, seed)
         gc.collect()  # a trainer refers to itself in places, and would fill the device
         try:
             if not run.exists():
-                runs[seed] = train(_of_seed(config, out, seed), dataset)
+                runs[seed] = train(
+                    _of_seed(config, out, seed), dataset, on_epoch=on_epoch, quiet=quiet
+                )
             else:
-                runs[seed] = _finished(run) or resume(run, dataset)
+                runs[seed] = _finished(run) or resume(run, dataset, on_epoch=on_epoch, quiet=quiet)
         except (Stopped, KeyboardInterrupt):
-            make_console().print(f"go on with all seeds: fastcat resume {shlex.quote(str(out))}")
+            console.print(f"go on with all seeds: fastcat resume {shlex.quote(str(out))}")
             raise
     last = _spreads([result.peers for result in runs.values()])
     best = _spreads([result.best for result in runs.values()])
     _write_record(config, out, best=best, last=last)
-    renew_report(out, make_console().print)
+    renew_report(out, console.print)
     return SeedsResult(out, _means(last), _means(best), runs, _judged_on(config), last, best)
 
 
@@ -258,12 +285,21 @@ def _fitting(run: Path) -> Iterator[None]:
         ) from error
 
 
-def resume(run: Path | str, dataset: Dataset | None = None) -> RunResult:
+@restored_settings()
+def resume(
+    run: Path | str,
+    dataset: Dataset | None = None,
+    *,
+    on_epoch: OnEpoch | None = None,
+    quiet: bool = False,
+) -> RunResult:
     """Continue a run where its last checkpoint stands; a finished run is returned as it is.
 
     In a folder of several seeds the finished ones are left alone, those missing begin.
 
-    dataset: that which `train` was given, if it was.
+    run: its folder
+    dataset: that which `train` was given, if it was
+    on_epoch, quiet: as in `train`
 
     Raises what `train` raises, and InputError for a folder without a usable checkpoint.
     """
@@ -278,26 +314,35 @@ def resume(run: Path | str, dataset: Dataset | None = None) -> RunResult:
             with _fitting(run):
                 config = TrainConfig.from_dict({**read_record(run)["config"], "out": run})
             remove_leftovers(run)
-            return _run_seeds(config, run, dataset)
+            return _run_seeds(config, run, dataset, on_epoch, quiet)
     with _locked(run), stop_request() as request:
         state, remark = load_last_checkpoint(run)
         with _fitting(run):
             config = TrainConfig.from_dict({**state["config"], "out": run})
-        trainer = Trainer(config, dataset)
+        console = make_console(quiet)
+        trainer = Trainer(config, dataset, console)
         with _fitting(run):
             trainer.load_state_dict(state)
         remove_leftovers(run)
-        return _run(trainer, run, request, remark)
+        return _run(trainer, run, request, console, on_epoch, remark)
 
 
 @shared_cpus()
-def _run(trainer: Trainer, run: Path, request: StopRequest, remark: str | None = None) -> RunResult:
-    with Recorder(run, trainer.config.epochs * trainer.epoch_steps) as recorder:
+def _run(
+    trainer: Trainer,
+    run: Path,
+    request: StopRequest,
+    console: Console,
+    on_epoch: OnEpoch | None,
+    remark: str | None = None,
+) -> RunResult:
+    steps = trainer.config.epochs * trainer.epoch_steps
+    with Recorder(run, steps, console) as recorder:
         if remark:
             recorder.line(remark)
         recorder.forget_after(trainer.epoch, trainer.steps_done)
         try:
-            Course(trainer, run, recorder, request).follow()
+            Course(trainer, run, recorder, request, on_epoch).follow()
         except Stopped as stopped:
             recorder.line(
                 f"stopped by {stopped} in epoch {trainer.epoch + 1}/{trainer.config.epochs} "

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from fastcat.checkpoint import last_checkpoint, save_checkpoint
@@ -52,7 +53,9 @@ class Trainer:
     epoch counts finished epochs, step the finished steps of the one under way.
     """
 
-    def __init__(self, config: TrainConfig, dataset: Dataset | None = None) -> None:
+    def __init__(
+        self, config: TrainConfig, dataset: Dataset | None = None, console: Console | None = None
+    ) -> None:
         set_threads(config.threads)
         self.device = make_device(config.device)
         self.precision = make_precision(config.precision, self.device)
@@ -63,7 +66,7 @@ class Trainer:
         engine = choose_engine(config.engine, self.device, self.remarks.append)
         config = replace(config, precision=precision, step_size=step_size)
         self.config = config
-        with task(make_console(), f"reading {config.data}, once") as progress:
+        with task(console or make_console(), f"reading {config.data}, once") as progress:
             if dataset is None:
                 dataset = load_dataset(config.data, config.data_dir, progress)
             dataset = in_order(dataset, config.class_order)

@@ -22,7 +22,7 @@ LAYERS = (
     "objectives", "squeeze", "replay", "official",
     "union", "pgd", "frozen", "lanes", "threat", "terms",
     "awp", "sgd", "swa", "checkpoint", "foreign", "models",
-    "trial", "precision", "watch",
+    "trial", "precision", "watch", "runtime",
     "environment", "device", "progress", "stop", "settings", "modes",
     "loaders", "guard", "schedules", "batch", "seeds", "files", "output", "cpus",
     "choices", "registry", "errors",

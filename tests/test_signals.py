@@ -103,10 +103,10 @@ def test_an_interrupted_run_of_seeds_says_how_to_go_on(
     tiny.register()
     train = runs.train
 
-    def interrupted(config, dataset):  # type: ignore[no-untyped-def]
+    def interrupted(config, *others, **options):  # type: ignore[no-untyped-def]
         if config.seed == 1:
             send(signal.SIGTERM)
-        return train(config, dataset)
+        return train(config, *others, **options)
 
     monkeypatch.setattr(runs, "train", interrupted)
     monkeypatch.chdir(tmp_path)

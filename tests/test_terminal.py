@@ -112,7 +112,7 @@ def test_a_line_stays_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert one_line("two\nlines\x1b[2J") == r"two\nlines\x1b[2J"
     assert one_line("[red] 50% {x} \N{FROG FACE}") == "[red] 50% {x} \N{FROG FACE}"
     assert encodable("\udce9 é", "latin-1") == r"\udce9 é"
-    Recorder(Path(), 1).line("answers are 'two\nlines'")
+    Recorder(Path(), 1, make_console()).line("answers are 'two\nlines'")
     assert Path("log.txt").read_text() == "answers are 'two\\nlines'\n" == capsys.readouterr().out
     assert main(["eval", "no\nrun"]) == 2
     assert capsys.readouterr().err.startswith(r"fastcat: no\nrun holds no weights")
