@@ -1,8 +1,9 @@
 """Writes what the pages take from elsewhere: `python -m tools.pages`.
 
-Tables and pictures come from benchmarks/results/*.json, docs/command-line.md from the parser. A
-page holds a table between `<!-- table: NAME -->` and `<!-- end -->`; the rest of it is written by
-hand. docs/methods.md and docs/learning.md have writers of their own.
+Tables and pictures come from benchmarks/results/*.json, docs/command-line.md from the parser, the
+tree of folders from the folders. A page holds a table between `<!-- table: NAME -->` and
+`<!-- end -->`; the rest of it is written by hand. docs/methods.md and docs/learning.md have writers
+of their own.
 """
 
 import re
@@ -12,9 +13,11 @@ from fastcat.files import write_text
 from tools.command_line import page as command_line
 from tools.pictures import THEMES, bars
 from tools.results import ROOT, TABLES
+from tools.tree import tree
 
 TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.S)
-WITH_TABLES = ("README.md", "docs/performance.md", "docs/data.md")
+WITH_TABLES = ("README.md", "docs/performance.md", "docs/data.md", "docs/reading.md")
+MADE = {**TABLES, "tree": tree}
 
 
 def pages() -> dict[Path, str]:
@@ -30,7 +33,7 @@ def pages() -> dict[Path, str]:
 
 def with_tables(text: str) -> str:
     """A page with its tables as the JSON files have them."""
-    return TABLE.sub(lambda m: f"{m[1]}{TABLES[m[2]]()}\n{m[3]}", text)
+    return TABLE.sub(lambda m: f"{m[1]}{MADE[m[2]]()}\n{m[3]}", text)
 
 
 if __name__ == "__main__":
