@@ -1,9 +1,7 @@
-"""The folders of the package, what each is for, and its files: the page on reading order has it."""
+"""The folders of the package and what each is for: the page on reading order has them."""
 
 import ast
-from collections.abc import Iterator
 from pathlib import Path
-from textwrap import wrap
 
 from tools.results import ROOT
 
@@ -16,32 +14,18 @@ LINKED = {
 
 
 def tree() -> str:
-    """The package's folders, its own files, and the folders that are linked into it."""
-    package = ROOT / "fastcat"
-    lines = ["fastcat/"]
-    for init in sorted(package.glob("*/__init__.py")):
-        lines += branch(init.parent, purpose(init), "  ")
-    lines += ["", *files(package, "  ")]
+    """The package's folders, and those that are linked into it with theirs."""
+    lines = ["fastcat/", *below(ROOT / "fastcat")]
     for name, text in LINKED.items():
-        lines += ["", *branch(ROOT / name, text, "")]
-        for init in sorted((ROOT / name).glob("*/__init__.py")):
-            lines += branch(init.parent, purpose(init), "  ")
-    return "\n".join(["```text", *map(str.rstrip, lines), "```"])
+        lines += ["", f"{name + '/':18} {text}".rstrip(), *below(ROOT / name)]
+    return "\n".join(["```text", *lines, "```"])
 
 
-def purpose(file: Path) -> str:
-    """The first sentence of a module's docstring, if it ends in the first line."""
-    line = (ast.get_docstring(ast.parse(file.read_text())) or "").partition("\n")[0]
-    return line.partition(". ")[0].rstrip(".") + "." if line else ""
-
-
-def branch(folder: Path, text: str, indent: str) -> Iterator[str]:
-    """A folder with its purpose, and below it its files."""
-    yield f"{indent}{folder.name + '/':16} {text}"
-    yield from files(folder, f"{indent}    ")
-
-
-def files(folder: Path, indent: str) -> list[str]:
-    """The modules of a folder by name, several a line."""
-    names = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("__"))
-    return wrap(" ".join(names), 100, initial_indent=indent, subsequent_indent=indent)
+def below(folder: Path) -> list[str]:
+    """The packages in a folder, each with the first sentence of its docstring's first line."""
+    lines = []
+    for init in sorted(folder.glob("*/__init__.py")):
+        text = (ast.get_docstring(ast.parse(init.read_text())) or "").partition("\n")[0]
+        sentence = text.partition(". ")[0].rstrip(".") + "." if text else ""
+        lines.append(f"  {init.parent.name + '/':16} {sentence}".rstrip())
+    return lines
