@@ -1,6 +1,7 @@
-"""What happens to training images, drawn by place: every loader draws, and so sees, the same.
+"""Augmentation of training images: settings, and the random numbers of an epoch.
 
-Each kind of change has a stream of its own, so that one more leaves the others as they were.
+The numbers depend on seed and epoch alone, so that every loader augments alike. Each kind of change
+has a random stream of its own, so that switching one on leaves the others' numbers as they were.
 """
 
 from dataclasses import dataclass
@@ -15,14 +16,17 @@ from fastcat.seeds import derive_seed
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """Every length is in pixels; 0 is none.
+    """Settings; lengths are in pixels, and 0 switches a change off.
 
-    crop_pad: padding of the random crop, by zeros, with crop_reflect by the image mirrored at its
-    edges; flip: mirror every other image; crop_shift: up to so many rows and columns together are
-    cut off the edges, and what is left is put at a random place on black (Li & Spratling 2023);
-    cutout: side of a black square around a random pixel (DeVries & Taylor 2017); mixup, cutmix: a
-    of the Beta(a, a) that shares an image with another one of its batch, by brightness (Zhang et
-    al. 2018) or by a rectangle (Yun et al. 2019), once a batch.
+    crop_pad: padding of the random crop.
+    crop_reflect: pad with the image mirrored at its edges, not with zeros.
+    flip: mirror an image with probability 1/2.
+    crop_shift: rows and columns, together at most, that are cut off the edges; the rest is put at a
+        random place on black (Li & Spratling 2023).
+    cutout: side of a black square around a random pixel (DeVries & Taylor 2017).
+    mixup: a of the Beta(a, a) that blends an image with another of its batch (Zhang et al. 2018).
+    cutmix: a of the Beta(a, a) that gives the area of a rectangle of another image (Yun et al.
+        2019). Both are drawn once a batch.
     """
 
     crop_pad: int = 0
@@ -34,7 +38,7 @@ class Augmentation:
     cutmix: float = 0.0
 
     def __post_init__(self) -> None:
-        """Raise InputError for two ways of shifting or of mixing at once."""
+        """Raises InputError for two ways of shifting or of mixing at once."""
         if self.crop_pad and self.crop_shift:
             raise InputError(
                 "--crop-pad and --crop-shift both move the image: type --crop-pad 0 with the latter"
@@ -49,7 +53,7 @@ class Augmentation:
         return bool(self.mixup or self.cutmix)
 
     def check(self, height: int, width: int) -> None:
-        """Raise InputError where images of this size would vanish."""
+        """Raises InputError where images of this size are too small for the settings."""
         side = min(height, width)
         if self.crop_reflect and self.crop_pad >= side:
             raise InputError(
@@ -68,7 +72,10 @@ class Augmentation:
                 )
 
     def draw(self, index: Tensor, height: int, width: int, seed: int, epoch: int) -> Tensor:
-        """Draws [10, N] int64 of `kernels/augment.py` for images `index` [N] of an epoch."""
+        """Rows of `kernels/augment.py`, int64 [10, N]: image, shift, flip, window, hole.
+
+        index: images [N] in the order of the epoch.
+        """
         n = len(index)
 
         def stream(name: str) -> torch.Generator:
@@ -89,9 +96,9 @@ class Augmentation:
         return torch.cat([index[None], shift, flip[None], window, hole])
 
     def draw_mix(self, batches: int, height: int, width: int, seed: int, epoch: int) -> Tensor:
-        """float64 [5, batches]: an image's own share, and cutmix's rectangle y, x, bottom, right.
+        """float64 [5, batches]: weight of an image itself; top, left, bottom, right of a rectangle.
 
-        The rectangle is where the other image is seen; mixup has none, its numbers are 0.
+        The other image is seen in the rectangle. mixup has none: its four numbers are 0.
         """
         # numpy promises that the stream of this generator never changes
         random = np.random.RandomState(derive_seed(seed, "mix", epoch) % 2**32)
@@ -99,7 +106,7 @@ class Augmentation:
         share = random.beta(a, a, batches)
         if self.mixup:
             return torch.from_numpy(np.stack([share, *np.zeros((4, batches))]))
-        # the image's own share is what the rectangle leaves when it is clipped at the edges
+        # the rectangle is clipped at the edges: the weight follows from the area that is left
         sides = np.sqrt(1 - share) * np.array([[height], [width]])
         centre = random.randint(0, [[height], [width]], (2, batches))
         low = np.clip(centre - sides.astype(int) // 2, 0, [[height], [width]])
@@ -109,10 +116,11 @@ class Augmentation:
 
 
 def mix(x: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
-    """Images [B, C, H, W] mixed each with its mirror place in the batch, and own shares [B].
+    """Mixed images [B, C, H, W], and the weight [B] of each image itself.
 
-    draws: [5] of `draw_mix`, on x's device. Batches are shuffled, so that the last image is as good
-    a partner of the first as any other.
+    Image i is mixed with image B - 1 - i: batches are shuffled, so that any pairing is random.
+    x: images [B, C, H, W].
+    draws: [5] of `draw_mix`, on x's device.
     """
     share, top, left, bottom, right = draws.to(x.dtype)
     i, j = (torch.arange(side, device=x.device) for side in x.shape[2:])
@@ -126,7 +134,7 @@ def mix(x: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
 def _crop_shift(
     most: int, n: int, height: int, width: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Shifts [2, n] and windows [4, n] that cut up to `most` rows and columns off together."""
+    """Shifts [2, n] and windows [4, n]; rows and columns cut off are at most `most` together."""
     total = torch.randint(0, most + 1, (n,), generator=generator)
 
     def up_to(limit: Tensor) -> Tensor:
@@ -135,7 +143,7 @@ def _crop_shift(
     cut_columns = up_to(total)
     cut_rows = total - cut_columns
     top, left = up_to(cut_rows), up_to(cut_columns)
-    # the window's first row and column lands at a random place, as far as there is room
+    # the window goes to a random place inside of the image
     shift = torch.stack([top - up_to(cut_rows), left - up_to(cut_columns)])
     window = torch.stack([top, top + height - cut_rows, left, left + width - cut_columns])
     return shift, window

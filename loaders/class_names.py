@@ -1,6 +1,7 @@
-"""Where two sets of classes meet: the classes are matched by their names, or not at all.
+"""Class names: matching the classes of two data sets, or of a data set and a network.
 
-Classes that are called 0, 1, 2, ... have no names, as those of .npz files: they go by number.
+Classes are matched by name. Classes called 0, 1, 2, ..., as those of .npz files, have no names and
+are matched by number.
 """
 
 import unicodedata
@@ -16,7 +17,7 @@ from .dataset import Dataset, Split
 
 
 def numbered(count: int) -> tuple[str, ...]:
-    """What classes without names are called."""
+    """Names of classes without names: "0", "1", "2", ..."""
     return tuple(map(str, range(count)))
 
 
@@ -25,12 +26,15 @@ def are_numbers(classes: Sequence[str]) -> bool:
 
 
 def match(names: Sequence[str], whose: str, own: Sequence[str], owner: str) -> np.ndarray:
-    """Of each of the classes `names` its label among the classes `own`, int64.
+    """Label among `own` of each class in `names`, int64 [len(names)].
 
-    whose, owner: what sentences call what the classes are from.
-    By name, in whatever order, where every name is one of `own`. By number where one side has no
-    names: that may be fewer numbers than names, but not fewer names than numbers.
-    Raises InputError for anything else, and where names and numbers are at odds.
+    By name, in any order, where every name is one of `own`. By number where one side has no names;
+    then there may be fewer numbers than names, but not fewer names than numbers.
+    names: classes to match.
+    whose: what the error calls their owner.
+    own: classes to match them with.
+    owner: what the error calls the owner of those.
+    Raises InputError for anything else, and where matching by name and by number would differ.
     """
     labels = np.arange(len(names))
     if tuple(names) == tuple(own):
@@ -64,14 +68,18 @@ def match(names: Sequence[str], whose: str, own: Sequence[str], owner: str) -> n
 
 
 def by_number(names: Sequence[str], whose: str, own: Sequence[str], owner: str) -> list[str]:
-    """What there is to say of classes that `match` had to match by number."""
+    """A sentence for the user where `match` matches by number; parameters as of `match`."""
     if are_numbers(names) == are_numbers(own):
         return []
     return [f"the classes of {whose}, {some(names)}, go by number as those of {owner}, {some(own)}"]
 
 
 def relabelled(dataset: Dataset, labels: np.ndarray, classes: Sequence[str]) -> Dataset:
-    """The same images with labels among other classes, as `match` gives them for the own ones."""
+    """The same images, with labels of other classes.
+
+    labels: new label of each old one, as `match` returns.
+    classes: names of the new classes.
+    """
     train, test = (
         Split(split.images, labels[split.labels]) for split in (dataset.train, dataset.test)
     )
@@ -79,7 +87,7 @@ def relabelled(dataset: Dataset, labels: np.ndarray, classes: Sequence[str]) -> 
 
 
 def never_learnt(dataset: Dataset, labels: np.ndarray) -> list[str]:
-    """What there is to say where some test images are of none of the classes in these labels."""
+    """A sentence for the user where classes of the test images are missing in training `labels`."""
     absent = np.setdiff1d(dataset.test.labels, labels)
     if not len(absent):
         return []
@@ -88,5 +96,5 @@ def never_learnt(dataset: Dataset, labels: np.ndarray) -> list[str]:
 
 
 def some(names: Sequence[str], shown: int = 3) -> str:
-    """The first of them, for a sentence."""
+    """The first `shown` names, with ", ..." for the others."""
     return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")

@@ -1,4 +1,4 @@
-"""Classes that have numbers for names: in the order of text, 0, 1, 10, 2, or of their numbers."""
+"""Order of classes called by numbers: as text (0, 1, 10, 2) or as numbers (0, 1, 2, 10)."""
 
 import re
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ _NUMBERED = re.compile(r"(\D*)([0-9]{1,18})(\D*)")
 
 
 def numeric_order(classes: Sequence[str]) -> tuple[str, ...] | None:
-    """The classes in the order of their numbers: 0, 1, 2, 10, and so class0, class1, class2.
+    """Classes sorted by the number in their names: 0, 1, 2, 10, or class0, class1, class10.
 
-    None where they have none, or differ in more than their numbers.
+    None where a name has no number, or names differ in more than their numbers.
     """
     found = [match for name in classes if (match := _NUMBERED.fullmatch(name))]
     if len(found) < len(classes) or len({(match[1], match[3]) for match in found}) != 1:
@@ -28,7 +28,7 @@ def numeric_order(classes: Sequence[str]) -> tuple[str, ...] | None:
 
 
 def order_note(classes: Sequence[str]) -> str | None:
-    """A sentence about classes that stand in the order of text where that is not their numbers'."""
+    """A sentence for the user where classes are in the order of text, not of their numbers."""
     numbers = numeric_order(classes)
     if numbers in (None, tuple(classes)) or list(classes) != sorted(classes):
         return None
@@ -39,9 +39,10 @@ def order_note(classes: Sequence[str]) -> str | None:
 
 
 def in_order(dataset: Dataset, order: str) -> Dataset:
-    """The same images, with classes and labels as they are ("text") or by number.
+    """The same images with classes in the order asked for.
 
-    Raises InputError where the classes have no numbers to go by.
+    order: "text" leaves them as they are, "number" sorts by number.
+    Raises InputError where "number" is asked for and names have none.
     """
     if order == "text":
         return dataset
@@ -53,7 +54,7 @@ def in_order(dataset: Dataset, order: str) -> Dataset:
 
 
 def source_in_order(source: Source, order: str) -> Source:
-    """As `in_order`, of what is still to be packed."""
+    """As `in_order`, for images that are still to be packed."""
     if order == "text":
         return source
     classes, labels = _renumbered(source.classes, source.origin)
@@ -68,7 +69,7 @@ def source_in_order(source: Source, order: str) -> Source:
 
 
 def _renumbered(classes: tuple[str, ...], origin: str) -> tuple[tuple[str, ...], np.ndarray]:
-    """The classes by number, and of each old label, int64 [classes], the new one."""
+    """Classes sorted by number, and the new label of each old one, int64 [classes]."""
     numbers = numeric_order(classes)
     if numbers is None:
         raise InputError(

@@ -1,4 +1,4 @@
-"""What every data set is once it is read: two splits of images with their labels."""
+"""A data set: two splits of images with labels, its classes and its augmentation."""
 
 import mmap
 import warnings
@@ -24,10 +24,11 @@ _LAST = "give [height, width, channels], as by image.transpose(1, 2, 0)"
 
 @dataclass(frozen=True)
 class Split:
-    """images: [N, H, W, C], uint8 or float32 in [0, 1]; labels: int64 [N].
+    """Images with labels.
 
-    images may be a read-only memory map, or anything that has a shape and gives an array of the
-    images at a slice or at an array of places. labels come as anything that `class_numbers` takes.
+    images: [N, H, W, C], uint8 or float32 in [0, 1]: an array, a read-only memory map, or any
+        object with `shape` and `dtype` that gives an array at a slice or an array of rows.
+    labels: int64 [N]; anything that `class_numbers` takes is made that.
     """
 
     images: Any
@@ -43,11 +44,13 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """A data set as the trainer sees it.
+    """A data set as the trainer takes it.
 
-    crop_pad (pixels of zero padding for the random crop) and flip (random mirror images) are the
-    augmentation that suits the data; digest identifies the exact images and labels; betons: the
-    folder of .beton files of these very images, where there is one.
+    classes: names in the order of the labels.
+    crop_pad: pixels of zero padding for the random crop, unless --crop-pad is given.
+    flip: whether images are mirrored at random, unless --flip is given.
+    digest: identifies the exact images and labels.
+    betons: folder of .beton files of the same images, if there is one.
     Raises InputError for a split without images, labels that are no classes, training images of
     one class alone, and images whose channels do not come last.
     """
@@ -75,10 +78,11 @@ class Dataset:
 
 
 def check_layout(shape: tuple[int, int, int], what: str, remedy: str = _LAST) -> None:
-    """Raise InputError where [height, width, channels] must mean something else.
+    """Raises InputError where channels cannot have come last: more than 3, and more than a side.
 
-    Only 3 channels, as of colours, may be more than the pixels of a side. what, remedy: the
-    beginning and the end of the sentence.
+    shape: height, width, channels as they were taken.
+    what: begins the sentence, for example "image 3".
+    remedy: ends it.
     """
     height, width, channels = shape
     if channels > 3 and channels > min(height, width):
@@ -88,16 +92,18 @@ def check_layout(shape: tuple[int, int, int], what: str, remedy: str = _LAST) ->
 
 
 def as_tensor(array: np.ndarray) -> Tensor:
-    """The same memory as a tensor, which is only read."""
+    """A tensor of the same memory, which must not be written to."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return torch.from_numpy(array)
 
 
 def read_rows(images: Any, rows: np.ndarray) -> np.ndarray:
-    """Images [n, H, W, C] of a split, whose map is then given back to the system.
+    """Images [n, H, W, C] of a split.
 
-    Else the pages of a large map count as this process's memory, until there is no other left.
+    Pages of a memory map are released at once: they count as memory of this process.
+    images: as of `Split`.
+    rows: [n].
     """
     read = images[rows]
     mapped = getattr(getattr(images, "file", images), "_mmap", None)
@@ -107,7 +113,7 @@ def read_rows(images: Any, rows: np.ndarray) -> np.ndarray:
 
 
 def channel_statistics(images: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel of a split's images, as pixels in [0, 1]."""
+    """Mean and standard deviation of each channel, of pixels in [0, 1]."""
     count, height, width, channels = images.shape
     total, squares = np.zeros(channels), np.zeros(channels)
     at_once = max(1, _CHUNK_PIXELS // (height * width))

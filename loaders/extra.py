@@ -19,9 +19,12 @@ from .readers import Reader
 
 @dataclass(frozen=True, kw_only=True)
 class Extra:
-    """split: images of the own ones' size and labels of their classes; digest: which they are.
+    """A second training set and its share of every batch.
 
-    remarks: what there is to say of their classes.
+    split: images as large as those of the data set, with labels of its classes.
+    fraction: share of a batch.
+    digest: which images they are.
+    remarks: sentences for the user about their classes.
     """
 
     split: Split
@@ -30,14 +33,16 @@ class Extra:
     remarks: Sequence[str] = ()
 
     def mixed_in(self, places: Tensor, own: int, batch_size: int, seed: int, epoch: int) -> Tensor:
-        """Places [N] with this set's in round(fraction * B) random positions of every batch.
+        """The epoch's order [N], with round(fraction * B) random positions of every batch of B
+        given to random extra images. Images of the data set keep their order; its last are left
+        out. Extra image i is numbered own + i.
 
-        places: the own ones in the order of the epoch, of which the first are kept; own: how many
-        own images there are, behind which this set's are counted.
+        places: the epoch's order without extra images.
+        own: images of the data set.
         """
         generator = torch.Generator().manual_seed(derive_seed(seed, "extra", epoch))
         drawn = own + torch.randint(0, len(self.split), places.shape, generator=generator)
-        # of each batch the positions of the smallest random numbers
+        # extra images take the first positions of a random order of each batch
         is_extra = torch.zeros(len(places), dtype=torch.bool)
         for positions in torch.arange(len(places)).split(batch_size):
             chosen = torch.randperm(len(positions), generator=generator)
@@ -48,12 +53,12 @@ class Extra:
         return mixed
 
     def joined_to(self, read: Reader, own: int) -> Reader:
-        """A reader of places among both sets; the places of this one begin at `own`."""
+        """A reader of both sets: of image numbers below `own` by `read`, of others here."""
 
         def read_both(batches: Sequence[np.ndarray], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
             are_own = [places < own for places in batches]
             kept = [places[mine] for places, mine in zip(batches, are_own, strict=True)]
-            # the small last batch may have no own images, and readers know of no empty ones
+            # a small last batch may be extra images alone, and readers take no empty batch
             reading = read([places for places in kept if len(places)], seed)
             nothing = self._read(np.arange(0))
             return (
@@ -70,7 +75,12 @@ class Extra:
     def _join(
         self, rows: np.ndarray, is_own: np.ndarray, images: Tensor, y: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Own images and labels where is_own [B] says, these rows of the extra ones elsewhere."""
+        """Images and labels of a batch from both sets.
+
+        rows: of the extra images, in the order of their positions.
+        is_own: bool [B], positions of the data set's images.
+        images, y: those, with their labels.
+        """
         mine = torch.from_numpy(is_own)
         both = images.new_empty(len(mine), *images.shape[1:]), y.new_empty(len(mine))
         for out, part, other in zip(both, (images, y), self._read(rows), strict=True):

@@ -20,11 +20,14 @@ def load_extra(
     class_order: str = "text",
     progress: Progress | None = None,
 ) -> Extra:
-    """The extra images of a file or data set, mapped; pseudo-labels are labels like others.
+    """Extra training images, mapped; pseudo-labels are labels like others.
 
     path: an uncompressed .npz with image (uint8 [N, H, W, C]) and label (integers [N], numbers of
-    the dataset's classes), or what `load_dataset` takes, of which the training images are used, its
-    classes in `class_order` and matched with the dataset's by name.
+        the dataset's classes); or what `load_dataset` takes, whose training images are used and
+        whose classes are matched with the dataset's by name.
+    fraction: their share of every batch.
+    class_order: "text" or "number", order of classes of a data set, see `in_order`.
+    progress: called with (done, total) where a folder is packed.
     Raises InputError for images, labels or classes that do not go with those of the dataset.
     """
     remarks: list[str] = []

@@ -1,4 +1,4 @@
-"""Labels: in what form they come, whether they are classes, and a test split for data without."""
+"""Labels: reading them as int64, checking them against the classes, drawing a test split."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,20 +10,21 @@ from fastcat.errors import InputError
 
 
 def class_numbers(labels: Any, what: str, images: int) -> np.ndarray:
-    """Class numbers of `images` images in whatever holds them, as int64 [N].
+    """Labels as int64 [N].
 
-    labels: a sequence, array or tensor, [N] or [N, 1], of integers of any width and byte order, or
-    of booleans, where False is class 0. what: what sentences call them.
-    Raises InputError for anything else, above all for floats, whole ones too.
+    labels: sequence, array or tensor, [N] or [N, 1], of integers or booleans (False: class 0).
+    what: what the error calls them.
+    images: N.
+    Raises InputError for anything else, floats of whole numbers included.
     """
     array = as_array(labels)
     check_label_form(array.dtype, array.shape, what, images)
-    # what does not fit becomes negative, and is refused as that
+    # numbers beyond int64 become negative, which is refused later
     return array.reshape(images).astype(np.int64, copy=False)
 
 
 def check_label_form(dtype: np.dtype, shape: tuple[int, ...], what: str, images: int) -> None:
-    """Raise InputError where such an array cannot hold the labels of so many images."""
+    """Raises InputError unless dtype and shape are those of labels of so many images."""
     if dtype.kind not in "biu" or shape not in ((images,), (images, 1)):
         one_hot = len(shape) == 2 and shape[0] == images
         raise InputError(
@@ -33,7 +34,7 @@ def check_label_form(dtype: np.dtype, shape: tuple[int, ...], what: str, images:
 
 
 def class_number(label: Any, what: str) -> int:
-    """The label of one item: what `class_numbers` takes of many, or an array or tensor of one."""
+    """The label of one item: an integer, a boolean, or an array or tensor of one of these."""
     array = as_array(label)
     if array.dtype.kind not in "biu" or array.size != 1:
         shown = repr(array.item()) if array.ndim == 0 else f"{array.dtype} {list(array.shape)}"
@@ -45,7 +46,7 @@ def class_number(label: Any, what: str) -> int:
 
 
 def as_array(values: Any) -> np.ndarray:
-    """What numpy makes of a tensor, on any device, or of anything else."""
+    """An array of a tensor on any device, or of anything that numpy takes."""
     if isinstance(values, Tensor):
         values = values.detach().cpu()
         # numpy has no bfloat16
@@ -86,10 +87,12 @@ def check_labels(labels: np.ndarray, which: str, classes: int, origin: str) -> N
 
 
 def count_classes(labels: np.ndarray, which: str, origin: str, remedy: str = "") -> int:
-    """How many classes there are that only the labels tell of: all from 0 to the largest label.
+    """Number of classes of labels without class names: the largest label plus 1.
 
-    remedy: what else mends classes that never occur. Raises InputError for these, and for negative
-    labels.
+    which: "train" or "test", for the error.
+    origin: what the error calls the data set.
+    remedy: added to the error about a class that never occurs.
+    Raises InputError for negative labels and for a class that never occurs.
     """
     classes = int(labels.max(initial=-1)) + 1
     if labels.min(initial=0) < 0:
@@ -116,8 +119,8 @@ def check_no_gaps(
 
 
 def choose_test(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """bool [N]: a share of each class, rounded, the same for a seed in every version of numpy."""
-    # RandomState, since numpy promises that its stream never changes.
+    """Which images are the test split, bool [N]: a share of each class, rounded, drawn by seed."""
+    # numpy promises that the stream of RandomState never changes
     random = np.random.RandomState(seed)
     is_test = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):

@@ -1,7 +1,7 @@
-"""What all loaders share: the order of an epoch, its augmentation, the batch made of both.
+"""The loader protocol, and what all loaders share: order, augmentation, making of batches.
 
-Order and augmentation come from generators seeded by (seed, epoch) alone, so that a batch depends
-on nothing but its place: every loader gives the same, and a resumed run needs no sampler state.
+Order and augmentation are drawn from (seed, epoch) alone. So every loader gives the same batches,
+and a resumed run needs no state of a sampler.
 """
 
 from abc import ABC, abstractmethod
@@ -22,11 +22,14 @@ from .extra import Extra
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """Which images of a split are seen, in what order, and what happens to them.
+    """Which images of a split are seen, in what order, and how they are augmented.
 
-    index: places [N] int64 in the split; extra: images of another set that take a share of every
-    batch. The last batch holds what is left over, unless that is a single image while shuffling:
-    BatchNorm cannot train on one.
+    index: images of the split, int64 [N].
+    batch_size: images a batch. The last one holds the rest of an epoch; a rest of a single image
+        is left out when shuffling, since BatchNorm cannot train on one.
+    seed: of order and augmentation.
+    shuffle: whether each epoch has a random order.
+    extra: images of another set that take a share of every batch.
     """
 
     index: Tensor
@@ -47,7 +50,10 @@ class Sampling:
         return -(-self.size // self.batch_size)
 
     def order(self, epoch: int, own: int) -> Tensor:
-        """Places [size] of the images of an epoch; those of the extra set follow the `own` ones."""
+        """Images of an epoch in order, int64 [size].
+
+        own: images of the split; image i of the extra set is numbered own + i.
+        """
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
         count = len(self.index)
         order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
@@ -58,7 +64,11 @@ class Sampling:
 
 
 class Loader(ABC):
-    """Batches of a split on the device, as `sampling` says."""
+    """Batches of a split on a device.
+
+    A loader prepares the `inputs` of a batch, perhaps on the host, and makes the batch of them by
+    operations on the device (`gather`), so that a CUDA graph can hold the latter.
+    """
 
     def __init__(self, split: Split, sampling: Sampling, device: torch.device) -> None:
         _, self.height, self.width, self.channels = split.images.shape
@@ -78,14 +88,14 @@ class Loader(ABC):
 
     @abstractmethod
     def inputs(self, epoch: int = 0, first_batch: int = 0) -> Iterator[tuple[Tensor, ...]]:
-        """For each batch of an epoch what `gather` makes it of, so that a graph can hold that."""
+        """The inputs of `gather`, batch by batch, from batch `first_batch` of an epoch on."""
 
     @abstractmethod
     def gather(self, *inputs: Tensor) -> Batch:
-        """The batch of these inputs, by device operations alone."""
+        """A batch of one of `inputs`, by device operations alone."""
 
     def template(self, inputs: tuple[Tensor, ...]) -> Tensor:
-        """Images of the shape and layout that `gather` gives, with nothing in them yet."""
+        """Uninitialised images of the shape and memory layout of the batch of these inputs."""
         draws = inputs[0]
         shape = (draws.shape[1], self.height, self.width, self.channels)
         return torch.empty(shape, device=self.device).permute(0, 3, 1, 2)
@@ -99,8 +109,9 @@ class Loader(ABC):
         return self.epoch()
 
     def draw(self, epoch: int) -> tuple[Tensor, ...]:
-        """Of an epoch the draws [10, size] of `augment` and, where images are mixed, [batches, 5]
-        of `mix`.
+        """Random numbers of an epoch: [10, size] of `augment`, and [batches, 5] of `mix`.
+
+        The latter are left out where images are not mixed.
         """
         sampling, place = self.sampling, (self.sampling.seed, epoch)
         order = sampling.order(epoch, self.own)
@@ -110,7 +121,7 @@ class Loader(ABC):
         return draws, sampling.augmentation.draw_mix(len(self), self.height, self.width, *place).T
 
     def batches(self, drawn: tuple[Tensor, ...], first_batch: int) -> Sequence[tuple[Tensor, ...]]:
-        """What `draw` gave for an epoch, batch by batch."""
+        """The numbers of `draw`, batch by batch, from batch `first_batch` on."""
         draws, *mixes = drawn
         parts = draws.split(self.sampling.batch_size, dim=1)
         return list(zip(parts, *mixes, strict=True))[first_batch:]
@@ -118,7 +129,14 @@ class Loader(ABC):
     def make_batch(
         self, images: Tensor, y: Tensor, places: Tensor, draws: Tensor, *mixes: Tensor
     ) -> Batch:
-        """The batch of rows draws[0] of images, which have labels y [B] and places [B]."""
+        """An augmented batch.
+
+        images: uint8 or float32 [N, H, W, C].
+        y: labels [B].
+        places: number [B] of each image in the split.
+        draws: [10, B]; its first row are the rows of `images` that the batch takes.
+        mixes: at most one tensor [5] of `mix`.
+        """
         augmentation = self.sampling.augmentation
         x = augment(images, draws, augmentation.cutout, augmentation.crop_reflect)
         if not mixes:

@@ -1,4 +1,4 @@
-"""How a streamed batch is read on the host."""
+"""How the images of a batch are read on the host."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -7,13 +7,14 @@ from torch import Tensor
 
 from .dataset import Split, as_tensor, read_rows
 
-# from the places of each batch, and a seed, to its images [B, H, W, C] and labels [B];
-# called in the main thread, read in another
+# (batches, seed) -> images [B, H, W, C] and labels [B] of each batch
+# batches: image numbers [B] of each; seed: of random transforms in worker processes
+# It is called in the main thread; what it returns is iterated in another.
 Reader = Callable[[Sequence[np.ndarray], int], Iterator[tuple[Tensor, Tensor]]]
 
 
 def array_reader(split: Split) -> Reader:
-    """Reads rows of arrays, of memory maps, of whatever gives images at an array of places."""
+    """A reader of arrays, memory maps and whatever else `Split.images` may be."""
 
     def read(batches: Sequence[np.ndarray], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         for places in batches:

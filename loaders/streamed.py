@@ -1,4 +1,4 @@
-"""Images that stay where they are and come in batches, read and uploaded while the device works."""
+"""A loader whose batches are read on the host and uploaded while the device works."""
 
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
@@ -19,7 +19,10 @@ _AHEAD = 3
 
 
 class StreamedLoader(Loader):
-    """Batches that `read` brings, a few of them ahead of the device."""
+    """Batches of a reader, a few of them ahead of the device.
+
+    read: reads the images and labels of batches, as of `Reader`.
+    """
 
     def __init__(
         self, split: Split, sampling: Sampling, device: torch.device, read: Reader
@@ -31,7 +34,7 @@ class StreamedLoader(Loader):
     def inputs(self, epoch: int = 0, first_batch: int = 0) -> Iterator[tuple[Tensor, ...]]:
         drawn = self.batches(self.draw(epoch), first_batch)
         seed = derive_seed(self.sampling.seed, "workers", epoch)
-        # here, since processes are not to be forked in a thread
+        # called here, since a reader may fork processes, which a thread must not
         read = self.read([draws[0].numpy() for draws, *_ in drawn], seed)
         with closing(ahead(self._upload(read, drawn))) as uploaded:
             for tensors, event in uploaded:
@@ -52,18 +55,18 @@ class StreamedLoader(Loader):
                 yield tensors, None
             else:
                 with torch.cuda.stream(self.stream):
-                    # pinned memory is kept by torch, and not used again before it was copied
+                    # torch uses pinned memory again only after the copy
                     moved = [t.pin_memory().to(self.device, non_blocking=True) for t in tensors]
                     yield tuple(moved), self.stream.record_event()
 
     def gather(self, *inputs: Tensor) -> Batch:
-        """The batch of images [B, H, W, C] as they were read, with draws [10, B]."""
+        """A batch of images [B, H, W, C] as read, their labels, places and random numbers."""
         draws, images, y, places, *mixes = inputs
         return self.make_batch(images, y, places, draws, *mixes)
 
 
 def ahead(items: Generator, depth: int = _AHEAD) -> Generator:
-    """The same items, made by a thread `depth` of them in advance; its errors are raised here."""
+    """The same items, made by a thread up to `depth` in advance; its errors are raised here."""
     pool = ThreadPoolExecutor(1, thread_name_prefix="loader")
     end = object()
     waiting = deque(pool.submit(next, items, end) for _ in range(depth))

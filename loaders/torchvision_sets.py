@@ -18,7 +18,7 @@ from .class_names import match, numbered
 from .formats.archive import data_folder
 from .formats.decode import Size, UnusableError, to_pixels
 from .formats.digest import array_checksum
-from .formats.image_source import Picture, PictureSource
+from .formats.image_source import ImageFile, ImageFileSource
 from .formats.source import SPLITS
 from .item_labels import class_names
 from .labels import check_labels, check_splits, class_numbers, count_classes
@@ -31,10 +31,10 @@ _NEVER_FLIPPED = {"MNIST", "EMNIST", "KMNIST", "QMNIST", "USPS", "SVHN", "GTSRB"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TorchvisionSource(PictureSource):
+class TorchvisionSource(ImageFileSource):
     items: dict[str, Any]
 
-    def pictures(self, split: str, start: int) -> Iterator[Picture]:
+    def image_files(self, split: str, start: int) -> Iterator[ImageFile]:
         for number in range(start, len(self.items[split])):
             yield f"{split} image {number}", partial(_read_item, self.items[split], number)
 

@@ -1,4 +1,4 @@
-"""Which training images are trained on and which are held out, drawn by the run's seed."""
+"""The validation split: which training images are held out, drawn by the run's seed."""
 
 import torch
 from torch import Tensor
@@ -10,10 +10,12 @@ from fastcat.seeds import derive_seed
 def split_indices(
     images: int, train_size: int | None, val_size: int | None, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Places [N] int64 of the images to train on and of those held out, in ascending order.
+    """Images to train on, and images held out, both int64 in ascending order.
 
-    val_size None holds out a tenth of what is wanted, at most 1024 images; train_size None trains
-    on all the others. Raises InputError when there are not as many images.
+    images: how many there are.
+    train_size: None: all that are not held out.
+    val_size: None: a tenth of train_size (else of all), at most 1024.
+    Raises InputError where there are not enough images.
     """
     if val_size is None:
         val_size = min(1024, max(1, (train_size or images) // 10))

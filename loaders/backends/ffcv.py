@@ -1,7 +1,7 @@
 """Decoded by FFCV from .beton files, which are written where there are none.
 
-FFCV's own augmentations ignore seeds, its batches are overwritten a few batches later, and a
-failure in its thread leaves the reader waiting for ever: so it decodes only, and is watched.
+FFCV only decodes here, in our order, and its thread is watched: its augmentations ignore seeds, its
+batches are overwritten a few batches later, and after a failure in its thread it waits for ever.
 """
 
 import importlib.util
@@ -58,7 +58,7 @@ def has_ffcv() -> bool:
 
 @contextmanager
 def _same_threads() -> Iterator[None]:
-    """FFCV sets torch's number of threads, to 1 when it is imported."""
+    """Restores torch's number of threads, which importing FFCV sets to 1."""
     threads = torch.get_num_threads()
     try:
         yield
@@ -67,10 +67,11 @@ def _same_threads() -> Iterator[None]:
 
 
 class FfcvReader:
-    """Reads a split that is a .beton file which `read_beton` has checked.
+    """A reader of a .beton file. In the first epoch of a process FFCV compiles, for some seconds.
 
-    The first epoch of a process takes some seconds longer, in which FFCV compiles its decoder.
-    workers: threads that decode, at least one; None for as many as torch has.
+    path: file that `read_beton` has checked.
+    split: what it read.
+    workers: threads that decode, at least one; None: as many as torch has.
     Raises InputError where FFCV cannot be imported.
     """
 
@@ -106,7 +107,7 @@ class FfcvReader:
 
         if not batches:
             return
-        # FFCV cuts the order at its own batch size, so that only the last batch may be smaller
+        # FFCV cuts the order at one batch size: only the last batch may be smaller
         assert all(len(places) == len(batches[0]) for places in batches[:-1])
         self.loader.batch_size = len(batches[0])
         with _same_threads():
@@ -118,7 +119,7 @@ class FfcvReader:
             decoding.close()
 
     def _next(self, decoding: Any) -> Tensor:
-        """The images of the next batch, copied out of FFCV's ring."""
+        """Images of the next batch, copied, since FFCV writes over its own."""
         while True:
             try:
                 _slot, (images,) = decoding.output_queue.get(timeout=_POLL_S)

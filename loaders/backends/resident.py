@@ -19,7 +19,7 @@ _CHUNK_BYTES = 64 << 20
 
 
 def needs_copy(split: Split, sampling: Sampling, device: torch.device) -> bool:
-    """Whether the images are not already, in memory or mapped, where they are to be."""
+    """Whether images have to be copied: all but arrays and memory maps used on a CPU."""
     in_place = (
         device.type == "cpu" and sampling.extra is None and isinstance(split.images, np.ndarray)
     )
@@ -27,7 +27,7 @@ def needs_copy(split: Split, sampling: Sampling, device: torch.device) -> bool:
 
 
 def resident_bytes(split: Split, sampling: Sampling) -> int:
-    """The memory that the images of `sampling` take on the device."""
+    """Bytes that the images of `sampling` take on the device."""
     images = len(sampling.index) + (len(sampling.extra.split) if sampling.extra else 0)
     return images * split.images[:1].nbytes
 
@@ -51,7 +51,7 @@ class ResidentLoader(Loader):
 
     def __init__(self, split: Split, sampling: Sampling, device: torch.device) -> None:
         super().__init__(split, sampling, device)
-        # by place among the own images: the row here
+        # row of self.images of each image of the split
         self.rows = torch.arange(len(split))
         if not needs_copy(split, sampling, device):
             self.images = as_tensor(split.images)
@@ -73,19 +73,22 @@ class ResidentLoader(Loader):
         places = draws[0]
         behind = places - self.own + len(self.sampling.index)
         rows = torch.where(places < self.own, self.rows[places.clamp(max=self.own - 1)], behind)
-        # uploaded once an epoch, so that no step waits for it
+        # one upload an epoch, so that no step waits for it
         drawn = (torch.cat([rows[None], draws[1:]]), *mixes)
         yield from self.batches(tuple(tensor.to(self.device) for tensor in drawn), first_batch)
 
     def gather(self, *inputs: Tensor) -> Batch:
-        """The batch of draws [10, B], whose first row are rows of the images held here."""
+        """A batch of random numbers [10, B], whose first row are rows of `self.images`."""
         draws, *mixes = inputs
         rows = draws[0]
         return self.make_batch(self.images, self.labels[rows], self.places[rows], draws, *mixes)
 
 
 def _collected(parts: list[tuple[Split, Tensor]], device: torch.device) -> Tensor:
-    """The images of these rows on the device, read in chunks: a memory map is never read whole."""
+    """Images on the device, read in chunks, since a memory map may not fit into memory.
+
+    parts: splits, each with the rows to take.
+    """
     count = sum(len(rows) for _, rows in parts)
     first = as_tensor(parts[0][0].images[:1])
     images = torch.empty((count, *first.shape[1:]), dtype=first.dtype, device=device)

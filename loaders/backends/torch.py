@@ -45,7 +45,7 @@ def torch(
 
 
 class _Rows(MapDataset):
-    """A split as a map-style data set; from a worker errors come back as values, whole."""
+    """A split as a map-style data set; it returns an InputError, as workers change its type."""
 
     def __init__(self, split: Split) -> None:
         self.split = split
@@ -60,10 +60,10 @@ class _Rows(MapDataset):
 
 
 def item_reader(split: Split, workers: int) -> Reader:
-    """Reads a split through torch's DataLoader: the plain way, for data sets that compute.
+    """A reader through torch's DataLoader.
 
-    workers: processes that read, as multiprocessing starts them; 0 for none but this one.
-    Raises InputError where they would have to be given a data set that cannot be pickled.
+    workers: processes that read; 0: this one reads.
+    Raises InputError where worker processes need a pickled data set and it cannot be pickled.
     """
     rows = _Rows(split)
     if workers:
@@ -77,7 +77,7 @@ def item_reader(split: Split, workers: int) -> Reader:
             collate_fn=_stack,
             generator=Generator().manual_seed(seed),
         )
-        # workers are forked here and not when the first batch is asked for
+        # starts the workers now, not when the first batch is asked for
         with _no_signal_of_children():
             loaded = iter(loader)
         return _labelled(_or_death(loaded) if workers else loaded, split, batches)
@@ -87,7 +87,7 @@ def item_reader(split: Split, workers: int) -> Reader:
 
 def _check_sendable(rows: _Rows) -> None:
     if multiprocessing.get_start_method() == "fork":
-        return  # a child has what its parent has
+        return  # a forked process needs no pickle
     try:
         ForkingPickler.dumps(rows)
     except Exception as error:  # whatever objects raise that cannot be pickled
@@ -100,9 +100,9 @@ def _check_sendable(rows: _Rows) -> None:
 
 @contextmanager
 def _no_signal_of_children() -> Iterator[None]:
-    """Keep torch from raising a worker's death wherever the main thread is, as within a step.
+    """Keeps torch from raising a worker's death wherever the main thread is, for example in a step.
 
-    It is found soon enough where the worker's batch is waited for.
+    It is raised where the worker's batch is waited for.
     """
     handler = signal.getsignal(signal.SIGCHLD)
     yield
@@ -111,7 +111,7 @@ def _no_signal_of_children() -> Iterator[None]:
 
 
 def _or_death(loaded: Iterator[Tensor | InputError]) -> Iterator[Tensor | InputError]:
-    """The same, and one sentence where a process behind it dies."""
+    """The same items; InputError where a worker dies."""
     try:
         yield from loaded
     except (RuntimeError, OSError, EOFError) as error:

@@ -1,4 +1,4 @@
-"""Files from the network: whole and of the expected content, or not there at all."""
+"""Downloads: files of the expected content, whole or not there at all."""
 
 import os
 import shutil
@@ -22,7 +22,11 @@ _CHUNK_BYTES = 1 << 18
 
 @contextmanager
 def data_folder(name: str, data_dir: Path) -> Iterator[Path]:
-    """The folder of downloads, made and locked; what the system refuses is one sentence."""
+    """The folder of downloads, made and locked.
+
+    name: of the data set, for errors.
+    Raises InputError for any OSError inside the context.
+    """
     root = Path(os.path.abspath(os.path.expanduser(data_dir)))
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -36,10 +40,10 @@ def data_folder(name: str, data_dir: Path) -> Iterator[Path]:
 
 
 def fetch(url: str, path: Path, md5: str, progress: Progress | None) -> None:
-    """Download a file unless it is there already, and check its MD5 either way.
+    """Download a file unless it is there, and check its MD5 in either case.
 
-    progress(done, total) gets numbers of bytes. Raises InputError where it cannot be downloaded, or
-    is another one.
+    progress: called with (done, total) bytes.
+    Raises InputError where it cannot be downloaded or its MD5 differs.
     """
     if not path.exists():
         _download(url, path, progress)
@@ -51,10 +55,12 @@ def fetch(url: str, path: Path, md5: str, progress: Progress | None) -> None:
 
 
 def unzip(archive: Path, folder: str, progress: Progress | None) -> None:
-    """Unpack the one folder that a zip archive holds, beside it, whole or not at all.
+    """Unpack a zip archive beside it, whole or not at all.
 
-    progress(done, total) gets numbers of files. Raises InputError for an archive that is damaged or
-    has anything outside of that folder, and links; OSError where nothing can be written.
+    folder: the one folder that the archive must hold.
+    progress: called with (done, total) files.
+    Raises InputError for a damaged archive, and one with links or files outside of the folder;
+    OSError where files cannot be written.
     """
     part = archive.parent / f".{folder}.unzipped"
     shutil.rmtree(part, ignore_errors=True)

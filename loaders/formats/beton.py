@@ -1,12 +1,12 @@
-"""FFCV's .beton files with raw pixels, as its version 2 lays them out, written and checked here.
+"""FFCV's .beton files, version 2 with raw pixels: written, checked and mapped.
 
     header, a descriptor a field        "image" (RGB, or an array for other channels), "label"
     a row an image                      where its pixels stand, its size, its label
     pages                               pixels; none crosses from one page into the next
     allocation table                    per image its number, place and bytes
 
-FFCV's own writer leaves a process waiting for ever where the disk is full, and its reader follows
-whatever places a damaged file names, so both are done here; FFCV decodes (loaders/ffcv.py).
+FFCV's writer waits for ever on a full disk, and its reader follows any offset in a damaged file:
+both are done here, and FFCV only decodes (loaders/backends/ffcv.py).
 Source: FFCV 1.0.2, ffcv/types.py, ffcv/writer.py, ffcv/fields.
 """
 
@@ -48,7 +48,12 @@ _CHUNK_BYTES = 8 << 20
 
 
 class BetonImages:
-    """The raw pixels of a .beton file, uint8 [N, H, W, C], read where they are asked for."""
+    """The raw pixels of a .beton file, uint8 [N, H, W, C], read when indexed.
+
+    file: the mapped bytes.
+    places: byte offset of each image, [N].
+    shape: height, width, channels.
+    """
 
     def __init__(self, file: np.ndarray, places: np.ndarray, shape: tuple[int, ...]) -> None:
         self.file = file
@@ -70,7 +75,11 @@ class BetonImages:
 
 
 def write_beton(path: Path, split: Split, progress: Callable[[int], object] | None = None) -> None:
-    """Write a split; progress gets numbers of images. Raises OSError where that cannot be done."""
+    """Write a split.
+
+    progress: called with the number of images done.
+    Raises OSError where the file cannot be written, InputError for images that are too large.
+    """
     count, height, width, channels = split.images.shape
     size = height * width * channels
     page = max(_LEAST_PAGE, 1 << (size - 1).bit_length())
@@ -129,7 +138,7 @@ def _write_pixels(
     for first in range(0, len(places), at_once):
         images = split.images[first : first + at_once]
         for image, place in zip(images, places[first : first + at_once].tolist(), strict=True):
-            # the gap at the end of a page becomes a hole of zeros
+            # a gap at the end of a page becomes zeros
             if file.tell() != place:
                 file.seek(place)
             file.write(image.tobytes())
@@ -138,10 +147,10 @@ def _write_pixels(
 
 
 def read_beton(path: Path) -> Split:
-    """The images, mapped, and labels of a .beton file, after its whole structure was checked.
+    """Images, mapped, and labels of a .beton file, after its structure was checked.
 
-    Raises InputError for a file that is damaged, cut short, or holds something else than raw
-    images of one size under "image" and integers under "label".
+    Raises InputError for a file that is damaged or cut short, and for other fields than raw images
+    of one size as "image" and integers as "label".
     """
     try:
         file = np.memmap(path, dtype=np.uint8, mode="r")
@@ -180,7 +189,7 @@ def read_beton(path: Path) -> Split:
 def _layout(
     path: Path, kind: int, field: Any, rows: np.ndarray
 ) -> tuple[tuple[int, ...], np.ndarray]:
-    """Height, width and channels of the images, and where they begin."""
+    """Height, width and channels of the images, and the byte offset of each, [N]."""
     if kind == _RGB_ID:
         images = rows["f0"]
         if not (images["mode"] == _RAW).all():

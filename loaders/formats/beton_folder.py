@@ -1,7 +1,7 @@
-"""A data set as .beton files: <name>.beton/ with train.beton, test.beton and, from us, set.json.
+"""A data set as .beton files: the folder NAME.beton with train.beton, test.beton and set.json.
 
-It is built in a hidden directory beside it, flushed to the disk, then renamed. A folder of FFCV
-files made elsewhere has no set.json; its classes are numbered and its structure alone is checked.
+It is written in a hidden directory beside it, which is then renamed. Files made by FFCV have no
+set.json: their classes are numbers, and only their structure is checked.
 """
 
 import json
@@ -31,9 +31,10 @@ def is_beton_set(folder: Path) -> bool:
 
 
 def write_betons(dataset: Dataset, folder: Path, progress: Progress | None = None) -> None:
-    """Write a data set; where another process was first, its files stay.
+    """Write a data set; a folder that another process wrote first stays.
 
-    progress(done, total) gets numbers of images. Raises InputError where nothing can be written.
+    progress: called with (done, total) images.
+    Raises InputError where files cannot be written.
     """
     part = folder.parent / f".{folder.name}.part"
     total = len(dataset.train) + len(dataset.test)
@@ -65,9 +66,9 @@ def _report(progress: Progress | None, before: int, total: int, done: int) -> No
 
 
 def load_betons(folder: Path) -> Dataset:
-    """Check every byte of what write_betons wrote, the structure of files from elsewhere, and map.
+    """The data set, mapped. Every byte is checked; of FFCV's own files the structure.
 
-    Raises InputError for files that are missing, damaged, or of other images than each other.
+    Raises InputError for files that are missing or damaged, or differ in the shape of their images.
     """
     files = {"train": folder / "train.beton", "test": folder / "test.beton"}
     if not files["test"].exists() and (folder / "val.beton").exists():
@@ -107,7 +108,7 @@ def _manifest(dataset: Dataset, folder: Path) -> dict[str, Any]:
         "classes": dataset.classes,
         "crop_pad": dataset.crop_pad,
         "flip": dataset.flip,
-        # that of the same images elsewhere: a run may go on with either
+        # as of the same images in another format: a run may be resumed with either
         "digest": dataset.digest,
         "files": {name: file_checksum(folder / f"{name}.beton") for name in SPLITS},
     }

@@ -1,7 +1,4 @@
-"""One image file to uint8 pixels, whatever the file's colours, depth and orientation.
-
-Some 0.15 ms for a JPEG of 32 x 32, mostly in the interpreter.
-"""
+"""Decoding an image file to uint8 pixels."""
 
 import shlex
 from dataclasses import dataclass
@@ -17,7 +14,7 @@ from .strip_metadata import without_metadata
 # Raster formats only: Pillow would hand others, such as EPS, to an external program.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 _GREY = ("L", "1", "LA", "La")
-# what turns an image upright, by its EXIF orientation
+# by EXIF orientation, the operation that turns the image upright
 _TURNS: dict[object, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -30,7 +27,7 @@ _TURNS: dict[object, Image.Transpose] = {
 
 
 class UnusableError(Exception):
-    """One image that cannot be packed: its text follows the image's name in a sentence."""
+    """An image that cannot be packed. The message continues a sentence after the image's name."""
 
     def __init__(
         self,
@@ -49,9 +46,11 @@ class UnusableError(Exception):
 
 @dataclass(frozen=True)
 class Size:
-    """Height and width in pixels that every image must have, as the image `like` of a source has.
+    """The size that every image of a source must have.
 
-    origin, out: what `fastcat data convert` would be given to resize the images instead.
+    height, width: in pixels.
+    like: name of the image that has this size.
+    origin, out: what to give `fastcat data convert` to resize the images instead.
     """
 
     height: int
@@ -71,7 +70,7 @@ class Size:
 
 
 def read_image(path: Path, size: Size | int | None) -> np.ndarray:
-    """`decode` of a file."""
+    """The pixels of an image file, as of `decode`."""
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -80,10 +79,12 @@ def read_image(path: Path, size: Size | int | None) -> np.ndarray:
 
 
 def decode(raw: bytes, size: Size | int | None) -> np.ndarray:
-    """One image, turned upright as its EXIF data say, without alpha; of several frames the first.
+    """Pixels uint8 [H, W, 1] of a grey or black-and-white file, else [H, W, 3].
 
-    size: what it must have; or the side in pixels of the square that it is resized to; or None.
-    Returns uint8 [H, W, 1] of a grey or black-and-white file, else [H, W, 3].
+    The image is turned upright by its EXIF data, alpha is dropped, and of several frames the first
+    is taken.
+    raw: bytes of the file.
+    size: the size that the image must have, or the side of a square to resize it to, or None.
     Raises UnusableError.
     """
     try:
@@ -103,7 +104,7 @@ def _decode(raw: bytes, size: Size | int | None) -> np.ndarray:
         return to_pixels(Image.open(BytesIO(raw), formats=FORMATS), size)
     except UnusableError:
         raise
-    except Exception:  # perhaps of text or a profile beside whole pixels
+    except Exception:  # perhaps metadata are damaged and pixels are whole
         bare = without_metadata(raw)
         if bare == raw:
             raise
@@ -111,7 +112,7 @@ def _decode(raw: bytes, size: Size | int | None) -> np.ndarray:
 
 
 def to_pixels(image: Image.Image, size: Size | int | None) -> np.ndarray:
-    """As `decode`, of an image that Pillow has opened; raises also whatever Pillow does."""
+    """As `decode`, of an image opened by Pillow. Pillow's own errors are raised too."""
     _check_header(image, size)
     image.load()
     turn = _TURNS.get(_orientation(image))
@@ -139,7 +140,7 @@ def grey_or_colour(image: Image.Image) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> object:
-    """What EXIF data ask for; None where they are missing, or damaged, which pixels are not."""
+    """EXIF orientation; None where EXIF data are missing or damaged."""
     if image.format == "TIFF":  # Pillow has turned it already
         return None
     try:
@@ -157,7 +158,7 @@ def _check_depth(image: Image.Image) -> None:
 
 
 def _check_header(image: Image.Image, size: Size | int | None) -> None:
-    """Refuse what the header already tells, before time is spent on decoding."""
+    """Raises UnusableError for what the header tells, before the image is decoded."""
     if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
         raise _bomb()
     _check_depth(image)

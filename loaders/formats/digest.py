@@ -1,4 +1,4 @@
-"""Checksums: which exact images and labels a run has seen."""
+"""Checksums of files and arrays, and the digest of a data set."""
 
 import hashlib
 from collections.abc import Iterable
@@ -36,7 +36,7 @@ def md5_of(path: Path) -> str:
 
 
 def npy_checksum(path: Path) -> str:
-    """`array_checksum` of what an .npy file holds, by plain reads.
+    """`array_checksum` of the array in an .npy file, which is not mapped.
 
     Raises OSError where it cannot be read, ValueError where its header is damaged.
     """
@@ -49,9 +49,9 @@ def npy_checksum(path: Path) -> str:
 
 
 def read_npy_header(file: IO[bytes]) -> tuple[np.dtype, tuple[int, ...], bool]:
-    """dtype, shape and whether in Fortran order; the file then stands at the first value.
+    """dtype, shape and whether in Fortran order; the file is left at the first value.
 
-    Raises ValueError where that is not the start of an .npy file.
+    Raises ValueError where the header is not that of an .npy file.
     """
     try:
         version = np.lib.format.read_magic(file)

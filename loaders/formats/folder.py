@@ -10,16 +10,16 @@ from pathlib import Path
 from ..dataset import Dataset, Progress
 from .decode import read_image
 from .folder_listing import Listing, list_folder
-from .image_source import Picture, PictureSource
+from .image_source import ImageFile, ImageFileSource
 from .pack import load_pack, packed_path, read_manifest, refused
 from .pack_writer import write_pack
 
 
 @dataclass(frozen=True, kw_only=True)
-class FolderSource(PictureSource):
+class FolderSource(ImageFileSource):
     listing: Listing
 
-    def pictures(self, split: str, start: int) -> Iterator[Picture]:
+    def image_files(self, split: str, start: int) -> Iterator[ImageFile]:
         for name in islice(self.listing.names[split], start, None):
             yield name, partial(read_image, self.listing.root / name)
 

@@ -1,6 +1,6 @@
-"""Sources of image files: decoded in parallel, since Pillow lets other threads run meanwhile.
+"""Sources of image files, which are decoded by several threads.
 
-Images that cannot be used are collected, not raised one by one, so that one run names them all.
+Images that cannot be used are collected, so that one run names them all.
 """
 
 import os
@@ -25,26 +25,26 @@ _BLOCK_BYTES = 8 << 20
 _MAX_WORKERS = 16
 _SHOWN = 3
 
-# what an image is called in sentences, and what reads it: uint8 [H, W, 1 or 3], or UnusableError
-Picture = tuple[str, Callable[[Size | int | None], np.ndarray]]
+# name of an image for errors; function from a size to pixels uint8 [H, W, 1 or 3]
+ImageFile = tuple[str, Callable[[Size | int | None], np.ndarray]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureSource(Source):
-    """A source whose images are decoded one by one; without resize all must have one size."""
+class ImageFileSource(Source):
+    """A source of image files; without `resize` all must have one size."""
 
     @abstractmethod
-    def pictures(self, split: str, start: int) -> Iterator[Picture]:
-        """The images of a split from number `start` on, not read yet."""
+    def image_files(self, split: str, start: int) -> Iterator[ImageFile]:
+        """Images of a split from image `start` on, not read yet."""
 
     @cached_property
     def size(self) -> Size | int:
-        """What the first good image has, or the side that all get."""
+        """The size of the first usable image, or the side that all are resized to."""
         if self.resize:
             return self.resize
         faults = []
         for split in SPLITS:
-            for name, read in self.pictures(split, 0):
+            for name, read in self.image_files(split, 0):
                 try:
                     height, width, _ = read(None).shape
                 except UnusableError as error:
@@ -65,11 +65,11 @@ class PictureSource(Source):
         return (side, side, 3) if isinstance(side, int) else (side.height, side.width, 3)
 
     def blocks(self, split: str, start: int) -> Generator[Block, None, None]:
-        return decode_blocks(self.pictures(split, start), self.size)
+        return decode_blocks(self.image_files(split, start), self.size)
 
 
 class UnreadableError(InputError):
-    """Images that cannot be used; its text names the first of them, faults one by one."""
+    """Images that cannot be used. The message names the first ones, `faults` all."""
 
     def __init__(self, text: str, faults: Sequence[str]) -> None:
         super().__init__(text)
@@ -79,7 +79,13 @@ class UnreadableError(InputError):
 def refusal(
     source: Source, count: int, read: int, faults: Sequence[str], remedies: Iterable[str]
 ) -> UnreadableError:
-    """What is said of `count` faults among `read` images: which, and what to do."""
+    """The error about images that cannot be used.
+
+    count: how many they are.
+    read: of how many.
+    faults: texts of the faults, perhaps not of all.
+    remedies: what to do about them.
+    """
     hidden = count - min(count, _SHOWN)
     texts = ", ".join(faults[:_SHOWN]) + (f" and {hidden} more ({count} in all)" if hidden else "")
     return UnreadableError(
@@ -89,15 +95,17 @@ def refusal(
     )
 
 
-def decode_blocks(pictures: Iterator[Picture], size: Size | int) -> Generator[Block, None, None]:
-    """Decode in order, in blocks; only a few blocks are in memory at any time."""
+def decode_blocks(
+    image_files: Iterator[ImageFile], size: Size | int
+) -> Generator[Block, None, None]:
+    """Blocks of decoded images, in order; a few of them are in memory at any time."""
     height, width = (size, size) if isinstance(size, int) else (size.height, size.width)
     count = min(_BLOCK_IMAGES, max(1, _BLOCK_BYTES // (3 * height * width)))
     workers = min(_MAX_WORKERS, usable_cpus())
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     waiting: deque[Future[Block]] = deque()
     try:
-        while part := list(islice(pictures, count)):
+        while part := list(islice(image_files, count)):
             waiting.append(pool.submit(_decode_block, part, size, height, width))
             if len(waiting) > 2 * workers:
                 yield waiting.popleft().result()
@@ -107,7 +115,7 @@ def decode_blocks(pictures: Iterator[Picture], size: Size | int) -> Generator[Bl
         pool.shutdown(cancel_futures=True)
 
 
-def _decode_block(part: Sequence[Picture], size: Size | int, height: int, width: int) -> Block:
+def _decode_block(part: Sequence[ImageFile], size: Size | int, height: int, width: int) -> Block:
     images = np.empty((len(part), height, width, 3), dtype=np.uint8)
     kept = np.ones(len(part), dtype=bool)
     grey = True

@@ -1,4 +1,4 @@
-"""A packed data set: NAME.packed/ with four arrays and pack.json, whole or not there at all.
+"""A packed data set: the folder NAME.packed with four arrays and pack.json.
 
 train-images.npy  test-images.npy   uint8 [N, H, W, C]
 train-labels.npy  test-labels.npy   int64 [N]
@@ -29,11 +29,18 @@ ARRAYS = tuple(f"{split}-{kind}.npy" for split in SPLITS for kind in ("images", 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What pack.json says.
+    """The fields of pack.json.
 
-    counts: images by split; shape: height, width, channels; skipped: how many images of the source
-    could not be used; unreadable: which, the first thousand, and why; resize: the side they were
-    resized to; source: the source's digest. checksums: by file name; digest: of the data set.
+    classes: names in the order of the labels.
+    counts: images by split.
+    shape: height, width, channels.
+    crop_pad, flip: as of `Dataset`.
+    skipped: number of images of the source that could not be used.
+    unreadable: the first thousand of these, and why.
+    resize: side that images were resized to, or None.
+    source: digest of the source.
+    checksums: by file name.
+    digest: of the data set.
     """
 
     classes: list[str]
@@ -58,7 +65,7 @@ def is_pack(path: Path) -> bool:
 
 
 def load_pack(packed: Path) -> Dataset:
-    """Check every byte of a pack, and map it; it is named as its directory, without ".packed".
+    """A pack, mapped, after every byte was checked; its name is its folder's without ".packed".
 
     Raises InputError where the pack is damaged or of another format.
     """
@@ -81,7 +88,7 @@ def load_pack(packed: Path) -> Dataset:
 
 
 def read_manifest(packed: Path) -> Manifest:
-    """Raises InputError where it is missing, damaged or of another format."""
+    """The manifest. Raises InputError where it is missing, damaged or of another format."""
     try:
         raw: Any = json.loads((packed / MANIFEST).read_text(encoding="utf-8"))
         version = raw.pop("format")
@@ -101,7 +108,7 @@ def read_manifest(packed: Path) -> Manifest:
 
 
 def write_manifest(packed: Path, manifest: Manifest) -> None:
-    """Raises OSError."""
+    """Write pack.json. Raises OSError."""
     raw = asdict(manifest)
     text = json.dumps({"format": FORMAT, **raw, "seal": _seal(raw)}, indent=2)
     (packed / MANIFEST).write_text(text + "\n", encoding="utf-8")

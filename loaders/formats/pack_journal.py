@@ -1,4 +1,4 @@
-"""How far a pack under way has come: written atomically, so that a killed packer can be resumed."""
+"""The journal of a pack under way, by which packing goes on after a kill."""
 
 import json
 import os
@@ -14,12 +14,16 @@ _LISTED = 1000
 
 @dataclass(kw_only=True)
 class Journal:
-    """What has been packed, and of what.
+    """What is packed so far.
 
-    identity: the source's digest, its number of images and all that decides their bytes.
-    done, kept: per split, how many images were read, and how many of them could be used.
-    grey: all kept ones had one channel. faults: how many could not be used; listed: them, the first
-    thousand; remedies: what to do about all; fatal: leaving images out is not enough.
+    identity: digest of the source, its image counts, and all else that decides the bytes.
+    done: by split, images read.
+    kept: by split, images of these that could be used.
+    grey: whether all of these have one channel.
+    faults: number of images that could not be used.
+    listed: the first thousand of them, and why.
+    remedies: what to do about them.
+    fatal: whether leaving them out would not be enough.
     """
 
     identity: dict[str, Any]
@@ -41,7 +45,7 @@ class Journal:
             self.fatal = self.fatal or not fault.skippable
 
     def write(self, path: Path) -> None:
-        """Replace the file at once. Raises OSError."""
+        """Write the journal by replacing the file. Raises OSError."""
         fresh = path.with_suffix(".new")
         with fresh.open("w", encoding="utf-8") as file:
             json.dump(asdict(self), file)
@@ -51,7 +55,7 @@ class Journal:
 
 
 def read_journal(path: Path, identity: dict[str, Any]) -> Journal | None:
-    """The journal, None where there is none that can be relied on for this very content."""
+    """The journal; None where it is missing, damaged or of another `identity`."""
     try:
         journal = Journal(**json.loads(path.read_text(encoding="utf-8")))
         fits = (

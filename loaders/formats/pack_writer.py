@@ -1,7 +1,7 @@
-"""Writing a pack: images are appended in a hidden directory, flushed to the disk, then renamed.
+"""Writing a pack: images are appended to arrays in a hidden directory, which is then renamed.
 
-A journal there says what is done, so that a packer that was killed is continued by the next one
-with the same source, to the same bytes.
+A journal in it says how many images are done: after a kill, packing the same source again goes on
+there and ends with the same bytes.
 """
 
 import os
@@ -21,28 +21,29 @@ from .image_source import refusal
 from .pack import ARRAYS, MANIFEST, Manifest, write_manifest
 from .pack_journal import Journal, read_journal
 from .source import SPLITS, Source
-from .staging import flush, publish, why_not_written, workplace
+from .staging import flush, publish, staging_folder, why_not_written
 
 JOURNAL = "journal.json"
 _JOURNAL_SECONDS = 2.0
 _SHOWN = 3
-_ENOUGH_FAULTS = 1000  # of images of differing sizes not all need to be counted, which takes hours
+_ENOUGH_FAULTS = 1000  # errors: counting on through millions of images would take hours
 _HEADER_BYTES = 128  # of .npy files with the shapes that there are here
 
 
 def write_pack(
     source: Source, packed: Path, progress: Progress | None, skip_unreadable: bool = False
 ) -> int:
-    """Pack all images of a source; where another process is first, its pack stays.
+    """Pack a source; returns the number of images read by this call.
 
-    progress(done, total) is called in this thread, with numbers of images.
-    skip_unreadable: leave out images that cannot be used, unless a class would then be empty.
-    Returns how many images were read now (not by a killed packer before, or by another process).
-    Raises InputError for images that cannot be used and where nothing can be written; what was
-    packed by then stays only when the process is killed or interrupted.
+    A pack that another process finished first stays.
+    packed: folder to write.
+    progress: called in this thread with (done, total) images.
+    skip_unreadable: leave out images that cannot be used; a class must not become empty.
+    Raises InputError for images that cannot be used, and where files cannot be written. What was
+    packed by then is kept only when the process is killed or interrupted.
     """
     try:
-        with workplace(packed) as part:
+        with staging_folder(packed) as part:
             if part is None:
                 return 0
             try:
@@ -81,7 +82,7 @@ def _pack(source: Source, part: Path, progress: Progress | None, skip_unreadable
 def _append(
     source: Source, split: str, part: Path, journal: Journal, progress: Progress | None
 ) -> None:
-    """Read the rest of a split behind what the journal knows of."""
+    """Append the images of a split that the journal does not have yet."""
     places = [part / f"{split}-{kind}.npy" for kind in ("images", "labels")]
     for place in places:
         place.touch()
@@ -119,7 +120,7 @@ def _refusal(source: Source, journal: Journal) -> InputError:
 
 
 def _note(journal: Journal, part: Path, *files: BinaryIO) -> None:
-    """Write the journal, after all that it speaks of is on the disk."""
+    """Write the journal, after the images that it counts are on the disk."""
     for file in files:
         file.flush()
         os.fsync(file.fileno())
@@ -127,12 +128,12 @@ def _note(journal: Journal, part: Path, *files: BinaryIO) -> None:
 
 
 def _sizes(journal: Journal) -> tuple[int, int]:
-    """Bytes of an image and of a label."""
+    """Bytes of an image and of a label in the arrays."""
     return int(np.prod(journal.identity["shape"])), np.dtype(np.int64).itemsize
 
 
 def _long_enough(part: Path, journal: Journal) -> bool:
-    """Whether the files hold all that the journal speaks of (not so once grey ones are narrow)."""
+    """Whether the files hold all images that the journal counts; one-channel arrays do not."""
     try:
         return all(
             not journal.done[split]
@@ -146,7 +147,7 @@ def _long_enough(part: Path, journal: Journal) -> bool:
 
 
 def _finish(source: Source, part: Path, journal: Journal) -> None:
-    """Headers and manifest, of whole arrays."""
+    """Write the headers of the arrays and the manifest."""
     _check_classes(source, part, journal)
     height, width, channels = journal.identity["shape"]
     for split in SPLITS:
@@ -176,7 +177,7 @@ def _finish(source: Source, part: Path, journal: Journal) -> None:
 
 
 def _check_classes(source: Source, part: Path, journal: Journal) -> None:
-    """Refuse a class that has lost all its images."""
+    """Raises InputError for a class none of whose images could be used."""
     for split in SPLITS:
         kept = np.fromfile(part / f"{split}-labels.npy", dtype="<i8", offset=_HEADER_BYTES)
         before = np.bincount(source.labels[split], minlength=len(source.classes))

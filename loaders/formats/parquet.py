@@ -24,7 +24,7 @@ from fastcat.errors import InputError
 from ..class_names import match, numbered
 from ..labels import check_labels, check_no_gaps, check_splits, class_numbers, count_classes
 from .decode import Size, UnusableError, decode
-from .image_source import Picture, PictureSource
+from .image_source import ImageFile, ImageFileSource
 from .source import SPLITS
 
 _TEST_NAMES = ("test", "validation", "valid", "val")
@@ -42,13 +42,13 @@ _PART = re.compile(r".*-(\d{5})-of-(\d{5})(-\w+)?\.parquet")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ParquetSource(PictureSource):
+class ParquetSource(ImageFileSource):
     """files: by split, with their numbers of rows; column: of the images."""
 
     files: dict[str, list[tuple[Path, int]]]
     column: str
 
-    def pictures(self, split: str, start: int) -> Iterator[Picture]:
+    def image_files(self, split: str, start: int) -> Iterator[ImageFile]:
         for path, rows in self.files[split]:
             if start < rows:
                 for row, cell in _cells(path, self.column, start):

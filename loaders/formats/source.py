@@ -1,4 +1,4 @@
-"""Where images come from before they are packed: any number of them, read in order, in blocks."""
+"""Sources: images that are packed before they are used, read in order, in blocks."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator
@@ -16,7 +16,12 @@ _BLOCK_BYTES = 8 << 20
 
 @dataclass(frozen=True)
 class Fault:
-    """Why one image cannot be used; skippable: leaving it out mends that."""
+    """Why one image cannot be used.
+
+    text: the image and what is wrong with it.
+    remedy: what to do about it.
+    skippable: whether the image may be left out.
+    """
 
     text: str
     remedy: str
@@ -27,8 +32,10 @@ class Fault:
 class Block:
     """Some images of a split, in order.
 
-    images: uint8 [K, H, W, C] of those that can be used; kept: bool [N], which of the N read they
-    are. grey: all came with one channel, so that a split of nothing else needs no other two.
+    images: uint8 [K, H, W, C], the ones that can be used.
+    kept: bool [N], which of the N images read these are.
+    grey: whether all of them have one channel in their files.
+    faults: why the others cannot be used.
     """
 
     images: np.ndarray
@@ -39,13 +46,17 @@ class Block:
 
 @dataclass(frozen=True, kw_only=True)
 class Source(ABC):
-    """What can be packed.
+    """Images that can be packed.
 
-    origin: what the user typed, for sentences. labels: per split int64 [N] in the order of reading.
-    digest: SHA-256 over what tells one content from another without reading the images (names and
-    sizes, or checksums that are stored anyway). resize: side in pixels that all images get, None
-    where they stay as they are. crop_pad None stands for an eighth of the height. notes: sentences
-    about what is left out.
+    name: of the data set.
+    origin: what the user typed, for errors.
+    classes: names in the order of the labels.
+    labels: by split, int64 [N] in the order of reading.
+    digest: SHA-256 over names and sizes, or over stored checksums; no image is read for it.
+    resize: side in pixels that all images get; None: they stay as they are.
+    crop_pad: as of `Dataset`; None: an eighth of the height.
+    flip: as of `Dataset`.
+    notes: sentences for the user about what is left out.
     """
 
     name: str
@@ -63,16 +74,16 @@ class Source(ABC):
 
     @abstractmethod
     def shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of the blocks. Raises InputError where no image is good."""
+        """Height, width and channels of the blocks. Raises InputError where no image is usable."""
 
     @abstractmethod
     def blocks(self, split: str, start: int) -> Generator[Block, None, None]:
-        """The images of a split from number `start` on. Raises InputError for a damaged source."""
+        """Blocks of a split from image `start` on. Raises InputError for a damaged source."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArraySource(Source):
-    """A data set that is in memory, or mapped, already."""
+    """Arrays or memory maps, by split."""
 
     images: dict[str, np.ndarray]
 
@@ -105,17 +116,17 @@ def from_dataset(dataset: Dataset, origin: str, resize: int | None) -> ArraySour
 
 
 def rows_at_once(image_bytes: int) -> int:
-    """Images a block may hold, so that memory is bounded whatever their size."""
+    """Images a block may hold, so that its memory is bounded."""
     return min(_BLOCK_IMAGES, max(1, _BLOCK_BYTES // max(1, image_bytes)))
 
 
 def fit(image: Image.Image, side: int) -> Image.Image:
-    """The shorter side to `side` pixels, antialiased, and of the longer one the middle."""
+    """A square: the shorter side resized to `side` pixels, antialiased, the longer one cropped."""
     return ImageOps.fit(image, (side, side), method=Image.Resampling.BICUBIC)
 
 
 def fit_all(images: np.ndarray, side: int | None) -> np.ndarray:
-    """uint8 [N, H, W, C] with C 1 or 3 to [N, side, side, C]; None leaves them as they are."""
+    """Images uint8 [N, side, side, C] from [N, H, W, C], C 1 or 3; side None: unchanged."""
     if side is None:
         return images
     fitted = np.empty((len(images), side, side, images.shape[3]), dtype=np.uint8)

@@ -1,7 +1,8 @@
-"""The hidden directory beside a pack in which it is made, and which becomes it by a rename.
+"""Directories that are written whole or not at all, and locks of directories.
 
-.NAME.packed.part/ belongs to who holds its lock, and outlives a process that is killed. Where
-directories cannot be locked, as on some network file systems, each packer has one of its own.
+NAME.packed is written as .NAME.packed.part beside it, then renamed. The process that holds the lock
+of the hidden directory owns it; after a kill the next process continues there. Where directories
+cannot be locked, as on some network file systems, each process has a directory of its own.
 """
 
 import errno
@@ -20,15 +21,15 @@ _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @contextmanager
-def workplace(packed: Path) -> Iterator[Path | None]:
-    """A directory that no other process uses; None once there is a pack. Raises OSError."""
+def staging_folder(packed: Path) -> Iterator[Path | None]:
+    """The hidden directory for this process alone; None: the pack is there. Raises OSError."""
     part = packed.parent / f".{packed.name}.part"
     while not packed.exists():
         part.mkdir(exist_ok=True)
         before = _inode(part)
         with locked(part) as alone:
             if before is None or _inode(part) != before:
-                continue  # another process renamed or removed it while this one waited
+                continue  # it was renamed or removed while this process waited
             if alone:
                 if packed.exists():
                     part.rmdir()
@@ -36,7 +37,7 @@ def workplace(packed: Path) -> Iterator[Path | None]:
                 _remove_leftovers(packed)
                 yield part
                 return
-        with suppress(OSError):  # it is not empty where another machine could lock it
+        with suppress(OSError):  # not empty where another machine could lock it
             part.rmdir()
         own = packed.parent / f".{packed.name}.{uuid.uuid4().hex}"
         own.mkdir()
@@ -49,7 +50,10 @@ def workplace(packed: Path) -> Iterator[Path | None]:
 
 
 def publish(part: Path, packed: Path, names: Collection[str]) -> None:
-    """Rename a finished directory, with the files `names` alone; another's pack stays."""
+    """Rename a finished directory; a pack that another process finished first stays.
+
+    names: files to keep; others are removed.
+    """
     for path in part.iterdir():
         if path.name not in names:
             path.unlink()
@@ -62,7 +66,7 @@ def publish(part: Path, packed: Path, names: Collection[str]) -> None:
 
 
 def why_not_written(error: OSError, origin: str, packed: Path) -> str:
-    """One sentence about what keeps the pack of `origin` from being written."""
+    """The error's sentence: why the pack of `origin` cannot be written, and what to type."""
     parent = packed.parent
     elsewhere = f"fastcat data convert {shlex.quote(origin)} OUT.packed"
     if error.errno in _FULL:
@@ -79,7 +83,7 @@ def why_not_written(error: OSError, origin: str, packed: Path) -> str:
 
 
 def flush(path: Path) -> None:
-    """Have a file or directory on the disk before what follows."""
+    """Write a file or directory through to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -89,10 +93,10 @@ def flush(path: Path) -> None:
 
 @contextmanager
 def locked(directory: Path) -> Iterator[bool]:
-    """Wait for the directory's advisory lock and hold it; the kernel frees it when a process dies.
+    """Whether the directory's advisory lock is held; it is waited for.
 
-    Yields whether the lock is held: False where a directory cannot be opened or locked, as on some
-    network file systems, so that callers must stay correct (if wasteful) without it.
+    The kernel frees it when the process dies. False where a directory cannot be locked, as on some
+    network file systems: callers must be correct without it too.
     """
     try:
         handle = os.open(directory, os.O_RDONLY)
@@ -113,7 +117,7 @@ def _inode(path: Path) -> int | None:
 
 
 def _remove_leftovers(packed: Path) -> None:
-    """Remove what killed packers left that had no lock; none can be at work where there are."""
+    """Remove directories of killed processes that had no lock; called under the lock."""
     temporary = re.compile(rf"\.{re.escape(packed.name)}\.[0-9a-f]{{32}}")
     for path in packed.parent.iterdir():
         if temporary.fullmatch(path.name):

@@ -1,4 +1,4 @@
-"""PNG and JPEG files without what no pixel needs, whose damage Pillow takes for the image's.
+"""PNG and JPEG files without metadata; Pillow refuses whole pixels beside damaged metadata.
 
 Source: PNG specification (third edition) 5.3 and 5.4, chunks and which of them are ancillary;
 ITU-T T.81 B.1.1, markers of JPEG; T.872 6.5.3, Adobe's of the colours.
@@ -15,9 +15,9 @@ _ADOBE_BYTES = 12
 
 
 def without_metadata(raw: bytes) -> bytes:
-    """The file with no text, profiles and the like, but for EXIF data, which may turn the image.
+    """The file without texts, profiles and the like; EXIF data stay, as they may turn the image.
 
-    What is neither PNG nor JPEG is returned as it is, and so is all behind a damaged length.
+    Other files are returned unchanged, and so is the rest behind a damaged length.
     """
     if raw.startswith(_PNG):
         return _PNG + b"".join(_chunks(raw))
