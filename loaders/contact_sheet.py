@@ -11,12 +11,12 @@ from fastcat.files import write_atomically
 from .dataset import Dataset
 
 CLASSES, IMAGES = 10, 10
-CELL, GAP, NAMES = 64, 4, 140  # pixels: the least side of an image, between two, for the names
+CELL, GAP, NAMES = 64, 4, 140  # pixels: least side of an image, gap, width of the names
 _WHITE = (255, 255, 255)
 
 
 def write_sheet(dataset: Dataset, path: Path) -> None:
-    """Write a PNG: a row for each of the first classes with its first training images.
+    """Write a PNG with a row of training images for each of the first classes.
 
     Raises InputError where the path does not end in .png, exists, or cannot be written.
     """
@@ -33,7 +33,7 @@ def check_sheet(path: Path) -> None:
 
 
 def make_sheet(dataset: Dataset) -> Image.Image:
-    """Images of H x W pixels become the least multiple of that with at least CELL on each side."""
+    """The sheet; images are magnified by the least factor that gives CELL pixels a side."""
     height, width, _ = dataset.image_shape
     factor = -(-CELL // min(height, width))
     row, column = factor * height + GAP, factor * width + GAP

@@ -28,10 +28,14 @@ _SIDES = range(1, 4097)
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """What was written: read and seconds are of this process, without what a killed one had read.
+    """What was written.
 
-    skipped: how many images could not be used; unreadable: which, the first thousand, and why;
-    notes: sentences about what else was left out.
+    dataset: it, mapped.
+    read: images read by this process, not by a killed one before.
+    seconds: that this took.
+    skipped: number of images that could not be used.
+    unreadable: the first thousand of these, and why.
+    notes: sentences for the user about what else was left out.
     """
 
     dataset: Dataset
@@ -54,14 +58,18 @@ def convert(
     class_order: str = "text",
     progress: Progress | None = None,
 ) -> Conversion:
-    """Write `out`, which must not exist and ends in .packed or .beton, whole or not at all.
+    """Write images to `out`, whole or not at all; after a kill the same call goes on.
 
-    source: as of `open_source`. resize: side in pixels of the square that all images become.
-    skip_unreadable: leave out images that cannot be used, instead of refusing them all.
-    test_fraction, seed: the share of each class to hold out, of a source with one split.
+    source: as of `open_source`.
+    out: folder to write, NAME.packed or NAME.beton, which must not exist.
+    data_dir: folder of downloads.
+    resize: side in pixels of the square that all images become; None: they stay as they are.
+    skip_unreadable: leave out images that cannot be used.
+    test_fraction: share of each class that becomes the test split, for an .npz with one split.
+    seed: of that draw.
     class_order: "text" leaves the classes as they are, "number" puts 2 before 10.
-    Raises InputError for what cannot be read, used or written; a killed conversion goes on when it
-    is started again.
+    progress: called with (done, total) images.
+    Raises InputError for images that cannot be read, used or written.
     """
     out = Path(os.path.abspath(find_path(str(out))))
     _check_out(out)
@@ -109,9 +117,11 @@ def open_source(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Source:
-    """The source that a text means: a data set's name, torchvision:NAME, or a path.
+    """The source that the user typed.
 
-    Paths are image folders, folders of parquet files, .npz files, and .packed and .beton folders.
+    text: name of a data set, torchvision:NAME, or path of an image folder, a folder of parquet
+        files, an .npz file, or a .packed or .beton folder.
+    The other parameters are those of `convert`.
     Raises InputError for anything else, and for a source that cannot be used.
     """
     path = None if text.startswith(PREFIX) or text in dataset_names() else find_path(text)

@@ -1,4 +1,4 @@
-"""What is in a data set, and what may be wrong with it."""
+"""What `fastcat data info` and `verify` say: contents of a data set, and suspicious images."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ _UNBALANCED = 3  # times as many images in the largest class as in the smallest
 
 @dataclass(frozen=True)
 class Counts:
-    """Images of a split: all, and of a class the fewest, the median and the most."""
+    """Images of a split in all, and the fewest, median and most of a class."""
 
     images: int
     fewest: int
@@ -32,7 +32,7 @@ def counts(dataset: Dataset) -> dict[str, Counts]:
 
 
 def describe(dataset: Dataset) -> list[str]:
-    """Lines about classes, counts, images, their mean and deviation, bytes, and the digest."""
+    """Lines about classes, counts, image size, mean, standard deviation, bytes and digest."""
     height, width, channels = dataset.image_shape
     mean, std = channel_statistics(dataset.train.images)
     size = sum(len(split) * height * width * channels for _, split in _splits(dataset))
@@ -58,9 +58,9 @@ def describe(dataset: Dataset) -> list[str]:
 
 
 def findings(dataset: Dataset) -> list[str]:
-    """Sentences about what may be meant, or not: images twice, blank ones, unequal classes.
+    """Sentences about repeated images, images of one colour, and unequal classes.
 
-    Keeps 16 bytes an image in memory.
+    It holds 16 bytes an image in memory.
     """
     notes = []
     keys = {}
@@ -83,7 +83,7 @@ def _splits(dataset: Dataset) -> Iterator[tuple[str, Split]]:
 
 
 def _scan(split: Split) -> tuple[np.ndarray, np.ndarray]:
-    """A hash of each image's pixels, uint64 [N, 2], and the places of those of one colour."""
+    """Hashes of the images' pixels, uint64 [N, 2], and numbers of the images of one colour."""
     size = rows_at_once(int(np.prod(split.images.shape[1:])))
     keys = bytearray()
     blank = []
@@ -97,7 +97,7 @@ def _scan(split: Split) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _repeated(name: str, keys: np.ndarray, labels: np.ndarray) -> list[str]:
-    """About images of a split that are equal to an earlier one."""
+    """Sentences about images of a split that equal an earlier one."""
     _, first, inverse = np.unique(keys, axis=0, return_index=True, return_inverse=True)
     earlier = first[inverse.ravel()]
     again = np.flatnonzero(earlier != np.arange(len(keys)))
@@ -113,7 +113,7 @@ def _repeated(name: str, keys: np.ndarray, labels: np.ndarray) -> list[str]:
 
 
 def _shared(keys: dict[str, np.ndarray]) -> list[str]:
-    """About test images that are training images too."""
+    """Sentences about test images that are training images too."""
     test = len(keys["test"])
     both = np.concatenate([keys["test"], keys["train"]])
     _, first, inverse = np.unique(both, axis=0, return_index=True, return_inverse=True)

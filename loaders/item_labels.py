@@ -1,7 +1,7 @@
-"""Labels and class names of map-style data sets: what their items yield, not what they say.
+"""Labels and class names of the items of map-style data sets.
 
-A set's `targets` and `classes` need not be those of its items: a target_transform, a wrapper or a
-subclass may yield others.
+`targets` and `classes` of such a set need not be those of its items: a target_transform, a wrapper
+or a subclass may yield others.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,10 +18,10 @@ from .labels import check_labels, class_numbers
 
 
 def known_labels(items: Any) -> np.ndarray | None:
-    """The labels int64 [N] that items yield, where no item need be read to know them; else None.
+    """Labels of the items, int64 [N], if they are known without reading items; else None.
 
-    They are known where the very methods that yield them are torchvision's, without a
-    target_transform, also behind torch's Subset and ConcatDataset.
+    They are for data sets with torchvision's own `__getitem__` and no target_transform, also inside
+    of torch's Subset and ConcatDataset.
     """
     kind = getattr(type(items), "__getitem__", None)
     if kind is Subset.__getitem__:
@@ -37,7 +37,7 @@ def known_labels(items: Any) -> np.ndarray | None:
 
 
 def _keepers() -> dict[Any, Callable[[Any], Any]]:
-    """What torchvision's methods take labels from, where that is all that they do to them."""
+    """By `__getitem__` of torchvision, function from a data set to the labels that it yields."""
     from torchvision import datasets
 
     return {
@@ -49,10 +49,13 @@ def _keepers() -> dict[Any, Callable[[Any], Any]]:
 
 
 def named(items: Any, labels: np.ndarray, part: str) -> tuple[np.ndarray, tuple[str, ...] | None]:
-    """The yielded labels by one numbering of classes, and the names of these; None for no names.
+    """Labels by one numbering of classes, and the names of these (None: no names).
 
-    Where the data set is put together of several, their classes are matched by name.
-    Raises InputError for labels that have no name, and where names of parts do not match.
+    Classes of the parts of a ConcatDataset are matched by name.
+    items: data set.
+    labels: int64 [N], as the items yield them.
+    part: "train" or "test", for errors.
+    Raises InputError for labels without a name, and where names of parts do not match.
     """
     sets, which, places = _sources(items)
     numbering: tuple[str, ...] | None = None
@@ -70,7 +73,7 @@ def named(items: Any, labels: np.ndarray, part: str) -> tuple[np.ndarray, tuple[
 
 
 def _sources(items: Any) -> tuple[list[Any], np.ndarray, np.ndarray]:
-    """The data sets behind Subset and ConcatDataset; of each item which it is from, and where."""
+    """Data sets inside of Subset and ConcatDataset; of each item, number of its set, and row."""
     if isinstance(items, Subset):
         sets, which, places = _sources(items.dataset)
         indices = np.asarray(items.indices, dtype=np.int64)
@@ -86,10 +89,12 @@ def _sources(items: Any) -> tuple[list[Any], np.ndarray, np.ndarray]:
 
 
 def class_names(items: Any, places: np.ndarray, labels: np.ndarray) -> tuple[str, ...] | None:
-    """The names that a data set has for the labels yielded at these places, by label.
+    """Class names of a data set, by label.
 
-    None where it has none, or has them for other labels: for `targets` or `labels` that differ, or
-    such as a target_transform may have changed.
+    None where it has none, and where they may be of other labels than the items yield: its
+    `targets` or `labels` differ from these, or a target_transform may have changed them.
+    places: rows of items.
+    labels: that these items yield.
     """
     kept = None
     for attribute in ("targets", "labels"):

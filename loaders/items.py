@@ -1,4 +1,4 @@
-"""Any map-style data set of (image, label), such as torchvision's, as a split: read item by item.
+"""Map-style data sets of (image, label), such as torchvision's, as a `Dataset`, read item by item.
 
 An image is a PIL image, a uint8 array [H, W, C] or [H, W], or a tensor [C, H, W], uint8 or float in
 [0, 1]; a label is an integer. Random transforms draw from the workers' own random state, which the
@@ -25,10 +25,12 @@ from .labels import as_array, check_labels, class_number, count_classes
 
 
 class ItemImages:
-    """The images of a map-style data set, [N, H, W, C], read one by one where they are wanted.
+    """The images of a map-style data set, [N, H, W, C], read one by one when indexed.
 
-    part: "train" or "test", for sentences. labels: int64 [N], what each item yielded when it was
-    first asked, and has to yield every time. Raises InputError for items of another form.
+    Its `labels`, int64 [N], are those that the items yield.
+    items: the data set.
+    part: "train" or "test", for errors.
+    Raises InputError for items of another form.
     """
 
     def __init__(self, items: Any, part: str) -> None:
@@ -47,7 +49,10 @@ class ItemImages:
         return self.shape[0]
 
     def __getitem__(self, rows: Any) -> np.ndarray:
-        """Images [n, H, W, C] of a slice or an array of rows. Raises InputError for odd ones."""
+        """Images [n, H, W, C] of a slice or an array of rows.
+
+        Raises InputError for an image unlike the first, and for a label that has changed.
+        """
         rows = np.arange(len(self))[rows]
         return np.stack([self.item(int(row)) for row in rows])
 
@@ -67,7 +72,7 @@ class ItemImages:
 
 
 def read_item(items: Any, row: int, part: str) -> tuple[np.ndarray, int]:
-    """An item's image, as of `to_array`, and its label. Raises InputError for another form."""
+    """The image of an item, as of `to_array`, and its label. Raises InputError for other items."""
     item = items[row]
     if not isinstance(item, tuple | list) or len(item) != 2:
         raise InputError(
@@ -87,10 +92,12 @@ def _form(item: Any) -> str:
 
 
 def to_array(image: Any, what: str = "an image") -> np.ndarray:
-    """[H, W, C], uint8 or float32 in [0, 1]. Raises InputError for anything else.
+    """An image as array [H, W, C], uint8 or float32 in [0, 1].
 
-    image: a PIL image of at most 8 bits a channel, an array [H, W] or [H, W, C], or a tensor [H, W]
-    or [C, H, W]. what: what sentences call it.
+    image: PIL image of at most 8 bits a channel, array [H, W] or [H, W, C], or tensor [H, W] or
+        [C, H, W].
+    what: what the error calls it.
+    Raises InputError for anything else.
     """
     remedy = "give an array [height, width, channels], as by image.transpose(1, 2, 0)"
     if isinstance(image, Image.Image):
@@ -129,7 +136,7 @@ def _pixels(image: Image.Image, what: str) -> np.ndarray:
 
 
 def _check_like(what: str, shape: tuple[int, ...], dtype: np.dtype, like: ItemImages) -> None:
-    """Raise InputError, with what to do, for an image of another size or kind than the first."""
+    """Raises InputError for an image of another shape or dtype than the first of `like`."""
     first = like.shape[1:]
     if (shape, dtype) == (first, like.dtype):
         return
@@ -159,12 +166,15 @@ def from_items(
 ) -> Dataset:
     """A Dataset of two map-style data sets of (image, label), for `fastcat.train(config, dataset)`.
 
-    Labels are what the items yield. Each is read once for that, but where torchvision's own
-    methods yield labels that are kept apart from the images.
-    classes: names by label, else those in `train.classes`, where they are of these labels, else
-    the numbers. Labels of test are matched with those of train by name, where both have names.
-    The digest covers names, labels and a few images only.
-    Raises InputError for what no batch can be made of, and for names that do not match.
+    Labels are those that the items yield: each item is read once to know them, unless torchvision
+    keeps them apart from the images. Where both sets have class names, the labels of `test` are
+    matched with those of `train` by name. The digest covers names, labels and a few images.
+    train, test: data sets with a length, whose items are (image, label).
+    classes: names by label. None: `train.classes` if they are of these labels, else numbers.
+    name: of the data set, for records and errors.
+    crop_pad: pixels of zero padding for the random crop.
+    flip: whether images are mirrored at random.
+    Raises InputError for items that no batch can be made of, and names that do not match.
     """
     images, labels, names = _read(train, "train")
     test_images, test_labels, test_names = _read(test, "test")
@@ -195,7 +205,7 @@ def from_items(
 
 
 def _read(items: Any, part: str) -> tuple[ItemImages, np.ndarray, tuple[str, ...] | None]:
-    """Images, labels [N] and the names of the classes, None where the data set has none."""
+    """Images, labels [N] and class names; None: the data set has no names."""
     if not all(hasattr(type(items), name) for name in ("__len__", "__getitem__")):
         raise InputError(
             f"the {part} data set is a {type(items).__name__}, expected one of (image, label) by "

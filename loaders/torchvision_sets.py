@@ -24,7 +24,7 @@ from .item_labels import class_names
 from .labels import check_labels, check_splits, class_numbers, count_classes
 
 PREFIX = "torchvision:"
-# what a split may be called, where it is asked for by name
+# names of the splits in torchvision
 _NAMES = {"train": ("train", "trainval"), "test": ("test", "val", "valid")}
 # mirror images of these mean something else
 _NEVER_FLIPPED = {"MNIST", "EMNIST", "KMNIST", "QMNIST", "USPS", "SVHN", "GTSRB"}
@@ -40,9 +40,12 @@ class TorchvisionSource(ImageFileSource):
 
 
 def torchvision_source(name: str, data_dir: Path, resize: int | None = None) -> TorchvisionSource:
-    """Both splits of torchvision.datasets.NAME, downloaded by torchvision where not there yet.
+    """The source of torchvision.datasets.NAME, which torchvision downloads unless it is there.
 
-    Raises InputError for a name or a data set of another kind, and where it cannot be downloaded.
+    data_dir: folder of downloads.
+    resize: side in pixels that all images get; None: they stay as they are.
+    Raises InputError for an unknown name, for a data set without two splits of images with one
+    label each, and where it cannot be downloaded.
     """
     make = _find(name)
     with data_folder(name, data_dir) as root:
@@ -120,7 +123,7 @@ def _make(kind: Callable[..., Any], name: str, root: Path, split: str) -> Any:
 
 
 def _labels(items: Any, name: str) -> np.ndarray:
-    """int64 [N], from where torchvision keeps them, else by one pass through the items."""
+    """Labels int64 [N]: an attribute of torchvision's, else read item by item."""
     for attribute in ("targets", "labels", "_labels"):
         found = getattr(items, attribute, None)
         if found is not None and len(found) == len(items):

@@ -1,4 +1,4 @@
-"""Any folder of images, train/<class>/* and test/<class>/*, decoded once and then memory-mapped."""
+"""Folders of images, train/<class>/* and test/<class>/*: packed once, then memory-mapped."""
 
 import os
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ class FolderSource(ImageFileSource):
 
 
 def folder_source(folder: Path, resize: int | None = None) -> FolderSource:
-    """Raises InputError as `list_folder` does."""
+    """The source of an image folder. Raises InputError as `list_folder` does."""
     listing = list_folder(folder)
     return FolderSource(
         name=folder.name,
@@ -39,14 +39,14 @@ def folder_source(folder: Path, resize: int | None = None) -> FolderSource:
 
 
 def load_folder(folder: Path, progress: Progress | None = None) -> Dataset:
-    """Read an image folder, from the packed copy beside it where there is one already.
+    """An image folder, by the packed copy beside it, which is written where there is none.
 
-    folder: its path; where only the packed copy is left, the path the folder had.
-    progress(done, total): called with numbers of images while the folder is packed.
-    An edit that leaves a file's name and size alone is not noticed in a packed folder.
+    An edit that keeps a file's name and size is not noticed once the folder is packed.
+    folder: its path; it may be gone where the packed copy is there.
+    progress: called with (done, total) images while the folder is packed.
     Raises InputError for a folder, an image or a packed copy that cannot be used.
     """
-    # Not resolved: a link to a folder is packed beside the link, where one may write.
+    # links stay: a linked folder is packed beside the link, where one may write
     folder = Path(os.path.abspath(os.path.expanduser(folder)))
     packed = packed_path(folder)
     if folder.exists() or not packed.exists():

@@ -1,4 +1,4 @@
-"""The files of an image folder before any of them is read, and which class each belongs to.
+"""The files of an image folder and their classes; no image is read.
 
 train/<class>/*             test/<class>/*              also val, valid or validation for test
 train/<class>/images/*      val/images/* with val/val_annotations.txt        Tiny ImageNet's own
@@ -24,19 +24,21 @@ FORM = "an image folder holds train/<class>/* and test/<class>/* (or val/<class>
 ANNOTATIONS = "val_annotations.txt"
 _TEST_FOLDERS = ("test", "val", "valid", "validation")
 _SHOWN = 3
-# what Windows, macOS and disk stations leave in folders, besides names that begin with a dot
+# left in folders by Windows, macOS and network storage, besides names that begin with a dot
 _LEFT_BY_SYSTEMS = {"thumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir"}
 
-# per class folder, as train/ writes it: (name relative to the root, size in bytes)
+# by class folder, spelt as in train/: (path relative to the root, size in bytes)
 Files = dict[str, list[tuple[str, int]]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """names: per split, paths relative to root ("train/cat/0.png"), by class and then by name.
+    """The files of an image folder.
 
+    root: the folder.
     classes: readable names, in the order of the class folders' names.
-    labels: per split, int64 [N] in the order of names, indices into classes.
+    names: by split, paths relative to root ("train/cat/0.png"), by class and then by name.
+    labels: by split, int64 [N] in the order of `names`.
     digest: SHA-256 over the names and the files' sizes in bytes.
     """
 
@@ -51,9 +53,10 @@ class Listing:
 
 
 def list_folder(root: Path) -> Listing:
-    """List every image file below root, but for what systems leave there, such as ._0.png.
+    """The image files below root, without files that systems leave there, such as ._0.png.
 
-    Names of classes that Unicode writes in two ways are one: macOS writes é as two characters.
+    Class names that differ only in how Unicode writes them are one: macOS writes é as two
+    characters.
 
     Raises InputError where the folder is missing, a split or class is missing or empty, there is
     only one class, the splits' classes differ, or something else lies among the images.
@@ -88,14 +91,14 @@ def list_folder(root: Path) -> Listing:
 
 
 def some(offenders: Sequence[str], mark: str = ", ") -> str:
-    """The first three offenders, and how many there are where there are more."""
+    """The first three, and how many there are in all where there are more."""
     shown = mark.join(offenders[:_SHOWN])
     hidden = len(offenders) - _SHOWN
     return f"{shown} and {hidden} more ({len(offenders)} in all)" if hidden > 0 else shown
 
 
 def _test_folder(root: Path) -> str:
-    """The first folder that may be the test split; images without classes are passed over."""
+    """Name of the test split's folder: the first of `_TEST_FOLDERS` whose images have classes."""
     there = [name for name in _TEST_FOLDERS if (root / name).is_dir()]
     for name in there:
         without_labels = [entry.name for entry in _visible(root / name)] == ["images"]
@@ -153,7 +156,7 @@ def _list_split(root: Path, split: str) -> Files:
 
 
 def _list_annotated(root: Path, split: str, train: Files) -> Files:
-    """Images in one folder whose classes stand in a table: file name, tab, class, more columns."""
+    """Images in one folder, with a table of classes: file name, tab, class, more columns."""
     table = root / split / ANNOTATIONS
     images = root / split / "images"
     if not images.is_dir():
@@ -179,7 +182,7 @@ def _list_annotated(root: Path, split: str, train: Files) -> Files:
 
 
 def _readable(root: Path, kinds: Sequence[str]) -> tuple[str, ...]:
-    """The first word that words.txt (class, tab, synonyms) has for each class, where it has one."""
+    """Readable class names: the first synonym in words.txt (class, tab, synonyms), if there."""
     if not (root / "words.txt").is_file():
         return tuple(kinds)
     words = {}
@@ -194,7 +197,7 @@ def _readable(root: Path, kinds: Sequence[str]) -> tuple[str, ...]:
 
 
 def _composed(name: str) -> str:
-    """Of the ways in which Unicode can write a name, one."""
+    """The name in Unicode's composed form (NFC)."""
     return unicodedata.normalize("NFC", name)
 
 

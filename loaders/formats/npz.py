@@ -1,4 +1,4 @@
-"""Images and labels in an .npz file: which arrays they are, and whether they can be used.
+"""Data sets in .npz files, by the names of their arrays:
 
     x_train, y_train, x_test, y_test                            as Keras has them
     train_images, train_labels, test_images, test_labels        as MedMNIST has them
@@ -36,7 +36,12 @@ Keys = dict[str, tuple[str, str]]  # per split, the names of images and labels
 
 @dataclass(frozen=True, kw_only=True)
 class NpzSource(Source):
-    """rows: per split, which images of the file are its, in order; None for all."""
+    """Arrays of an .npz file.
+
+    path: the file.
+    keys: by split, names of the arrays of images and labels.
+    rows: by split, its images in the arrays, ascending; None: all.
+    """
 
     path: Path
     keys: Keys
@@ -56,7 +61,7 @@ class NpzSource(Source):
             if rows is not None:
                 first, last = np.searchsorted(rows, (begin, begin + len(images)))
                 images = images[rows[first:last] - begin]
-            # what was packed before is read once more: a compressed array has no other way in
+            # a compressed array can be read from its start only
             wanted = images[max(0, start - seen) :]
             seen += len(images)
             if len(wanted):
@@ -67,10 +72,12 @@ class NpzSource(Source):
 def npz_source(
     path: Path, resize: int | None = None, test_fraction: float | None = None, seed: int = 0
 ) -> NpzSource:
-    """Check the headers of an .npz file, and read its labels.
+    """The source of an .npz file, after its headers were checked and its labels read.
 
-    test_fraction: the share of each class, drawn by the seed, that is the test split of a file with
-    one split only. Raises InputError for what cannot be used.
+    resize: side in pixels that all images get; None: they stay as they are.
+    test_fraction: share of each class that becomes the test split, for a file with one split.
+    seed: of that draw.
+    Raises InputError for arrays that cannot be used.
     """
     with opened(path) as archive:
         names = set(members(archive, path))
@@ -80,7 +87,7 @@ def npz_source(
         labels = {
             split: _labels(archive, path, pair, shapes[split][0]) for split, pair in keys.items()
         }
-    # resizing mends all but the number of channels
+    # with resize only the channels must agree
     if len({(*shape, 1)[3 if resize else 1 : 4] for shape in shapes.values()}) > 1:
         raise InputError(
             f"the images of {path} differ in shape, train {shapes['train'][1:]} and test "
@@ -116,9 +123,9 @@ def npz_source(
 
 
 def load_npz(path: Path) -> Dataset:
-    """Check every byte of an uncompressed .npz file with both splits, and map its images.
+    """An uncompressed .npz file with both splits, mapped, after every byte was checked.
 
-    Raises InputError where it cannot be used as it is, with the command that converts it.
+    Raises InputError for other files, with the command that converts them.
     """
     source = npz_source(path)
     arrays = map_npz(path)
@@ -190,7 +197,7 @@ def _other_type(path: Path, key: str, dtype: np.dtype) -> str:
     if dtype.kind not in "iuf":
         return f"{key} in {path} is {dtype}, expected images of uint8: save it with another name"
     ends = [(part.min(), part.max()) for _, part in stream(path, key) if part.size]
-    # NaN stays NaN
+    # np.min and np.max keep NaN
     low, high = (float(np.min(ends)), float(np.max(ends))) if ends else (0.0, 0.0)
     found = f"{key} in {path} is {dtype} from {low:g} to {high:g}, expected uint8 from 0 to 255: "
     if not (low >= 0 and high <= 255):

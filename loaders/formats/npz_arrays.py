@@ -1,4 +1,4 @@
-"""The arrays of an .npz file: those stored plainly are memory-mapped, compressed ones streamed."""
+"""The arrays of an .npz file: uncompressed ones are memory-mapped, compressed ones streamed."""
 
 import hashlib
 import shlex
@@ -24,9 +24,9 @@ Header = tuple[np.dtype, tuple[int, ...]]
 
 
 def map_npz(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file that np.savez wrote, as read-only maps of their bytes in it.
+    """By name, read-only memory maps of the arrays in an uncompressed .npz file.
 
-    Nothing is read but headers. Raises InputError where the file is damaged or compressed, and for
+    Only headers are read. Raises InputError where the file is damaged or compressed, and for
     arrays of objects or in Fortran order.
     """
     with opened(path) as archive:
@@ -34,7 +34,7 @@ def map_npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def npz_digest(path: Path) -> str:
-    """SHA-256 over the arrays' names, sizes and stored checksums: no array is read."""
+    """SHA-256 over the arrays' names, sizes and stored checksums; no array is read."""
     with opened(path) as archive:
         infos = sorted(members(archive, path).items())
         state = repr([(name, info.CRC, info.file_size) for name, info in infos])
@@ -43,7 +43,7 @@ def npz_digest(path: Path) -> str:
 
 @contextmanager
 def opened(path: Path) -> Iterator[zipfile.ZipFile]:
-    """The archive; whatever reading a damaged one raises becomes one sentence."""
+    """The open archive. Raises InputError for any error of reading it inside the context."""
     try:
         with zipfile.ZipFile(path) as archive:
             yield archive
@@ -59,7 +59,7 @@ def opened(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def members(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:
-    """What the archive says about each array, by the array's name."""
+    """The archive's entry of each array, by the array's name."""
     infos = [info for info in archive.infolist() if info.filename.endswith(".npy")]
     names = {info.filename.removesuffix(".npy"): info for info in infos}
     if len(names) != len(infos):
@@ -68,14 +68,14 @@ def members(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:
 
 
 def header(archive: zipfile.ZipFile, path: Path, key: str) -> Header:
-    """dtype and shape of an array, which is in C order and as large as the archive says."""
+    """dtype and shape of an array, from its header. Raises where they do not fit the archive."""
     info = archive.getinfo(f"{key}.npy")
     with archive.open(info) as file:
         return _read_header(file, path, key, info)
 
 
 def stream(path: Path, key: str) -> Iterator[tuple[int, np.ndarray]]:
-    """(first row, rows) of an array, a block at a time; zipfile checks the last one's checksum."""
+    """(first row, rows) of an array, block by block; its checksum is checked at the end."""
     with opened(path) as archive:
         info = archive.getinfo(f"{key}.npy")
         with archive.open(info) as file:
@@ -91,7 +91,7 @@ def stream(path: Path, key: str) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def check_crc(archive: zipfile.ZipFile, key: str) -> None:
-    """Read an array to its end, where its checksum is compared; raises what zipfile does."""
+    """Read an array to its end, where zipfile compares its checksum and raises its errors."""
     with archive.open(f"{key}.npy") as file:
         while file.read(_CHUNK_BYTES):
             pass

@@ -1,9 +1,9 @@
-"""Images in parquet files, as Hugging Face's hub has them: a folder, or one folder in it, with
+"""Images in parquet files as on Hugging Face's hub: a folder, or one folder in it, with
 
     train-*.parquet    test-*.parquet, else validation-*.parquet or valid-*.parquet
 
-and the columns image or img (bytes and path of an image file) and label or fine_label (integers),
-which every file may name in an order of its own.
+and the columns image or img (bytes and path of an image file) and label or fine_label (integers).
+Class names stand in each file, perhaps in different orders.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ _ROWS_AT_ONCE = 64
 # the names of the classes, () where there are none, and int64 [N]
 Labels = tuple[tuple[str, ...], np.ndarray]
 
-# the same data in other forms: in what has a folder train/, and in what has none
+# forms that are not read: in a folder with train/, and in one without
 _OTHER_FORMS = ("train/*.parquet", "train/*.arrow")
 _WITHOUT_TRAIN = ("*.parquet", "*/*.parquet", "*/*/*.parquet", "*.arrow", "*/*.arrow", "*/*.tar")
 _LFS = b"version https://git-lfs"
@@ -43,7 +43,11 @@ _PART = re.compile(r".*-(\d{5})-of-(\d{5})(-\w+)?\.parquet")
 
 @dataclass(frozen=True, kw_only=True)
 class ParquetSource(ImageFileSource):
-    """files: by split, with their numbers of rows; column: of the images."""
+    """Parquet files.
+
+    files: by split, each with its number of rows.
+    column: name of the images' column.
+    """
 
     files: dict[str, list[tuple[Path, int]]]
     column: str
@@ -57,7 +61,7 @@ class ParquetSource(ImageFileSource):
 
 
 def is_parquet(folder: Path) -> bool:
-    """Raises InputError for the same data in a form that is not read."""
+    """Whether a folder holds train-*.parquet. Raises InputError for forms that are not read."""
     if _homes(folder):
         return True
     has_train = (folder / "train").is_dir()
@@ -72,15 +76,16 @@ def is_parquet(folder: Path) -> bool:
 
 
 def _homes(folder: Path) -> list[Path]:
-    """The folder where it holds train files, itself or in data/, else the folders in it that do."""
+    """The folder itself if it or its data/ holds train files, else its folders that do."""
     if any(any(place.glob("train-*.parquet")) for place in (folder, folder / "data")):
         return [folder]
     return sorted({path.parent for path in folder.glob("*/train-*.parquet")})
 
 
 def parquet_source(folder: Path, resize: int | None = None) -> ParquetSource:
-    """List the files of both splits and read their labels.
+    """The source of a folder, after its labels were read.
 
+    resize: side in pixels that all images get; None: they stay as they are.
     Raises InputError where pyarrow is missing and for files, columns or labels that cannot be used.
     """
     try:
@@ -123,9 +128,11 @@ def parquet_source(folder: Path, resize: int | None = None) -> ParquetSource:
 def _by_name(
     folder: Path, files: dict[str, list[Path]], read: dict[str, list[Labels]]
 ) -> tuple[tuple[str, ...], dict[str, list[np.ndarray]]]:
-    """The classes, and by split and file the labels among them, matched by the files' names.
+    """Class names, and labels by split and file, matched by each file's class names.
 
-    Raises InputError for labels that are no classes, and names that do not match.
+    files: by split.
+    read: by split, of each file what `_read_labels` returns.
+    Raises InputError for labels that are no classes, and for names that do not match.
     """
     named = [
         (names, path)
@@ -152,8 +159,9 @@ def _by_name(
 
 
 def _files(folder: Path, split: str) -> list[Path]:
-    """The parquet files of a split in order. Raises InputError where one of several is missing, and
-    for a repository of several configurations.
+    """The parquet files of a split, in order.
+
+    Raises InputError where one is missing, and for a folder of several configurations.
     """
     home, *others = _homes(folder)
     if others:
@@ -176,7 +184,7 @@ def _files(folder: Path, split: str) -> list[Path]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """The parquet file; whatever reading a damaged one raises becomes one sentence."""
+    """The open file. Raises InputError for any error of reading it inside the context."""
     import pyarrow.parquet
 
     try:
@@ -202,7 +210,7 @@ def _is_pointer(path: Path) -> bool:
 
 
 def _columns(path: Path) -> tuple[str, str, tuple[str, ...]]:
-    """Names of the columns of images and labels, and of the classes where the file has them."""
+    """Column of images, column of labels, class names (() where the file has none)."""
     import pyarrow
 
     with _opened(path) as file:
@@ -230,7 +238,7 @@ def _columns(path: Path) -> tuple[str, str, tuple[str, ...]]:
 
 
 def _class_names(metadata: bytes | None, label: str) -> tuple[str, ...]:
-    """What Hugging Face's library has written about the classes; () where it has not."""
+    """Class names in the metadata of Hugging Face's library; () where there are none."""
     try:
         names = json.loads(metadata or b"")["info"]["features"][label]["names"]
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -240,7 +248,7 @@ def _class_names(metadata: bytes | None, label: str) -> tuple[str, ...]:
 
 
 def _read_labels(path: Path, first: tuple[str, str, tuple[str, ...]]) -> Labels:
-    """The names of a file's classes, and its labels; first: the `_columns` of the first file."""
+    """Class names and labels of a file; first: `_columns` of the first file."""
     image, label, names = _columns(path)
     if (image, label) != first[:2]:
         raise InputError(
@@ -255,7 +263,7 @@ def _read_labels(path: Path, first: tuple[str, str, tuple[str, ...]]) -> Labels:
 
 
 def _cells(path: Path, column: str, start: int) -> Iterator[tuple[int, Any]]:
-    """(row, value) from row `start` on; only a few rows are in memory at any time."""
+    """(row, value) of a column from row `start` on; a few rows are in memory at any time."""
     with _opened(path) as file:
         row = 0
         for group in range(file.num_row_groups):
