@@ -33,7 +33,6 @@ from fastcat.loaders.loader import Sampling
 from fastcat.models import make_model
 from fastcat.peer import Member, Peer, Teacher
 from fastcat.precision import DTYPES, Precision, make_precision
-from fastcat.replay import Carried, Replay
 from fastcat.seeds import derive_seed
 from fastcat.sgd import FlatSGD
 from fastcat.team import make_team
@@ -117,8 +116,7 @@ class Ours:
             awp = WeightPerturbation(model, optimizer, spec.awp) if spec.awp else None
             threats = threats_for(spec.threat)
             peer = Peer(name, spec.arch, model, spec.objective, optimizer, threats, awp=awp)
-            if isinstance(spec.objective.inner, Replay):
-                peer.carried = Carried(threats.models[0], self.template)
+            peer.begin_attacks(self.template)
             members.append(peer)
         self.team = make_team(
             members,

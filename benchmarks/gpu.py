@@ -39,7 +39,7 @@ from fastcat.engine import CudaGraph, static_inputs
 from fastcat.environment import environment
 from fastcat.files import write_text
 from fastcat.frozen import Frozen
-from fastcat.pgd import Inner, Network, attack_all
+from fastcat.pgd import PGD, Network, attack_all
 from fastcat.threat import ThreatModel
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -127,7 +127,7 @@ def attack_iteration(kind: str, arch: str, batch: int, device: torch.device) -> 
 
     def iterate(x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16):
-            return attack_all([network], [Inner()], x, y, threat, noise)
+            return attack_all([network], [PGD()], x, y, threat, noise)
 
     return {"ms": milliseconds(graphed(iterate, x, y, noise), 10, device)}
 

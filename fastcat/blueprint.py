@@ -6,26 +6,27 @@ It holds no network: a configuration is checked by making one, and a team is bui
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fastcat.attack_views import make_attacks
 from fastcat.collaboration import make_collaboration
 from fastcat.collaboration.collaboration import Collaboration, make_students
 from fastcat.objectives.objective import Objective
 from fastcat.plan import Cell, make_plan
-from fastcat.seek import Search, make_searches
 from fastcat.threat import Threats
+from fastcat.training_attack import PeerAttack
 
 
 @dataclass(frozen=True)
 class Blueprint:
     """objectives, threats: of each member, as its threat models attack it
     collaboration: what members owe each other
-    searches: the attacks before a step
+    attacks: the attacks on all members
     cells: the logit table, in the order of the forwards
     """
 
     objectives: tuple[Objective, ...]
     threats: tuple[Threats, ...]
     collaboration: Collaboration
-    searches: tuple[Search, ...]
+    attacks: tuple[PeerAttack, ...]
     cells: tuple[Cell, ...]
 
 
@@ -49,6 +50,8 @@ def make_blueprint(
     """
     students = make_students(objectives, threats)
     collaboration = make_collaboration(collab, students, alpha, teachers, learns)
-    searches = make_searches(objectives, threats, collaboration.asked)
-    cells = make_plan(objectives, collaboration.reads, collaboration.learning, collaboration.asked)
-    return Blueprint(tuple(objectives), tuple(threats), collaboration, tuple(searches), cells)
+    attacks = make_attacks(objectives, threats, collaboration.teacher_of)
+    cells = make_plan(
+        objectives, collaboration.reads, collaboration.learning, collaboration.teacher_of
+    )
+    return Blueprint(tuple(objectives), tuple(threats), collaboration, tuple(attacks), cells)

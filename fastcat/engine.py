@@ -151,7 +151,7 @@ class Engine:
     ) -> None:
         self.team = team
         if name == "winograd":
-            team.still = winograd.Winograd
+            team.weights_cached = winograd.Winograd
         self.gather = gather
         self.name = name
         self.say = say
@@ -243,7 +243,7 @@ class Engine:
         for peer in self.team.peers:
             state += [peer.optimizer.flat, *peer.optimizer.tensors().values()]
             state += peer.model.buffers()
-            state += [] if peer.carried is None else [peer.carried.delta]
+            state += peer.attack_state.values()
         before = [tensor.clone() for tensor in state]
         scaler = self.team.scaler.state_dict()
         devices = [self.device] if self.stream is not None else []

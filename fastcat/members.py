@@ -10,7 +10,6 @@ from fastcat.models import make_model
 from fastcat.models.ghost import split_norms
 from fastcat.peer import Member, Peer
 from fastcat.precision import make_precision
-from fastcat.replay import Carried, Replay
 from fastcat.seeds import derive_seed
 from fastcat.sgd import FlatSGD
 from fastcat.swa import WeightAverage
@@ -66,10 +65,8 @@ def make_members(
             peer.awp = WeightPerturbation(model, optimizer, gamma)
         if config.swa is not None:
             peer.swa = WeightAverage(model, optimizer.flat)
-        if isinstance(spec.objective.inner, Replay):
-            full = torch.zeros(config.batch_size, channels, *shape[:2], device=device)
-            full = full.to(memory_format=torch.channels_last)
-            peer.carried = Carried(threats.models[0], full)
+        full = torch.empty(config.batch_size, channels, *shape[:2], device=device)
+        peer.begin_attacks(full.contiguous(memory_format=torch.channels_last))
         members.append(peer)
     # what networks themselves draw (dropout) continues from here and is kept in checkpoints
     torch.manual_seed(derive_seed(config.seed, "networks"))

@@ -4,7 +4,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
+
+# from images [B, C, H, W] to logits [B, classes]
+Network = Callable[[Tensor], Tensor]
 
 # how BatchNorm behaves: by its running statistics, by those of the batch with the running ones left
 # alone, or by those of the batch with the running ones moving, as in training

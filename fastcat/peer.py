@@ -13,7 +13,6 @@ from fastcat.awp import WeightPerturbation
 from fastcat.frozen import Frozen
 from fastcat.objectives.objective import Objective, under
 from fastcat.objectives.teacher import teacher
-from fastcat.replay import Carried
 from fastcat.sgd import FlatSGD
 from fastcat.swa import WeightAverage
 from fastcat.threat import Threats
@@ -29,7 +28,7 @@ class Member:
         self.forward: Any = model
         self.objective = objective
 
-    def says(self, images: Tensor) -> Tensor:
+    def logits(self, images: Tensor) -> Tensor:
         """Logits by `forward`, of a copy: its first operation may work in place, and other members
         read the same images.
         """
@@ -37,9 +36,13 @@ class Member:
 
 
 class Peer(Member):
-    """threats: how it is attacked, with `avg` on a view for each; frozen: what is attacked instead
-    of the model, None for the model itself; awp: None for weights left as they are; swa: None for
-    no average over epochs; carried: the perturbation of `Replay`, None for other methods.
+    """A member that is trained.
+
+    threats: how it is attacked
+    frozen: what is attacked instead of the model. None: the model itself
+    awp: the perturbation of its weights. None: they are left as they are
+    swa: the average of its weights over epochs. None: there is none
+    attack_state: what its attacks keep from step to step, by name
     """
 
     def __init__(
@@ -53,7 +56,6 @@ class Peer(Member):
         frozen: Frozen | None = None,
         awp: WeightPerturbation | None = None,
         swa: WeightAverage | None = None,
-        carried: Carried | None = None,
     ) -> None:
         super().__init__(name, arch, model, under(objective, threats))
         self.threats = threats
@@ -61,7 +63,15 @@ class Peer(Member):
         self.frozen = frozen
         self.awp = awp
         self.swa = swa
-        self.carried = carried
+        self.attack_state: dict[str, Tensor] = {}
+
+    def begin_attacks(self, images: Tensor) -> None:
+        """What its attacks keep, as before the first step.
+
+        images: like a full batch in shape, dtype, layout and device
+        """
+        for attack in self.objective.attacks.values():
+            self.attack_state |= attack.state(self.threats, images)
 
     def averaged(self) -> AbstractContextManager[None]:
         """What is judged and kept, in the place of what is trained: an average, if there is one."""
@@ -76,7 +86,7 @@ class Peer(Member):
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "swa": None if self.swa is None else self.swa.state_dict(),
-            "carried": None if self.carried is None else self.carried.delta,
+            **self.attack_state,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -84,8 +94,8 @@ class Peer(Member):
         self.optimizer.load_state_dict(state["optimizer"])
         if self.swa is not None:
             self.swa.load_state_dict(state["swa"])
-        if self.carried is not None:
-            self.carried.delta.copy_(state["carried"])
+        for name, tensor in self.attack_state.items():
+            tensor.copy_(state[name])
 
 
 class Teacher(Member):

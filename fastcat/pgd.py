@@ -19,10 +19,10 @@ from fastcat.frozen import Frozen
 from fastcat.guard import NO_ANSWER, CheckedNetwork, answers, as_batch
 from fastcat.kernels import losses
 from fastcat.kernels.attack_logit_grad import KINDS, attack_logit_grad
-from fastcat.modes import NormMode, attack_mode
-from fastcat.threat import Start, ThreatModel, check_threat
+from fastcat.modes import Network, NormMode, attack_mode
+from fastcat.threat import Start, ThreatModel, Threats, check_threat
+from fastcat.training_attack import PeerAttack, TrainingAttack, Work
 
-Network = Callable[[Tensor], Tensor]
 # in a network's place: its module is their model, and they read images in a dtype of their own
 StandIn = Frozen | CheckedNetwork
 AttackLoss = Literal["ce", "kl", "margin", "dlr", "boosted_ce"]
@@ -39,16 +39,20 @@ ATTACK_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inner:
-    """A method's inner maximisation: what it climbs, from where, and how BatchNorm behaves.
+class PGD(TrainingAttack):
+    """Projected gradient ascent on a loss; the view is its last iterate.
 
-    bn "eval" normalises by the running statistics; "train" runs the network in train mode with
-    statistics of the batch, the running ones untouched; "moving" moves these with every forward.
-    last: whether "moving" counts a forward of the last iterate, as code makes that compares even a
-    single restart by its loss. target: whose prediction on the clean images "kl" climbs away from,
-    the network's own or its teacher's. What else is not None or 1 makes another attack of the
-    peer's threat model: steps; step, their size, and reach, the radius of the ball, in shares of
-    eps; start_share, the share of that ball in which a uniform start lies.
+    loss: what is climbed
+    start: "zero" (the image), "uniform" in the ball, "unclipped" (uniform, may leave [0, 1]),
+        "gaussian" (near the image)
+    bn: "eval" normalises by the running statistics, "train" by those of the batch, "moving" too and
+        moves the running ones with every forward
+    last: whether "moving" counts a forward of the last iterate
+    target: whose prediction on the clean images "kl" moves away from, "own" or "teacher"
+    steps: number of gradients. None: the threat model's
+    step: step size as a multiple of eps. None: the threat model's
+    reach: radius of the ball as a multiple of eps
+    start_share: fraction of that ball in which a uniform start lies
     """
 
     loss: AttackLoss = "ce"
@@ -89,14 +93,55 @@ class Inner:
                 "classes: expected margin or ce"
             )
 
-    def under(self, threat: ThreatModel) -> ThreatModel:
-        """The threat model as this attack explores it."""
+    def explored(self, threats: Threats) -> Threats:
+        return replace(threats, models=tuple(map(self._explored, threats.models)))
+
+    def _explored(self, threat: ThreatModel) -> ThreatModel:
         return replace(
             threat,
             eps=self.reach * threat.eps,
             step_size=threat.step if self.step is None else self.step * threat.eps,
             steps=self.steps or threat.steps,
         )
+
+    def find(self, task: PeerAttack, work: Work) -> dict[str, Tensor]:
+        return self.find_all([task], work)
+
+    @classmethod
+    def family(cls) -> type[TrainingAttack]:
+        return PGD
+
+    @classmethod
+    def find_all(cls, tasks: Sequence[PeerAttack], work: Work) -> dict[str, Tensor]:
+        """Attacks under the same threat model advance together."""
+        together: dict[ThreatModel, list[tuple[PeerAttack, int]]] = {}
+        for task in tasks:
+            for m, threat in enumerate(task.threats.models):
+                together.setdefault(threat, []).append((task, m))
+        ends: dict[tuple[PeerAttack, int], Tensor] = {}
+        for threat, group in together.items():
+            x_adv = attack_all(
+                [work.networks[task] for task, _ in group],
+                [task.attack for task, _ in group],  # type: ignore[misc]
+                work.batch.x,
+                work.batch.y,
+                threat,
+                torch.stack([work.noise[:, task.first + m] for task, m in group], 1),
+                work.grad_scale,
+                work.batch.y_mixed,
+                work.batch.share,
+                [work.targets.get(task.teacher) for task, _ in group],
+            )
+            ends.update(zip(group, x_adv, strict=True))
+        found: dict[str, Tensor] = {}
+        for task in tasks:
+            of_task = [ends[task, m] for m in range(len(task.threats.models))]
+            found |= task.attack.choose(task, work, of_task)  # type: ignore[attr-defined]
+        return found
+
+    def choose(self, task: PeerAttack, work: Work, ends: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The views from the ends [B, C, H, W] under each threat model."""
+        return {task.views[0]: ends[0]}
 
 
 def at_least_float32(z: Tensor) -> Tensor:
@@ -143,7 +188,7 @@ class Views:
         """[K, B, C, H, W], by a function from logits [K, B, classes] to their gradient."""
         leaves = [self.seen_by(k).detach().requires_grad_() for k in range(len(self.networks))]
         with torch.enable_grad():
-            z = [says(network, leaf) for network, leaf in zip(self.networks, leaves, strict=True)]
+            z = [logits(network, leaf) for network, leaf in zip(self.networks, leaves, strict=True)]
         dz = logit_grad(torch.stack([z_k.detach() for z_k in z]))
         grads = list(map(gradient, self.networks, z, leaves, dz))
         if len(grads) == 1:
@@ -162,7 +207,7 @@ class Goal:
     def __init__(
         self,
         networks: Sequence[Network],
-        inners: Sequence[Inner],
+        inners: Sequence[PGD],
         x: Tensor,
         y: Tensor,
         grad_scale: float = 1.0,
@@ -179,7 +224,7 @@ class Goal:
         for k, inner in enumerate(inners):
             if inner.loss == "kl":
                 given = None if targets is None else targets[k]
-                self.clean[k] = logits(networks[k], x) if given is None else given
+                self.clean[k] = constant_logits(networks[k], x) if given is None else given
         # where another loss is climbed, it is not read
         padded = [
             self.clean.get(k, next(iter(self.clean.values())))
@@ -216,7 +261,7 @@ class Goal:
         return values.masked_fill(answers(z) == NO_ANSWER, torch.nan)
 
 
-def says(network: Network, images: Tensor) -> Tensor:
+def logits(network: Network, images: Tensor) -> Tensor:
     """Logits of a network for images in any float type, in its present mode; differentiable.
 
     It gets a copy, as its first operation may work in place; of a frozen one that is known.
@@ -226,9 +271,9 @@ def says(network: Network, images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def logits(network: Network, images: Tensor) -> Tensor:
-    """What a network `says`, as a constant."""
-    return says(network, images)
+def constant_logits(network: Network, images: Tensor) -> Tensor:
+    """The `logits` of a network without gradient."""
+    return logits(network, images)
 
 
 def gradient(network: Network, z: Tensor, images: Tensor, dz: Tensor) -> Tensor:
@@ -253,7 +298,7 @@ def module_of(network: Network) -> Network:
 
 
 @contextmanager
-def attacked(networks: Sequence[Network], inners: Sequence[Inner]) -> Iterator[None]:
+def attacked(networks: Sequence[Network], inners: Sequence[PGD]) -> Iterator[None]:
     """Networks in the modes of their attacks."""
     with ExitStack() as modes:
         for network, inner in zip(networks, inners, strict=True):
@@ -268,7 +313,7 @@ def worse(loss: Tensor, than: Tensor) -> Tensor:
 
 def attack_all(
     networks: Sequence[Network],
-    inners: Sequence[Inner],
+    inners: Sequence[PGD],
     x: Tensor,
     y: Tensor,
     threat: ThreatModel,
@@ -301,12 +346,12 @@ def attack_all(
             if len(noise) == 1:
                 for k, inner in enumerate(inners):
                     if inner.last and inner.bn == "moving":
-                        logits(networks[k], views.seen_by(k))
+                        constant_logits(networks[k], views.seen_by(k))
                 return views.x_adv
             with torch.no_grad():
                 loss_KB = torch.stack(
                     [
-                        goal.loss(k, logits(network, views.seen_by(k)))
+                        goal.loss(k, constant_logits(network, views.seen_by(k)))
                         for k, network in enumerate(networks)
                     ]
                 )
@@ -343,7 +388,7 @@ def attack(
     without gradient, or raises an exception itself.
     """
     x, y = as_batch(x, y)
-    inner = Inner(loss=loss, start=start, bn=bn)
+    inner = PGD(loss=loss, start=start, bn=bn)
     if inner.bn == "moving":
         raise InputError("bn is 'moving', which would change the model: expected eval or train")
     check_threat(threat)

@@ -42,25 +42,25 @@ def own_views(k: int, objective: Objective) -> tuple[str, ...]:
 
 
 def places_of(
-    k: int, objectives: Sequence[Objective], asked: Mapping[int, int]
+    k: int, objectives: Sequence[Objective], teacher_of: Mapping[int, int]
 ) -> dict[str, Place]:
     """The places of what peer k's objective calls "clean", "adv", ..., "teacher.adv", ...
 
-    asked: as `Collaboration` has it. Raises InputError where "teacher.own" is not one view.
+    teacher_of: as `Collaboration` has it. Raises InputError where "teacher.own" is not one view.
     """
     places = {view: (k, view_name(k, view)) for view in objectives[k].views}
     for cell in objectives[k].reads:
         view = cell.removeprefix("teacher.")
         if view == "own":
-            name, *others = own_views(asked[k], objectives[asked[k]])
+            name, *others = own_views(teacher_of[k], objectives[teacher_of[k]])
             if others:
                 raise InputError(
-                    f"peer {k} reads what peer {asked[k]} says of its own view, and there are "
+                    f"peer {k} reads what peer {teacher_of[k]} says of its own view, and there are "
                     f"{len(others) + 1}: expected one, without threat=avg"
                 )
         else:
             name = view_name(k, view)
-        places[cell] = (asked[k], name)
+        places[cell] = (teacher_of[k], name)
     return places
 
 
@@ -68,16 +68,17 @@ def make_plan(
     objectives: Sequence[Objective],
     cross_cells: Sequence[Place],
     learning: Collection[Place],
-    asked: Mapping[int, int],
+    teacher_of: Mapping[int, int],
 ) -> tuple[Cell, ...]:
     """Per peer its objective's views with gradient, then what others' objectives, and last what
     the collaboration alone reads.
 
-    learning: the cross cells with gradient; those of a teacher have none all the same. asked: as
-    `Collaboration` has it.
+    cross_cells: cells that the collaboration reads
+    learning: those of them with gradient; a teacher's have none all the same
+    teacher_of: as `Collaboration` has it
     """
     plan: list[Cell] = []
-    read = [place for k in asked for place in places_of(k, objectives, asked).values()]
+    read = [place for k in teacher_of for place in places_of(k, objectives, teacher_of).values()]
     cross_cells = list(dict.fromkeys([*read, *cross_cells]))
     for k, objective in enumerate(objectives):
         own = [view_name(k, view) for view in objective.views]

@@ -19,6 +19,7 @@ have 1: of equals the clean image is both, which puts adv and col back on it for
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,28 +27,42 @@ from torch import Tensor
 from fastcat.errors import InputError
 from fastcat.frozen import Frozen
 from fastcat.modes import NormMode, attack_mode
-from fastcat.pgd import Inner, Network, at_least_float32, room_for, says, stack_images
-from fastcat.threat import Start, ThreatModel
+from fastcat.pgd import PGD, Network, at_least_float32, logits, room_for, stack_images
+from fastcat.threat import Start, ThreatModel, Threats
+from fastcat.training_attack import PeerAttack, TrainingAttack, Work
 
 
 @dataclass(frozen=True, kw_only=True)
-class Squeeze:
-    """Where both views start, and how BatchNorm behaves, as in `Inner`; official: as the public
-    code has it, where that departs from the formula.
+class Squeeze(TrainingAttack):
+    """Two views sought together, "adv" and "col".
+
+    start, bn: as in `PGD`
+    official: as the public code has it, where that departs from the formula
     """
 
+    views: ClassVar[tuple[str, ...]] = ("adv", "col")
     start: Start = "gaussian"
     bn: NormMode = "train"
     official: bool = False
 
     def __post_init__(self) -> None:
         """Raise InputError for a name that is not known, and for a start without gradient."""
-        Inner(start=self.start, bn=self.bn)
+        PGD(start=self.start, bn=self.bn)
         if self.start == "zero":
             raise InputError(
                 "at the image itself there is nothing to tell upper and lower apart: "
                 "start at gaussian or uniform noise"
             )
+
+    def check(self, threats: Threats, peer: int) -> None:
+        if threats.models[0].restarts > 1:
+            raise InputError("st seeks its two views from one start: type --restarts 1")
+
+    def find(self, task: PeerAttack, work: Work) -> dict[str, Tensor]:
+        network, threat = work.networks[task], task.threats.models[0]
+        x, y, noise = work.batch.x, work.batch.y, work.start_of(task)
+        both = squeeze(network, self, x, y, threat, noise, work.grad_scale)
+        return dict(zip(task.views, both, strict=True))
 
 
 def select(z: Tensor, y: Tensor, official: bool = False) -> tuple[Tensor, Tensor]:
@@ -100,7 +115,7 @@ def squeeze(
     def forward(images: Tensor) -> tuple[Tensor, Tensor]:
         leaf = images.to(dtype).detach().requires_grad_()
         with torch.enable_grad():
-            return leaf, says(network, leaf)
+            return leaf, logits(network, leaf)
 
     with attack_mode(model, inner.bn):
         # a compiled twin's backward can run once only

@@ -10,16 +10,16 @@ from contextlib import ExitStack, contextmanager, nullcontext
 import torch
 from torch import Tensor
 
+from fastcat.attack_views import find_views
 from fastcat.batch import Batch
 from fastcat.modes import attack_mode
 from fastcat.plan import Place, view_name
-from fastcat.seek import seek
 from fastcat.team import Team
 
 
 def start_noise(team: Team, x: Tensor, generator: torch.Generator) -> Tensor:
     """Start noise [restarts, S, B, C, H, W] for the S starts of the team's searches."""
-    starts = [start for search in team.blueprint.searches for start in search.starts]
+    starts = [start for task in team.blueprint.attacks for start in task.starts]
     if not starts:
         return x.new_empty(0)
     restarts = starts[0][0].restarts
@@ -41,37 +41,28 @@ def clean_logits(team: Team, x: Tensor) -> dict[int | None, Tensor]:
     for j in team.targets:
         member, bn = team.members[j], "train" if j in team.learners else "eval"
         with attack_mode(member.model, bn), team.precision.autocast():
-            logits[j] = member.says(x)
+            logits[j] = member.logits(x)
     return logits
 
 
 def attack_views(team: Team, batch: Batch, noise: Tensor, turn: int = 0) -> dict[str, Tensor]:
     """All views by name, and what else `seek` finds: the clean images, and what is sought;
-    "target0", ...: the `clean_logits` of member 0. turn: as in `seek`.
+    "target0", ...: the `clean_logits` of member 0. turn: as in `Work`.
     """
     views = {"clean": batch.x}
     targets = clean_logits(team, batch.x)
     views.update({f"target{j}": logits for j, logits in targets.items()})
 
     def attack(group: list[int]) -> None:
-        searches = [search for search in team.blueprint.searches if search.peer in group]
+        tasks = [task for task in team.blueprint.attacks if task.peer in group]
+        states = {k: peer.attack_state for k, peer in team.learners.items()}
+        scale = team.precision.attack_scale
         with team.precision.autocast():
             views.update(
-                seek(
-                    searches,
-                    team.attacked,
-                    batch,
-                    noise,
-                    team.precision.attack_scale,
-                    targets,
-                    turn,
-                )
+                find_views(tasks, team.attacked, batch, noise, states, targets, scale, turn)
             )
 
-    team.lanes.run(attack)
-    for k, peer in team.learners.items():
-        if peer.carried is not None:
-            views[view_name(k, "adv")] = peer.carried.view(batch.x)
+    team.streams.run(attack)
     return views
 
 
@@ -91,9 +82,9 @@ def forward(team: Team, views: dict[str, Tensor]) -> dict[Place, Tensor]:
                         continue
                     mode = nullcontext() if cell.tracked else attack_mode(member.model, "train")
                     with torch.set_grad_enabled(cell.grad), mode:
-                        z[cell.place] = member.says(views[cell.view])
+                        z[cell.place] = member.logits(views[cell.view])
 
-    team.lanes.run(fill)
+    team.streams.run(fill)
     return z
 
 
@@ -134,10 +125,12 @@ def perturb(team: Team, batch: Batch, views: dict[str, Tensor]) -> None:
                 backward(team, k, z, dz)
                 peer.awp.perturb()
                 peer.optimizer.zero_grad()
-                if peer.carried is not None:
-                    views[view_name(k, "adv")].grad = None
+                # a view may gather its gradient for the attack
+                for task in team.attacks_on(k):
+                    for view in task.views:
+                        views[view].grad = None
 
-    team.lanes.run(climb)
+    team.streams.run(climb)
 
 
 @contextmanager
@@ -146,7 +139,7 @@ def perturbed(team: Team, batch: Batch, views: dict[str, Tensor]) -> Iterator[No
     perturbations = [peer.awp for peer in team.peers if peer.awp is not None]
     try:
         if perturbations:
-            with team.still(True):
+            with team.weights_cached(True):
                 perturb(team, batch, views)
         yield
     finally:
@@ -172,10 +165,10 @@ def descend(
             if peer.awp is not None:
                 peer.awp.restore(team.scaler.scale)
             team.scaler.step(peer.optimizer)
-            if peer.carried is not None:
-                peer.carried.ascend(views[view_name(k, "adv")], batch.x)
+            for task in team.attacks_on(k):
+                task.attack.after_backward(task, views, batch.x, peer.attack_state)
 
-    team.lanes.run(update)
+    team.streams.run(update)
     team.scaler.update()
 
 
@@ -187,9 +180,9 @@ def forward_after(team: Team, views: dict[str, Tensor]) -> None:
             member = team.members[k]
             for view in member.objective.after:
                 with team.precision.autocast(), torch.no_grad():
-                    member.says(views[view_name(k, view)])
+                    member.logits(views[view_name(k, view)])
 
-    team.lanes.run(log)
+    team.streams.run(log)
 
 
 def collaborative_step(team: Team, batch: Batch, noise: Tensor) -> Tensor:
@@ -204,14 +197,14 @@ def collaborative_step(team: Team, batch: Batch, noise: Tensor) -> Tensor:
 
 
 def step_in_turn(team: Team, batch: Batch, noise: Tensor, turn: int = 0) -> Tensor:
-    """`collaborative_step` in one turn, numbered as in `seek`."""
-    with team.still(False):
+    """`collaborative_step` in one turn, numbered as in `Work`."""
+    with team.weights_cached(False):
         views = attack_views(team, batch, noise, turn)
     # no peer's weights are read after its update
-    with perturbed(team, batch, views), team.still(True):
+    with perturbed(team, batch, views), team.weights_cached(True):
         z = forward(team, views)
         values, dz = losses(team, z, batch, views)
         descend(team, z, dz, batch, views)
-    with team.still(False):
+    with team.weights_cached(False):
         forward_after(team, views)
     return values

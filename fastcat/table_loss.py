@@ -55,7 +55,7 @@ class TableLoss:
             if not objective.views:
                 continue
             total, alpha = f"{peer}/loss", collaboration.objective_weights[k]
-            cells, begins = places_of(k, objectives, collaboration.asked), objective.begins
+            cells, begins = places_of(k, objectives, collaboration.teacher_of), objective.begins
             if isinstance(objective.outer, Sum):
                 for term in objective.outer.terms:
                     term = term.of_classes(classes)

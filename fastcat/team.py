@@ -10,30 +10,34 @@ from torch import Tensor
 
 from fastcat.blueprint import Blueprint, make_blueprint
 from fastcat.frozen import CannotFreeze, Frozen
-from fastcat.lanes import Lanes
+from fastcat.modes import Network
 from fastcat.peer import Member, Peer
-from fastcat.pgd import Inner, Network
 from fastcat.plan import Cell
 from fastcat.precision import Precision
+from fastcat.streams import Streams
 from fastcat.table_loss import TableLoss
 from fastcat.threat import NO_THREAT
+from fastcat.training_attack import PeerAttack
 
 
 @dataclass
 class Team:
-    """members: in the order of the table's numbers; remarks: a line for each thing that could not
-    be had, and why; still: what an engine wants around work during which weights stand still, by
-    whether their gradients are asked for.
+    """members: in the order of the table's numbers
+    blueprint: what a step of theirs does
+    loss: of the whole table
+    remarks: a line for each thing that could not be had, and why
+    weights_cached(with_grad): context that is open while every weight keeps its value; with_grad
+        says whether gradients reach the weights
     """
 
     members: Sequence[Member]
     blueprint: Blueprint
     loss: TableLoss
     precision: Precision
-    lanes: Lanes
+    streams: Streams
     scaler: torch.amp.GradScaler
     remarks: list[str]
-    still: Callable[[bool], AbstractContextManager[object]] = nullcontext
+    weights_cached: Callable[[bool], AbstractContextManager[object]] = nullcontext
 
     @cached_property
     def learners(self) -> dict[int, Peer]:
@@ -48,15 +52,19 @@ class Team:
     @cached_property
     def targets(self) -> list[int]:
         """Those away from whose predictions attacks on others climb."""
-        return sorted({s.target for s in self.blueprint.searches if s.target is not None})
+        teachers = {task.teacher for task in self.blueprint.attacks}
+        return sorted(j for j in teachers if j is not None)
 
     @cached_property
     def turns(self) -> int:
         """Updates of the weights on each batch."""
-        return max((search.threats.turns for search in self.blueprint.searches), default=1)
+        return max((task.threats.turns for task in self.blueprint.attacks), default=1)
 
     def cells_of(self, k: int) -> list[Cell]:
         return [cell for cell in self.blueprint.cells if cell.peer == k]
+
+    def attacks_on(self, k: int) -> list[PeerAttack]:
+        return [task for task in self.blueprint.attacks if task.peer == k]
 
     def attacked(self, k: int, bn: str = "eval") -> Network:
         """What an attack on peer k runs on: its frozen twin, brought up to date, or its model."""
@@ -91,9 +99,8 @@ def make_team(
     blueprint = make_blueprint(
         objectives, threats, learns, collab=collab, alpha=alpha, teachers=teachers
     )
-    for search in blueprint.searches:
-        if isinstance(search.inner, Inner):
-            search.inner.check_classes(classes)
+    for task in blueprint.attacks:
+        task.attack.check_classes(classes)
     peers = [member for member in members if isinstance(member, Peer)]
     weight_dtype = peers[0].optimizer.flat.dtype
     names = [member.name for member in members]
@@ -112,7 +119,7 @@ def make_team(
         blueprint=blueprint,
         loss=loss,
         precision=precision,
-        lanes=Lanes(groups, example.device),
+        streams=Streams(groups, example.device),
         scaler=precision.grad_scaler(),
         remarks=remarks,
     )

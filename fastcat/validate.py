@@ -47,7 +47,7 @@ class ValidationAnswers:
             noise: Tensor,
         ) -> Tensor:
             def eager(x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
-                with self.engine.team.still(False):
+                with self.engine.team.weights_cached(False):
                     return answers_after(network, x, y, attack, threat, noise)
 
             if "graph" not in self.engine.name:

@@ -20,9 +20,9 @@ import pytest
 
 import fastcat.awp
 import fastcat.models.ghost
-import fastcat.official
+import fastcat.multi_norm
+import fastcat.multi_norm_official
 import fastcat.swa
-import fastcat.union
 from fastcat.collaboration import COLLABORATIONS
 from fastcat.config.recipes import RECIPES, about
 from fastcat.files import write_text
@@ -96,13 +96,17 @@ def subjects() -> list[Subject]:
             Subject(
                 name=way, typed=f"`METHOD:threat={way}`", source=source, tolerances=SEVERAL_NORMS
             )
-            for way, source in (("avg", spread), ("max", fastcat.union), ("msd", fastcat.union))
+            for way, source in (
+                ("avg", spread),
+                ("max", fastcat.multi_norm),
+                ("msd", fastcat.multi_norm),
+            )
         ),
         *(
             Subject(
                 name=name,
                 typed=f"`METHOD:threat={name}`",
-                source=fastcat.official,
+                source=fastcat.multi_norm_official,
                 tolerances=SEVERAL_NORMS,
             )
             for name in OFFICIAL

@@ -14,11 +14,11 @@ from fastcat.batch import Batch
 from fastcat.cli import main
 from fastcat.guard import NO_ANSWER, CheckedNetwork, answers
 from fastcat.models import ARCHS
-from fastcat.pgd import Inner, attack_all
+from fastcat.multi_norm import worst
+from fastcat.pgd import PGD, attack_all
 from fastcat.report import doubts
 from fastcat.squeeze import select
 from fastcat.threat import ThreatModel
-from fastcat.union import worst
 from tests.harness.networks import CLASSES, images
 from tests.harness.runs import SMALL
 from tests.harness.teams import team_of
@@ -109,13 +109,13 @@ def test_what_is_no_answer_is_the_largest_loss(loss: str, broken: float) -> None
     x, y = grey(0.0, 0.0), torch.zeros(2, dtype=torch.int64)
     candidates = torch.stack([grey(0.0, 0.2), grey(0.1, 0.1), grey(0.2, 0.0)])
     batch = Batch(x, y, torch.arange(2))
-    views, places = worst(network, Inner(loss=loss), batch, candidates)
+    views, places = worst(network, PGD(loss=loss), batch, candidates)
     assert places.tolist() == [1, 1]
     assert torch.equal(views, candidates[1])
     # of restarts that begin at these places the same is kept
     threat = ThreatModel(eps=0.3, step_size=1e-6, steps=1, restarts=3)
     noise = (candidates - x) / threat.eps
-    found = attack_all([network], [Inner(loss=loss)], x, y, threat, noise[:, None])[0]
+    found = attack_all([network], [PGD(loss=loss)], x, y, threat, noise[:, None])[0]
     assert (10 * found[:, 0, 0, 0]).round().tolist() == [1, 1]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastcat.errors import InputError
 from fastcat.pgd import (
     ATTACK_LOSSES,
-    Inner,
+    PGD,
     at_least_float32,
     attack,
     attack_all,
@@ -142,7 +142,7 @@ def test_of_restarts_each_image_keeps_the_worst(trained: Trained, loss: str) -> 
     """From the very noise of three single attacks; no image is worse off with fewer restarts."""
     net, x, y = trained
     threat = ThreatModel(eps=8 / 255, step_size=4 / 255, steps=1, restarts=3)
-    inners = [Inner(loss=loss), Inner(loss=loss, start="gaussian")]
+    inners = [PGD(loss=loss), PGD(loss=loss, start="gaussian")]
     noise = torch.stack(
         [
             torch.stack([THREAT.draw_noise(i.start, x, seeded(10 * r)) for i in inners])
@@ -180,7 +180,7 @@ def test_of_equal_restarts_the_first_is_kept(factor: float) -> None:
         return factor * constant_logits(x)
 
     noise = torch.stack([THREAT.draw_noise("uniform", x, seeded(r)) for r in range(3)])[:, None]
-    restarts, inners = ThreatModel(steps=1, restarts=3), [Inner(start="uniform")]
+    restarts, inners = ThreatModel(steps=1, restarts=3), [PGD(start="uniform")]
     best = attack_all([net], inners, x, y, restarts, noise)
     assert torch.equal(best, attack_all([net], inners, x, y, ThreatModel(steps=1), noise[:1]))
     assert not torch.equal(best[0], x)
@@ -190,7 +190,7 @@ def test_networks_attacked_together_are_attacked_as_alone() -> None:
     x, y = images(0, 5)
     nets = [tiny_net(k) for k in range(3)]
     inners = [
-        Inner(loss="kl", start="gaussian"), Inner(bn="train"), Inner(loss="margin", start="zero")
+        PGD(loss="kl", start="gaussian"), PGD(bn="train"), PGD(loss="margin", start="zero")
     ]  # fmt: skip
     noise = torch.stack([THREAT.draw_noise(inner.start, x, seeded()) for inner in inners])[None]
     together = attack_all(nets, inners, x, y, THREAT, noise)
@@ -218,7 +218,7 @@ def test_of_restarts_each_mixed_image_keeps_the_worst_for_both_labels(
     net, x, y = trained
     x, y_mixed, share = mixed_by(x, y)
     threat = ThreatModel(eps=8 / 255, step_size=4 / 255, steps=1, restarts=3)
-    inners = [Inner(loss=loss)]
+    inners = [PGD(loss=loss)]
     noise = torch.stack([THREAT.draw_noise("uniform", x[None], seeded(r)) for r in range(3)])
     best, *singles = (
         attack_all([net], inners, x, y, threat, some, 1.0, y_mixed, share)[0]
@@ -244,7 +244,7 @@ def test_an_attack_climbs_both_labels_as_far_as_they_share_an_image(
     net, x = copy.deepcopy(net).double(), x.double()
     one = ThreatModel(eps=8 / 255, step_size=1 / 255, steps=1)
     noise = one.draw_noise("uniform", x, seeded())[None, None]
-    x_adv = attack_all([net], [Inner(loss=loss)], x, y, one, noise, 1.0, y_mixed, share)[0]
+    x_adv = attack_all([net], [PGD(loss=loss)], x, y, one, noise, 1.0, y_mixed, share)[0]
     start = one.start(x, "uniform", noise[0, 0]).requires_grad_()
     share = share.double()
     by_both = share * climbed(loss, net, x, start, y)
@@ -260,7 +260,7 @@ def test_an_image_all_its_own_is_attacked_as_a_plain_one() -> None:
     y_mixed, share = mixing(0, 7)
     threat = ThreatModel(steps=3, restarts=2)
     nets = [tiny_net(0), tiny_net(1)]
-    inners = [Inner(), Inner(loss="kl", start="gaussian")]
+    inners = [PGD(), PGD(loss="kl", start="gaussian")]
     noise = torch.stack(
         [torch.stack([threat.draw_noise(i.start, x, seeded(r)) for i in inners]) for r in range(2)]
     )
@@ -317,5 +317,5 @@ def test_scale_of_the_loss_changes_no_sign() -> None:
     x, y = images(0, 5)
     net = tiny_net(0).eval()
     noise = THREAT.draw_noise("uniform", x, seeded())[None, None]
-    views = [attack_all([net], [Inner()], x, y, THREAT, noise, scale) for scale in (1.0, 256.0)]
+    views = [attack_all([net], [PGD()], x, y, THREAT, noise, scale) for scale in (1.0, 256.0)]
     assert torch.equal(*views)

@@ -11,14 +11,14 @@ from fastcat.batch import Batch
 from fastcat.config.peers import parse_peers
 from fastcat.config.threats import choose_threats
 from fastcat.errors import InputError
+from fastcat.multi_norm import msd_start
 from fastcat.objectives import METHODS, make_objective
 from fastcat.objectives.objective import Objective
-from fastcat.pgd import Inner, attack, attack_all
+from fastcat.pgd import PGD, attack, attack_all
 from fastcat.squeeze import Squeeze
 from fastcat.step import attack_views, start_noise
 from fastcat.terms import ce
 from fastcat.threat import NORMS, ThreatModel
-from fastcat.union import msd_start
 from tests.harness.networks import images, noise_of, seeded, tiny_net
 from tests.harness.teams import team_of
 
@@ -35,12 +35,12 @@ def own(*, bn: str = "mine") -> Objective:
 def test_every_attack_of_every_attacked_method_takes_them(name: str) -> None:
     objective = make_objective(name, {"start": "unclipped", "bn": "moving"})
     plain = make_objective(name, {})
-    assert objective.searches.keys() == plain.searches.keys()
-    for views, inner in objective.searches.items():
-        assert isinstance(inner, Inner | Squeeze)
+    assert objective.attacks.keys() == plain.attacks.keys()
+    for views, inner in objective.attacks.items():
+        assert isinstance(inner, PGD | Squeeze)
         assert (inner.start, inner.bn) == ("unclipped", "moving")
         # and nothing else
-        before = plain.searches[views]
+        before = plain.attacks[views]
         rest = {key: value for key, value in vars(inner).items() if key not in ("start", "bn")}
         assert rest == {key: vars(before)[key] for key in rest}
 
@@ -125,20 +125,20 @@ class Counted(nn.Module):
 @pytest.mark.parametrize(
     ("inner", "restarts", "forwards"),
     [
-        pytest.param(Inner(), 1, 3, id="steps"),
-        pytest.param(Inner(last=True), 1, 4, id="steps-and-last"),
-        pytest.param(Inner(), 2, 8, id="restarts-are-compared"),
-        pytest.param(Inner(last=True), 2, 8, id="restarts-and-last"),
-        pytest.param(Inner(loss="kl", start="gaussian"), 1, 4, id="clean-and-steps"),
+        pytest.param(PGD(), 1, 3, id="steps"),
+        pytest.param(PGD(last=True), 1, 4, id="steps-and-last"),
+        pytest.param(PGD(), 2, 8, id="restarts-are-compared"),
+        pytest.param(PGD(last=True), 2, 8, id="restarts-and-last"),
+        pytest.param(PGD(loss="kl", start="gaussian"), 1, 4, id="clean-and-steps"),
     ],
 )
 @pytest.mark.parametrize("bn", ["eval", "train", "moving"])
 def test_moving_statistics_move_once_a_forward_and_others_never(
-    inner: Inner, restarts: int, forwards: int, bn: Any
+    inner: PGD, restarts: int, forwards: int, bn: Any
 ) -> None:
     x, y = images(0, 5)
     net = Counted().train()
-    inner = Inner(loss=inner.loss, start=inner.start, last=inner.last, bn=bn)
+    inner = PGD(loss=inner.loss, start=inner.start, last=inner.last, bn=bn)
     noise = torch.stack([THREAT.draw_noise(inner.start, x, seeded(r)) for r in range(restarts)])
     attack_all([net], [inner], x, y, THREAT, noise[:, None])
     assert net.moved == (forwards if bn == "moving" else 0)
@@ -184,13 +184,13 @@ def test_moving_statistics_are_those_of_the_iterates() -> None:
     still, moving = tiny_net(0), tiny_net(0)
     noise = THREAT.draw_noise("uniform", x, seeded())[None, None]
     views = [
-        attack_all([net], [Inner(bn=bn)], x, y, THREAT, noise)[0]
+        attack_all([net], [PGD(bn=bn)], x, y, THREAT, noise)[0]
         for net, bn in ((still, "train"), (moving, "moving"))
     ]
     assert torch.equal(*views)
     seen: list[torch.Tensor] = []
     still.bn1.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
-    attack_all([still], [Inner(bn="train")], x, y, THREAT, noise)
+    attack_all([still], [PGD(bn="train")], x, y, THREAT, noise)
     mean = still.bn1.running_mean.clone()
     for activations in seen:
         mean = 0.9 * mean + 0.1 * activations.mean((0, 2, 3))

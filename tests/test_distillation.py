@@ -14,7 +14,7 @@ from fastcat.cli import main
 from fastcat.errors import InputError
 from fastcat.objectives import make_objective
 from fastcat.objectives.objective import Objective, spread
-from fastcat.pgd import Inner
+from fastcat.pgd import PGD
 from fastcat.step import attack_views, collaborative_step, start_noise
 from fastcat.team import Team
 from fastcat.terms import ce, kl
@@ -86,7 +86,7 @@ def test_who_reads_a_teacher_has_no_other_guidance(collab: str) -> None:
 
 def test_a_term_on_a_peer_that_teaches_never_moves_it() -> None:
     """Though the objective does not call it constant, on either side."""
-    at, inner = make_objective("at", {}), Inner()
+    at, inner = make_objective("at", {}), PGD()
     outer = ce("adv") + kl("teacher.own", "adv") + kl("adv", "teacher.own")
     reads = ("teacher.own", "teacher.clean")
     both = [at, Objective(views=("adv",), inner=inner, outer=outer, reads=reads)]
@@ -109,7 +109,7 @@ def test_terms_count_from_their_epoch_on(own_function: bool) -> None:
     def method(outer: object, begins: dict[str, int]) -> Objective:
         return Objective(
             views=("adv",),
-            inner=Inner(),
+            inner=PGD(),
             outer=outer,  # type: ignore[arg-type]
             reads=("teacher.clean",),
             begins=begins,
@@ -138,7 +138,7 @@ def test_terms_count_from_their_epoch_on(own_function: bool) -> None:
 
 
 def test_a_late_term_that_there_is_not_is_refused() -> None:
-    objective = Objective(views=("adv",), inner=Inner(), outer=ce("adv"), begins={"kl": 1})
+    objective = Objective(views=("adv",), inner=PGD(), outer=ce("adv"), begins={"kl": 1})
     with pytest.raises(
         InputError, match=r"0-own: begins names \['kl'\], expected some of \['ce'\]"
     ):
@@ -156,18 +156,18 @@ def test_what_a_teacher_does_not_see_is_refused(
     views: tuple[str, ...], reads: tuple[str, ...], text: str
 ) -> None:
     with pytest.raises(InputError, match=text):
-        Objective(views=views, inner=Inner(), outer=ce("adv"), reads=reads)
+        Objective(views=views, inner=PGD(), outer=ce("adv"), reads=reads)
 
 
 def test_a_term_on_what_is_not_read_is_refused() -> None:
     with pytest.raises(InputError, match=r"outer reads teacher.clean, adv, .*names: \(\)"):
-        Objective(views=("adv",), inner=Inner(), outer=kl("teacher.clean", "adv"))
+        Objective(views=("adv",), inner=PGD(), outer=kl("teacher.clean", "adv"))
 
 
 def test_an_attack_without_a_target_has_no_teacher() -> None:
     with pytest.raises(InputError, match="attack loss ce has no teacher: expected kl"):
-        Inner(loss="ce", target="teacher")
-    assert Inner(loss="kl", start="zero", target="teacher").start == "zero"
+        PGD(loss="ce", target="teacher")
+    assert PGD(loss="kl", start="zero", target="teacher").start == "zero"
 
 
 # several threat models
@@ -175,7 +175,7 @@ def test_an_attack_without_a_target_has_no_teacher() -> None:
 
 BESIDE = Objective(
     views=("clean", "adv"),
-    inner=Inner(),
+    inner=PGD(),
     outer=ce("clean") + kl("teacher.adv", "adv") + kl("teacher.adv", "clean").named("across"),
     reads=("teacher.adv",),
     begins={"across": 3},

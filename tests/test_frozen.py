@@ -19,7 +19,7 @@ from fastcat.frozen import CannotFreeze, Frozen
 from fastcat.kernels import winograd
 from fastcat.modes import attack_mode
 from fastcat.objectives import make_objective
-from fastcat.pgd import Inner, attack_all
+from fastcat.pgd import PGD, attack_all
 from fastcat.precision import make_precision
 from fastcat.step import attack_views, collaborative_step, start_noise
 from fastcat.threat import ThreatModel
@@ -214,7 +214,7 @@ def test_attacks_on_a_low_precision_twin_read_a_copy_of_the_view() -> None:
 
     twin.forward = watched
     noise = threat.draw_noise("uniform", x, seeded())[None, None]
-    (x_adv,) = attack_all([twin], [Inner()], x, y, threat, noise)
+    (x_adv,) = attack_all([twin], [PGD()], x, y, threat, noise)
     assert [view.dtype for view in seen] == [torch.bfloat16] * 4
     assert not any(torch.equal(a, b) for a, b in pairwise(seen))
     assert torch.equal(seen[0], threat.start(x, "uniform", noise[0, 0]).bfloat16())
@@ -223,7 +223,7 @@ def test_attacks_on_a_low_precision_twin_read_a_copy_of_the_view() -> None:
     assert (x_adv - x).abs().max() <= threat.eps + 2**-23
     # as the model itself under autocast, but where rounding decides the sign of a small gradient
     with torch.autocast("cpu", torch.bfloat16):
-        (by_model,) = attack_all([model], [Inner()], x, y, threat, noise)
+        (by_model,) = attack_all([model], [PGD()], x, y, threat, noise)
     assert ((x_adv - by_model).abs() < 1e-6).float().mean() > 0.8
 
 

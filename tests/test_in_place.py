@@ -10,8 +10,7 @@ import fastcat
 from fastcat.batch import Batch
 from fastcat.frozen import Frozen
 from fastcat.objectives import make_objective
-from fastcat.pgd import ATTACK_LOSSES, attack, says
-from fastcat.replay import Carried
+from fastcat.pgd import ATTACK_LOSSES, attack, logits
 from fastcat.step import attack_views, collaborative_step, start_noise
 from fastcat.team import Team
 from fastcat.threat import ThreatModel, Threats
@@ -131,8 +130,7 @@ def test_trained(twin: bool, name: str) -> None:
         for peer in team.peers:
             if not twin:
                 peer.frozen = None
-            if name == "free":
-                peer.carried = Carried(ThreatModel(steps=2), images(0, 6)[0])
+            peer.begin_attacks(images(0, 6)[0])
         values = train(team, 2)
         found.append((values, [peer.model.state_dict() for peer in team.peers]))
     for ours, theirs in zip(*(values for values, _ in found), strict=True):
@@ -156,7 +154,7 @@ def test_only_twins_that_write_to_their_images_get_a_copy() -> None:
         return network(images)
 
     twin.forward = watched
-    says(twin, x)
+    logits(twin, x)
     twin.in_place = True
-    says(twin, x)
+    logits(twin, x)
     assert seen[0] == x.data_ptr() != seen[1]

@@ -8,7 +8,7 @@ import torch
 
 from fastcat.errors import InputError
 from fastcat.modes import attack_mode
-from fastcat.pgd import Inner, attack, attack_all
+from fastcat.pgd import PGD, attack, attack_all
 from fastcat.threat import ThreatModel
 from tests.harness.comparison import assert_same
 from tests.harness.engines import Interrupted
@@ -74,7 +74,7 @@ def test_when_one_of_two_networks_fails_both_are_restored() -> None:
     hook = nets[1].register_forward_pre_hook(fail)
     noise = THREAT.draw_noise("uniform", x, seeded()).expand(1, 2, *x.shape)
     with pytest.raises(RuntimeError, match="second peer"):
-        attack_all(nets, [Inner(bn="train"), Inner()], x, y, THREAT, noise)
+        attack_all(nets, [PGD(bn="train"), PGD()], x, y, THREAT, noise)
     hook.remove()
     for net, old in zip(nets, before, strict=True):
         assert_same(old, everything(net))
@@ -94,5 +94,5 @@ def test_one_network_twice_in_an_attack_is_restored() -> None:
     net, (x, y) = mixed_net(), images(0, 5)
     before = everything(net)
     noise = THREAT.draw_noise("uniform", x, seeded()).expand(1, 2, *x.shape)
-    attack_all([net, net], [Inner(bn="train"), Inner(bn="train")], x, y, THREAT, noise)
+    attack_all([net, net], [PGD(bn="train"), PGD(bn="train")], x, y, THREAT, noise)
     assert_same(before, everything(net))

@@ -8,7 +8,7 @@ import torch
 from fastcat.collaboration import COLLABORATIONS, make_collaboration
 from fastcat.errors import InputError
 from fastcat.objectives import METHODS, make_objective
-from fastcat.pgd import ATTACK_LOSSES, Inner
+from fastcat.pgd import ATTACK_LOSSES, PGD
 from fastcat.squeeze import Squeeze
 from fastcat.terms import ce
 from tests.harness.logit_rows import B, C, labels, logits, rows
@@ -82,44 +82,42 @@ def test_terms_and_gradients_equal_the_oracle(name: str) -> None:
     [
         pytest.param("natural", ("clean",), None, id="natural"),
         pytest.param(
-            "at", ("adv",), Inner(loss="ce", start="uniform", bn="eval", last=True), id="at"
+            "at", ("adv",), PGD(loss="ce", start="uniform", bn="eval", last=True), id="at"
         ),
         pytest.param(
-            "trades", ("clean", "adv"), Inner(loss="kl", start="gaussian", bn="eval"), id="trades"
+            "trades", ("clean", "adv"), PGD(loss="kl", start="gaussian", bn="eval"), id="trades"
         ),
+        pytest.param("alp", ("adv", "clean"), PGD(loss="ce", start="uniform", bn="eval"), id="alp"),
         pytest.param(
-            "alp", ("adv", "clean"), Inner(loss="ce", start="uniform", bn="eval"), id="alp"
-        ),
-        pytest.param(
-            "mart", ("clean", "adv"), Inner(loss="ce", start="gaussian", bn="eval"), id="mart"
+            "mart", ("clean", "adv"), PGD(loss="ce", start="gaussian", bn="eval"), id="mart"
         ),
         pytest.param(
             "boosted",
             ("adv",),
-            Inner(loss="boosted_ce", start="gaussian", bn="eval"),
+            PGD(loss="boosted_ce", start="gaussian", bn="eval"),
             id="boosted",
         ),
         pytest.param("st", ("clean", "adv", "col"), Squeeze(start="gaussian", bn="train"), id="st"),
-        pytest.param("ard", ("adv",), Inner(loss="ce", start="uniform", bn="train"), id="ard"),
+        pytest.param("ard", ("adv",), PGD(loss="ce", start="uniform", bn="train"), id="ard"),
         pytest.param(
             "rslad",
             ("adv", "clean"),
-            Inner(loss="kl", start="gaussian", bn="eval", target="teacher"),
+            PGD(loss="kl", start="gaussian", bn="eval", target="teacher"),
             id="rslad",
         ),
         pytest.param(
-            "iad", ("adv", "clean"), Inner(loss="ce", start="uniform", bn="train"), id="iad"
+            "iad", ("adv", "clean"), PGD(loss="ce", start="uniform", bn="train"), id="iad"
         ),
         pytest.param(
             "act",
             ("adv",),
-            Inner(loss="kl", start="gaussian", bn="eval", target="teacher"),
+            PGD(loss="kl", start="gaussian", bn="eval", target="teacher"),
             id="act",
         ),
     ],
 )
 def test_views_and_attack_of_each_method(
-    name: str, views: tuple[str, ...], inner: Inner | Squeeze | None
+    name: str, views: tuple[str, ...], inner: PGD | Squeeze | None
 ) -> None:
     objective = make_objective(name, {})
     assert objective.views == views

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastcat.official import draw_counts, moved_l1, project_l1_official
-from fastcat.pgd import ATTACK_LOSSES, Inner, attack_all
+from fastcat.multi_norm_official import draw_counts, moved_l1, project_l1_official
+from fastcat.pgd import ATTACK_LOSSES, PGD, attack_all
 from fastcat.threat import ThreatModel
 from tests.harness.networks import images, seeded, tiny_net
 from tests.reference.losses import cross_entropy, kl
@@ -53,7 +53,7 @@ def test_l2_of_trades_in_several_steps(trial: tuple[nn.Module, Tensor, Tensor]) 
         delta = delta + 2 * EPS / STEPS * grad / lengths(grad)
         delta = shortened((x + delta).clamp(0, 1) - x, EPS)
     threat = ThreatModel(norm="l2", eps=EPS, step_size=2 * EPS / STEPS, steps=STEPS, code="trades")
-    inner = Inner(loss="kl", start="gaussian")
+    inner = PGD(loss="kl", start="gaussian")
     found = attack_all([net], [inner], x, y, threat, noise[None, None])[0]
     assert (found - x - delta).abs().max() < 1e-10
     other = ThreatModel(norm="l2", eps=EPS, step_size=2 * EPS / STEPS, steps=STEPS)
@@ -78,7 +78,7 @@ def test_l2_of_rice_in_several_steps(trial: tuple[nn.Module, Tensor, Tensor]) ->
         grad = gradient(net, "ce", x, y, x + delta)
         delta = shortened(delta + EPS / 4 * grad / (lengths(grad) + 1e-10), EPS)
         delta = (x + delta).clamp(0, 1) - x
-    found = attack_all([net], [Inner()], x, y, threat, noise[None, None])[0]
+    found = attack_all([net], [PGD()], x, y, threat, noise[None, None])[0]
     assert (found - x - delta).abs().max() < 1e-7, "but for their 1e-10"
 
 

@@ -8,20 +8,20 @@ import torch
 
 from fastcat.errors import InputError
 from fastcat.objectives import find_method, make_objective
-from fastcat.pgd import Inner
+from fastcat.pgd import PGD
 from tests.harness.logit_rows import labels, rows
 from tests.reference import losses as reference
 
 OWN_METHODS = """
 from fastcat.kernels import losses
-from fastcat.pgd import Inner
+from fastcat.pgd import PGD
 from fastcat.objectives.objective import Objective
 
 
 def smooth(*, power: int = 2, scale: float = 1.0, signed: bool = True) -> Objective:
     return Objective(
         views=("adv",),
-        inner=Inner(loss="margin", start="zero"),
+        inner=PGD(loss="margin", start="zero"),
         outer=lambda z, y: {
             "ce": (-1) ** (not signed) * scale * losses.ce(z["adv"], y).mean() ** power
         },
@@ -54,7 +54,7 @@ def test_own_method_by_import_path(own_module: str) -> None:
     z, y = rows("at"), labels()
     ce = reference.cross_entropy(z["adv"], y).mean()
     objective = make_objective(name, {"power": "3", "scale": "0.5"})
-    assert objective.inner == Inner(loss="margin", start="zero")
+    assert objective.inner == PGD(loss="margin", start="zero")
     torch.testing.assert_close(objective.outer(z, y), {"ce": 0.5 * ce**3})
     torch.testing.assert_close(make_objective(name, {}).outer(z, y), {"ce": ce**2})
     assert find_method(name) is sys.modules[own_module].smooth

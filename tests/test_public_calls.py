@@ -19,7 +19,7 @@ import fastcat
 from fastcat import InputError, ThreatModel, attack, evaluate
 from fastcat.guard import as_batch
 from fastcat.objectives.objective import Objective
-from fastcat.pgd import Inner
+from fastcat.pgd import PGD
 from fastcat.precision import make_precision
 from fastcat.terms import Sum, ce, kl, mart_kl
 from tests.harness.comparison import assert_same
@@ -397,7 +397,7 @@ def test_dlr_needs_three_classes() -> None:
     refused(lambda: attacked(two, y=Y % 2, loss="dlr"), "there are 2 classes: expected margin")
     three = Around(lambda net, x: net(x)[:, :3])
     assert attacked(three, y=Y % 3, loss="dlr").shape == X.shape
-    method = Objective(views=("adv",), inner=Inner(loss="dlr"), outer=ce("adv"))
+    method = Objective(views=("adv",), inner=PGD(loss="dlr"), outer=ce("adv"))
     refused(lambda: team_of([method], classes=2), "there are 2 classes: expected margin")
 
 

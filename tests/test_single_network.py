@@ -19,8 +19,8 @@ from fastcat.batch import Batch
 from fastcat.checkpoint import read_checkpoint
 from fastcat.cli import main
 from fastcat.errors import InputError
+from fastcat.free import FreeAttack
 from fastcat.objectives import make_objective
-from fastcat.replay import Carried
 from fastcat.step import attack_views, collaborative_step, start_noise
 from fastcat.team import Team
 from fastcat.threat import WAYS, ThreatModel, Threats
@@ -178,7 +178,7 @@ def test_the_logged_forward_moves_statistics_after_the_update_and_nothing_else()
 def free_team(net: nn.Module, awp: float = 0.0) -> Team:
     team = team_of(["free"], [net], awp=[awp], threat=THREAT)
     (peer,) = team.peers
-    peer.carried = Carried(THREAT, torch.zeros(6, 3, 8, 8, dtype=net.linear.weight.dtype))
+    peer.begin_attacks(torch.zeros(6, 3, 8, 8, dtype=net.linear.weight.dtype))
     return team
 
 
@@ -187,7 +187,6 @@ def test_free_at_over_replays_and_a_ragged_batch(dtype: torch.dtype) -> None:
     ours, theirs = networks(dtype)
     team = free_team(ours)
     (peer,) = team.peers
-    assert peer.carried is not None
     delta = torch.zeros(6, 3, 8, 8, dtype=torch.float64)
     buffers: dict[str, Tensor] = {}
     for step in range(6):
@@ -209,9 +208,9 @@ def test_free_at_over_replays_and_a_ragged_batch(dtype: torch.dtype) -> None:
         assert_close(values["0-free/ce"], terms["ce"], TOLERANCE[dtype], "ce")
         assert_same_state(ours, theirs, TOLERANCE[dtype])
         if dtype is torch.float64:
-            torch.testing.assert_close(peer.carried.delta, delta, rtol=0, atol=1e-15)
+            torch.testing.assert_close(peer.attack_state["carried"], delta, rtol=0, atol=1e-15)
         else:
-            peer.carried.delta.copy_(delta)
+            peer.attack_state["carried"].copy_(delta)
     assert delta.abs().max().item() == pytest.approx(EPS)
 
 
@@ -227,8 +226,11 @@ def test_free_at_carries_one_gradient_under_awp() -> None:
     team = free_team(tiny_net(0).double(), awp=0.5)
     (peer,) = team.peers
     seen = []
-    assert peer.carried is not None
-    with mock.patch.object(Carried, "ascend", lambda self, view, x: seen.append(view.grad.clone())):
+
+    def note(self: FreeAttack, task: object, views: dict[str, Tensor], *_: object) -> None:
+        seen.append(views["adv0"].grad.clone())
+
+    with mock.patch.object(FreeAttack, "after_backward", note):
         collaborative_step(team, batch, start_noise(team, batch.x, seeded()))
     net = tiny_net(0).double()
     assert peer.awp is not None

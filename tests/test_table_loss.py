@@ -12,7 +12,7 @@ from fastcat.errors import InputError
 from fastcat.kernels import losses
 from fastcat.objectives import make_objective
 from fastcat.objectives.objective import Objective
-from fastcat.pgd import Inner
+from fastcat.pgd import PGD
 from fastcat.plan import own_views, view_name
 from fastcat.table_loss import TableLoss
 from fastcat.terms import Sum, ce, kl
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 OWN = Objective(
     views=("clean", "adv"),
-    inner=Inner(),
+    inner=PGD(),
     outer=lambda z, y: {
         "bent": (z["clean"] * z["adv"]).square().mean().sqrt(),
         "ce": 0.5 * losses.ce(z["adv"], y).mean() ** 2,
@@ -33,16 +33,16 @@ OWN = Objective(
 # forwards clean images, say for BatchNorm's statistics, and reads none of their logits
 BLIND = Objective(
     views=("clean", "adv"),
-    inner=Inner(),
+    inner=PGD(),
     outer=lambda z, y: {"margin": losses.margin(z["adv"], y).mean()},
 )
 TWICE = Objective(
-    views=("adv",), inner=Inner(), outer=ce("adv") + 2.0 * ce("adv") + ce("adv").named("more")
+    views=("adv",), inner=PGD(), outer=ce("adv") + 2.0 * ce("adv") + ce("adv").named("more")
 )
 SMOOTHED = make_objective("trades", {"smoothing": "0.1"})
 DISTILLED = Objective(
     views=("clean", "adv"),
-    inner=Inner(),
+    inner=PGD(),
     outer=ce("clean") + 16.0 * kl("clean", "adv", constant="teacher", temperature=4.0),
 )
 

@@ -73,7 +73,7 @@ def test_max_takes_the_worst_of_each_image(eps: tuple[float, float, float], seed
 def test_msd_takes_the_best_of_three_steps_and_of_all_iterates(
     eps: tuple[float, float, float], seed: int
 ) -> None:
-    """Image by image, without any of `fastcat.union`."""
+    """Image by image, without any of `fastcat.multi_norm`."""
     balls, given_batch = models(eps), batch(seed)
     net, x, y = tiny_net(seed).double().eval(), given_batch.x.double(), given_batch.y
     iterate, best, best_loss = x.clone(), x.clone(), torch.full((len(x),), -torch.inf).double()

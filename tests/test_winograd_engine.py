@@ -47,7 +47,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
 def test_three_steps_in_float32_on_the_same_views(case: Case, launches: list[bool]) -> None:
     """Against the float64 oracle, with the tolerance of other engines."""
     ours, nets = float32_against_float64(case, WIDTH)
-    ours.team.still = Winograd
+    ours.team.weights_cached = Winograd
     check_float32_on_the_same_views(case, ours, nets)
     assert set(launches) == {False, True}
 
@@ -56,7 +56,7 @@ def test_three_steps_in_float32_on_the_same_views(case: Case, launches: list[boo
 @pytest.mark.parametrize("case", represented(CASES))
 def test_views_made_in_float32(case: Case, launches: list[bool]) -> None:
     ours, nets = float32_against_float64(case, WIDTH)
-    ours.team.still = Winograd
+    ours.team.weights_cached = Winograd
     x, y, noise = draw(case, 0, 11, 8)
     views, _ = ours.step(x, y, noise)
     assert_views_agree(case, views, oracle_step(case, nets, x.double(), y, noise, None))
@@ -68,7 +68,7 @@ def test_views_made_in_float32(case: Case, launches: list[bool]) -> None:
 def test_one_step_in_bfloat16_on_the_same_views(case: Case, launches: list[bool]) -> None:
     # torch's BatchNorm of bfloat16 rounds more in this layout, which is that of a run
     ours, nets = half_against_float64(case, "bf16", WIDTH, torch.channels_last)
-    ours.team.still = Winograd
+    ours.team.weights_cached = Winograd
     check_half_on_the_same_views(case, ours, nets, 0.1)
     assert set(launches) == {False, True}
 
@@ -100,7 +100,7 @@ def test_the_attack_and_the_rest_of_a_step_run_so() -> None:
         trained.append(asked)
         return Winograd(asked)
 
-    engine.team.still = still
+    engine.team.weights_cached = still
     run(engine, 0)
     assert trained == [False, True, False]
 

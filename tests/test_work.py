@@ -24,7 +24,6 @@ from fastcat.config.threats import choose_threats
 from fastcat.models import make_model
 from fastcat.models.wide_resnet import WideResNet
 from fastcat.objectives import make_objective
-from fastcat.replay import Carried
 from fastcat.step import collaborative_step, start_noise
 from fastcat.team import Team
 from fastcat.threat import ThreatModel
@@ -150,8 +149,7 @@ def test_work_of_one_network(
     threats = choose_threats(way, SEVERAL)
     team = team_of([make_objective(method, settings)], [net], [method], threats=[threats], side=16)
     (peer,) = team.peers
-    if method == "free":
-        peer.carried = Carried(SEVERAL[0], torch.zeros(BATCH, 3, 16, 16))
+    peer.begin_attacks(torch.zeros(BATCH, 3, 16, 16))
     forward, first = forward_flop(net, 16)
     expected = units * forward - first_saved * first
     assert step_flop(team, 16) == pytest.approx(expected, rel=1e-9)

@@ -12,7 +12,6 @@ from fastcat.loaders.registry import BACKENDS, DATASETS
 from fastcat.models import ARCHS
 from fastcat.objectives import METHODS, make_objective
 from fastcat.registry import described, names
-from fastcat.replay import Replay
 from fastcat.schedules import SCHEDULES
 from fastcat.settings import usage
 from fastcat.threat import CODES, NORMS, OFFICIAL, WAYS
@@ -41,9 +40,9 @@ def _method(name: str) -> str:
     """With its own settings, and those of its first attack that every method has."""
     objective = make_objective(name, {"weights": "FILE"} if name == "teacher" else {})
     attacks = [
-        f"attack start={inner.start}, bn={inner.bn}"
-        for inner in objective.searches.values()
-        if not isinstance(inner, Replay)
+        f"attack start={attack.start}, bn={attack.bn}"
+        for attack in objective.attacks.values()
+        if attack.before_step
     ]
     method = METHODS[name]
     return f"{_about(method)}  [{'; '.join([usage(name, method), *attacks[:1]])}]"

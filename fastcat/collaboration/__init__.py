@@ -45,10 +45,10 @@ def make_collaboration(
     settings = read_settings(name, method, typed, APART)
     learns = [True] * len(students) if learns is None else learns
     pairs = parse_teachers(teachers, learns)
-    asked = asked_teachers(students, pairs, learns)
-    guided = [[] if k in asked else of_k for k, of_k in enumerate(pairs)]
+    teacher_of = asked_teachers(students, pairs, learns)
+    guided = [[] if k in teacher_of else of_k for k, of_k in enumerate(pairs)]
     if name == "none":
-        idle = [k for k in range(len(learns)) if not learns[k] and k not in asked.values()]
+        idle = [k for k in range(len(learns)) if not learns[k] and k not in teacher_of.values()]
         if idle or (teachers != "all" and any(guided)):
             raise InputError("with 'none' nobody teaches: type --collab cat or --collab mat")
     if alpha is not None and not 0 <= alpha <= 1:
@@ -56,4 +56,4 @@ def make_collaboration(
     if alpha is not None and name == "none":
         raise InputError("alpha weighs objective against guidance, and 'none' has no guidance")
     weight = {} if alpha is None else {"alpha": alpha}
-    return replace(method(students, guided, **weight, **settings), asked=asked)
+    return replace(method(students, guided, **weight, **settings), teacher_of=teacher_of)

@@ -47,13 +47,13 @@ class Collaboration:
     """The loss of peer k is objective_weights[k] * L_k + guidance[k]; all descend the sum of all.
 
     guidance: for each peer a weighted sum over cells (peer, view) of the table; empty for a peer
-    that nobody teaches. Where other peers' cells are constant in it, it moves peer k alone. asked:
-    of each peer whose objective reads a teacher, that teacher's number.
+        that nobody teaches. Where other peers' cells are constant in it, it moves peer k alone
+    teacher_of: of each peer whose objective reads a teacher, that teacher's number
     """
 
     objective_weights: tuple[float, ...]
     guidance: tuple[Sum, ...]
-    asked: Mapping[int, int] = field(default_factory=dict)
+    teacher_of: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def reads(self) -> tuple[Place, ...]:

@@ -38,10 +38,10 @@ def parse_peers(text: str, default_arch: str) -> tuple[PeerSpec, ...]:
     Raises InputError for what it cannot read.
     """
     from fastcat.models import canonical_arch
+    from fastcat.multi_norm import msd_start
     from fastcat.objectives import make_objective
-    from fastcat.pgd import Inner
     from fastcat.threat import OFFICIAL
-    from fastcat.union import msd_start
+    from fastcat.training_attack import TrainingAttack
 
     peers = []
     for entry in text.split(","):
@@ -62,7 +62,7 @@ def parse_peers(text: str, default_arch: str) -> tuple[PeerSpec, ...]:
         if (
             threat in ("msd", *OFFICIAL)
             and "start" in settings
-            and isinstance(inner, Inner)
+            and isinstance(inner, TrainingAttack)
             and msd_start(inner) != inner.start
         ):
             raise InputError(

@@ -18,7 +18,7 @@ from fastcat.errors import InputError, check_number, nearest
 from fastcat.evaluation.attack import EvalAttack, EvaluationAttack, NoiseAttack, parse_attacks
 from fastcat.frozen import Frozen
 from fastcat.guard import NO_ANSWER, CheckedNetwork, answers, as_batch
-from fastcat.pgd import Inner, Network, attacked, logits
+from fastcat.pgd import PGD, Network, attacked, constant_logits
 from fastcat.precision import Precision
 from fastcat.seeds import derive_seed
 from fastcat.threat import ThreatModel, check_threat
@@ -89,8 +89,8 @@ def answers_after(
     A function of device tensors of static shape, which asks the host nothing.
     """
     x_adv = attack.find(network, x, y, threat, noise)
-    with attacked([network], [Inner()]):
-        return answers(logits(network, x_adv))
+    with attacked([network], [PGD()]):
+        return answers(constant_logits(network, x_adv))
 
 
 def last_answers(
@@ -135,7 +135,7 @@ def _answers_to_own(
     Raises InputError where these are not images that the threat model allows.
     """
     assert not isinstance(attack.attack, NoiseAttack)
-    with attacked([network], [Inner()]):
+    with attacked([network], [PGD()]):
         with torch.enable_grad():
             x_adv = attack.attack(network, x.clone(), y.clone(), threat, generator)
         if not isinstance(x_adv, Tensor) or (x_adv.shape, x_adv.dtype) != (x.shape, x.dtype):
@@ -151,7 +151,7 @@ def _answers_to_own(
                 f"the attack {attack.name} gives pixels from {low:.3g} to {high:.3g}, up to "
                 f"{moved:.3g} away in {threat.norm}: expected [0, 1] and at most {threat.eps:.3g}"
             )
-        return answers(logits(network, x_adv))
+        return answers(constant_logits(network, x_adv))
 
 
 def _kind(value: Any) -> str:

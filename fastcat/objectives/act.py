@@ -12,7 +12,7 @@ with its settings, where p_n(x) of the attack comes from train mode too. Its att
 """
 
 from fastcat.objectives.objective import Objective, require
-from fastcat.pgd import Inner
+from fastcat.pgd import PGD
 from fastcat.terms import ce, kl
 
 
@@ -25,6 +25,6 @@ def act(*, role: str = "robust", alpha: float = 0.9, temperature: float = 4.0) -
     return Objective(
         views=(view,),
         reads=(read,),
-        inner=Inner(loss="kl", start="gaussian", target="teacher") if role == "robust" else None,
+        inner=PGD(loss="kl", start="gaussian", target="teacher") if role == "robust" else None,
         outer=(1 - alpha) * ce(view) + (alpha * temperature**2) * taught,
     )

@@ -9,7 +9,7 @@ with the running statistics (--BNeval); its code without that option is bn=movin
 """
 
 from fastcat.objectives.objective import Objective, require
-from fastcat.pgd import Inner
+from fastcat.pgd import PGD
 from fastcat.terms import ce, square
 
 
@@ -19,7 +19,7 @@ def alp(*, weight: float = 1.0, smoothing: float = 0.0) -> Objective:
 
     return Objective(
         views=("adv", "clean"),
-        inner=Inner(loss="ce", start="uniform"),
+        inner=PGD(loss="ce", start="uniform"),
         outer=0.5 * (ce("adv", smoothing) + ce("clean", smoothing))
         + weight * square("clean", "adv"),
     )

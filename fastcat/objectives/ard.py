@@ -11,7 +11,7 @@ to [0, 1]: that is start=unclipped.
 """
 
 from fastcat.objectives.objective import Objective, require
-from fastcat.pgd import Inner
+from fastcat.pgd import PGD
 from fastcat.terms import ce, kl
 
 
@@ -26,6 +26,6 @@ def ard(*, alpha: float = 1.0, temperature: float = 30.0) -> Objective:
     return Objective(
         views=("adv", "clean") if alpha < 1 else ("adv",),
         reads=("teacher.clean",),
-        inner=Inner(loss="ce", start="uniform", bn="train"),
+        inner=PGD(loss="ce", start="uniform", bn="train"),
         outer=outer,
     )

@@ -9,7 +9,7 @@ loss; the attack climbs CE with the labels as they are.
 """
 
 from fastcat.objectives.objective import Objective, require
-from fastcat.pgd import Inner
+from fastcat.pgd import PGD
 from fastcat.terms import ce
 
 
@@ -18,6 +18,6 @@ def at(*, smoothing: float = 0.0) -> Objective:
 
     return Objective(
         views=("adv",),
-        inner=Inner(loss="ce", start="uniform", last=True),
+        inner=PGD(loss="ce", start="uniform", last=True),
         outer=ce("adv", smoothing),
     )

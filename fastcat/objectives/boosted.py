@@ -7,13 +7,13 @@ BatchNorm mode and has no public code: here both are MART's.
 """
 
 from fastcat.objectives.objective import Objective
-from fastcat.pgd import Inner
+from fastcat.pgd import PGD
 from fastcat.terms import boosted_ce
 
 
 def boosted(*, inner: str = "boosted_ce") -> Objective:
     return Objective(
         views=("adv",),
-        inner=Inner(loss=inner, start="gaussian"),  # type: ignore[arg-type]
+        inner=PGD(loss=inner, start="gaussian"),  # type: ignore[arg-type]
         outer=boosted_ce("adv"),
     )

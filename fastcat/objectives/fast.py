@@ -11,7 +11,7 @@ step size and steps are not used.
 """
 
 from fastcat.objectives.objective import Objective, require
-from fastcat.pgd import Inner
+from fastcat.pgd import PGD
 from fastcat.terms import ce
 
 VARIANTS = {
@@ -26,6 +26,6 @@ def fast(*, variant: str = "rs") -> Objective:
 
     return Objective(
         views=("adv",),
-        inner=Inner(loss="ce", start="uniform", bn="train", steps=1, **VARIANTS[variant]),  # type: ignore[arg-type]
+        inner=PGD(loss="ce", start="uniform", bn="train", steps=1, **VARIANTS[variant]),  # type: ignore[arg-type]
         outer=ce("adv"),
     )

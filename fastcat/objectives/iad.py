@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastcat.kernels import losses
 from fastcat.objectives.objective import Objective, Terms, require
-from fastcat.pgd import Inner
+from fastcat.pgd import PGD
 
 
 def iad(*, beta: float = 0.1, begin: int = 60) -> Objective:
@@ -31,7 +31,7 @@ def iad(*, beta: float = 0.1, begin: int = 60) -> Objective:
     return Objective(
         views=("adv", "clean"),
         reads=("teacher.clean", "teacher.adv"),
-        inner=Inner(loss="ce", start="uniform", bn="train"),
+        inner=PGD(loss="ce", start="uniform", bn="train"),
         outer=outer,
         begins={"own": begin},
     )

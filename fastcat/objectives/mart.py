@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastcat.kernels import losses
 from fastcat.objectives.objective import Objective, Terms, require
-from fastcat.pgd import Inner
+from fastcat.pgd import PGD
 from fastcat.terms import boosted_ce, mart_kl
 
 
@@ -31,6 +31,6 @@ def mart(*, beta: float = 5.0, floor: float = 0.0) -> Objective:
 
     return Objective(
         views=("clean", "adv"),
-        inner=Inner(loss="ce", start="gaussian"),
+        inner=PGD(loss="ce", start="gaussian"),
         outer=floored if floor else boosted_ce("adv") + beta * mart_kl("clean", "adv"),
     )

@@ -1,18 +1,19 @@
 """An objective: the views a peer wants, the attack behind them, its loss on their logits."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastcat.errors import InputError
-from fastcat.pgd import Inner
-from fastcat.replay import Replay
-from fastcat.squeeze import Squeeze
+from fastcat.multi_norm import MSD, Max
+from fastcat.multi_norm_official import Official, OfficialAvg, OfficialMSD
+from fastcat.pgd import PGD
 from fastcat.terms import Sum, Term
 from fastcat.threat import Threats
+from fastcat.training_attack import TrainingAttack
 
 Terms = dict[str, Tensor]
 
@@ -21,23 +22,23 @@ Terms = dict[str, Tensor]
 class Objective:
     """A method with its settings.
 
-    views: "clean" and what is sought, in the order of the train-mode forwards (it decides the order
-    of BatchNorm updates); untracked: those among them whose forward leaves BatchNorm's running
-    statistics alone; after: those, or "clean", that are forwarded once more after the update, for
-    these statistics alone; inner: the attack that finds "adv", `Squeeze` finds "col" as well,
-    `Replay` carries "adv" along, several attacks by the names of what they find, or None; outer:
-    from logits [B, C] by view and labels [B] to weighted scalar terms, whose sum is the loss: one
-    of `fastcat.terms`, which the fused kernel computes, or any differentiable function; that one
-    cannot train on images mixed of two. Without views and terms nothing is trained: a teacher.
-
-    reads: what outer reads beside the views, as constants: "teacher.clean", "teacher.adv", ..., the
-    teacher's logits on views of this peer, and "teacher.own", those on the view that the teacher
-    itself is tested on. begins: of terms that do not count from the first epoch on, after how many
-    finished epochs they do.
+    views: "clean" and what the attack finds, in the order of the train-mode forwards, which is that
+        of BatchNorm's updates. Without views nothing is trained: a teacher
+    inner: the attack that finds "adv" (and what else it names in `views`); several, by the name of
+        what each finds; None for no attack
+    outer: from logits [B, C] by view and labels [B] to weighted scalar terms, whose sum is the
+        loss. A sum of `fastcat.terms` is computed by the fused kernel; any other differentiable
+        function by autograd, and not on images mixed of two
+    untracked: views whose forward leaves BatchNorm's running statistics alone
+    after: views, or "clean", that are forwarded once more after the update, for these statistics
+    reads: logits of the teacher that outer reads too, as constants: "teacher.clean",
+        "teacher.adv", ... on this peer's views, "teacher.own" on the view that the teacher itself
+        is tested on
+    begins: after how many finished epochs a term counts, by its name; others always do
     """
 
     views: tuple[str, ...]
-    inner: Inner | Squeeze | Replay | Mapping[str, Inner] | None
+    inner: TrainingAttack | Mapping[str, TrainingAttack] | None
     outer: Callable[[dict[str, Tensor], Tensor], Terms]
     untracked: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
@@ -48,7 +49,7 @@ class Objective:
         """Raise InputError for views that no attack finds, for an attack that nobody views, for a
         teacher's view that there is not, and for terms on anything else.
         """
-        sought = {view for views in self.searches for view in views}
+        sought = {view for views in self.attacks for view in views}
         nothing = not self.views and self.outer != Sum()
         if nothing or set(self.views) - {"clean"} != sought:
             expected = ", ".join(["clean", *sorted(sought)])
@@ -69,27 +70,24 @@ class Objective:
             )
 
     @property
-    def searches(self) -> dict[tuple[str, ...], Inner | Squeeze | Replay]:
+    def attacks(self) -> dict[tuple[str, ...], TrainingAttack]:
         """Its attacks by the views that each finds."""
         if self.inner is None:
             return {}
-        if isinstance(self.inner, Squeeze):
-            return {("adv", "col"): self.inner}
-        if isinstance(self.inner, Inner | Replay):
-            return {("adv",): self.inner}
-        return {(view,): inner for view, inner in self.inner.items()}
+        if isinstance(self.inner, Mapping):
+            return {(view,): attack for view, attack in self.inner.items()}
+        return {self.inner.views: self.inner}
 
     @property
     def has_teacher(self) -> bool:
         """Whether its outer loss or an attack reads a teacher."""
-        inners = self.searches.values()
-        aims = [isinstance(inner, Inner) and inner.target == "teacher" for inner in inners]
+        aims = [attack.target == "teacher" for attack in self.attacks.values()]
         return bool(self.reads) or any(aims)
 
     @property
     def tested_on(self) -> tuple[str, ...]:
         """The views on which the peer is tested and taught: the first of each attack, or clean."""
-        return tuple(views[0] for views in self.searches) or ("clean",)
+        return tuple(views[0] for views in self.attacks) or ("clean",)
 
 
 def adjusted(
@@ -102,35 +100,51 @@ def adjusted(
 ) -> Objective:
     """The objective of the method called `name` with what every method may be asked for.
 
-    start, bn: of all its attacks, as `Inner` has them; own: the method's. log_forward: forward the
+    start, bn: of all its attacks, as `PGD` has them; own: the method's. log_forward: forward the
     clean images in train mode after the update, as public code does for an accuracy that it logs.
     Raises InputError for a start or bn where there is no attack before the step.
     """
-    own = {"start": start, "bn": bn}
-    asked: dict[str, Any] = {key: value for key, value in own.items() if value != "own"}
+    values = {"start": start, "bn": bn}
+    typed: dict[str, Any] = {key: value for key, value in values.items() if value != "own"}
     inner = objective.inner
-    if isinstance(inner, Inner | Squeeze):
-        inner = replace(inner, **asked)
-    elif isinstance(inner, Mapping):
-        inner = {view: replace(one, **asked) for view, one in inner.items()}
-    elif asked:
-        keys = " and ".join(asked)
+    if typed and not any(attack.before_step for attack in objective.attacks.values()):
+        keys = " and ".join(typed)
         raise InputError(f"{name} has no attack before the step to set: leave {keys} out")
+    if isinstance(inner, Mapping):
+        inner = {view: replace(attack, **typed) for view, attack in inner.items()}
+    elif inner is not None:
+        inner = replace(inner, **typed)
     after = ("clean",) if log_forward and objective.views else ()
     return replace(objective, inner=inner, after=(*objective.after, *after))
 
 
-def under(objective: Objective, threats: Threats) -> Objective:
-    """The objective of a peer that these threats attack: `spread` where there is a view for each.
+# PGD as a peer runs it that several threat models attack, by the name of the way
+SEVERAL: dict[str, type[PGD]] = {
+    "max": Max,
+    "msd": MSD,
+    "avg-official": OfficialAvg,
+    "max-official": Official,
+    "msd-official": OfficialMSD,
+}
 
-    Raises InputError for `avg`, `max` or `msd` without exactly one adversarial view to begin with.
+
+def under(objective: Objective, threats: Threats) -> Objective:
+    """The objective of a peer that these threat models attack.
+
+    Several of them change the attack, and under `avg` there is a view for each (`spread`). Raises
+    InputError for several without exactly one adversarial view to begin with.
     """
-    if threats.way is not None and not isinstance(objective.inner, Inner):
+    if threats.way is None:
+        return objective
+    attack = objective.inner
+    if not isinstance(attack, PGD):
         raise InputError(
             f"{threats.way} is for methods with one adversarial view, as at:threat={threats.way}"
         )
-    together = threats.way == "avg" and not threats.official
-    return spread(objective, threats.norms) if together else objective
+    if threats.name == "avg":
+        return spread(objective, threats.norms)
+    settings = {field.name: getattr(attack, field.name) for field in fields(attack)}
+    return replace(objective, inner=SEVERAL[threats.name](**settings))
 
 
 def spread(objective: Objective, norms: Sequence[str]) -> Objective:
@@ -138,8 +152,8 @@ def spread(objective: Objective, norms: Sequence[str]) -> Objective:
 
     It is AVG of Tramer & Boneh 2019 (arXiv 1904.13000); terms without the adversary count once.
     """
-    inner, outer, share = objective.inner, objective.outer, 1 / len(norms)
-    assert isinstance(inner, Inner)
+    outer, share = objective.outer, 1 / len(norms)
+    assert isinstance(objective.inner, TrainingAttack)
     views = {norm: f"{norm}.adv" for norm in norms}
 
     def on(view: str, term: Term) -> Term:
@@ -166,7 +180,7 @@ def spread(objective: Objective, norms: Sequence[str]) -> Objective:
         views=tuple(view for own in objective.views for view in of_view[own]),
         untracked=tuple(view for own in objective.untracked for view in of_view[own]),
         after=tuple(view for own in objective.after for view in of_view[own]),
-        inner=dict.fromkeys(views.values(), inner),
+        inner=dict.fromkeys(views.values(), objective.inner),
         outer=Sum((*others, *spread_out)) if isinstance(outer, Sum) else mean,
         reads=tuple(cell for own in objective.reads for cell in of_read.get(own, (own,))),
         begins=objective.begins,

@@ -9,7 +9,7 @@ has nothing: this is CAT's loss with the two views in the place of the two netwo
 """
 
 from fastcat.objectives.objective import Objective, require
-from fastcat.pgd import Inner
+from fastcat.pgd import PGD
 from fastcat.terms import ce, kl
 
 
@@ -19,6 +19,6 @@ def pgd_cw(*, alpha: float = 0.05) -> Objective:
 
     return Objective(
         views=("adv", "cw"),
-        inner={"adv": Inner(loss="ce"), "cw": Inner(loss="margin")},
+        inner={"adv": PGD(loss="ce"), "cw": PGD(loss="margin")},
         outer=alpha * (ce("adv") + ce("cw")) + (1 - alpha) * guidance,
     )

@@ -9,7 +9,7 @@ logarithm, a constant, where log-probabilities need no guard.
 """
 
 from fastcat.objectives.objective import Objective, require
-from fastcat.pgd import Inner
+from fastcat.pgd import PGD
 from fastcat.terms import kl
 
 
@@ -23,6 +23,6 @@ def rslad(*, alpha: float = 5 / 6, scale: float = 1.0) -> Objective:
     return Objective(
         views=("adv", "clean"),
         reads=("teacher.clean",),
-        inner=Inner(loss="kl", start="gaussian", target="teacher"),
+        inner=PGD(loss="kl", start="gaussian", target="teacher"),
         outer=scale * (alpha * on_adv + (1 - alpha) * on_clean.named("kl_clean")),
     )

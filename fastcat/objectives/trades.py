@@ -11,7 +11,7 @@ ones left alone: start=uniform, bn=train.
 """
 
 from fastcat.objectives.objective import Objective, require
-from fastcat.pgd import Inner
+from fastcat.pgd import PGD
 from fastcat.terms import ce, kl
 
 
@@ -21,6 +21,6 @@ def trades(*, beta: float = 6.0, smoothing: float = 0.0) -> Objective:
 
     return Objective(
         views=("clean", "adv"),
-        inner=Inner(loss="kl", start="gaussian"),
+        inner=PGD(loss="kl", start="gaussian"),
         outer=ce("clean", smoothing) + beta * kl("clean", "adv"),
     )

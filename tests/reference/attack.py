@@ -1,7 +1,7 @@
 """Projected gradient ascent under l-inf, with the start noise given.
 
 x' <- clip(x' + step_size * sign(d inner / d x'), x - eps, x + eps), then clip to [0, 1].
-Inner objective: CE(z(x'), y) for at, alp and mart; KL(p(x) || p(x')) with p(x) constant for trades;
+PGD objective: CE(z(x'), y) for at, alp and mart; KL(p(x) || p(x')) with p(x) constant for trades;
 the boosted cross-entropy of p(x') for boosted. ard and iad attack as at does; rslad and act climb
 KL(t || p(x')) with a teacher's t, from the start of trades.
 Of images mixed of two, L(y) of a label is share L(y) + (1 - share) L(y_mixed).

@@ -3,13 +3,13 @@
 from dataclasses import dataclass, replace
 
 from fastcat.evaluation.attack import NoiseAttack
-from fastcat.evaluation.attacks.pgd import PGD
-from fastcat.pgd import Inner
+from fastcat.evaluation.attacks.pgd import PGDAttack
+from fastcat.pgd import PGD
 from fastcat.threat import ThreatModel
 
 
 @dataclass(frozen=True)
-class FGSM(PGD):
+class FGSM(PGDAttack):
     """PGD with a single step of the whole radius."""
 
     def under(self, threat: ThreatModel) -> ThreatModel:
@@ -18,4 +18,4 @@ class FGSM(PGD):
 
 def fgsm() -> NoiseAttack:
     """One step of length eps from the image itself, cross-entropy (Goodfellow et al. 2015)."""
-    return FGSM(Inner(loss="ce", start="zero"), steps=1, restarts=1)
+    return FGSM(PGD(loss="ce", start="zero"), steps=1, restarts=1)

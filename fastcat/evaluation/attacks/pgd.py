@@ -12,20 +12,20 @@ from torch import Tensor
 
 from fastcat.errors import InputError, check_number
 from fastcat.evaluation.attack import NoiseAttack
-from fastcat.pgd import Inner, Network, attack_all
+from fastcat.pgd import PGD, Network, attack_all
 from fastcat.threat import ThreatModel
 
 
 @dataclass(frozen=True)
-class PGD(NoiseAttack):
+class PGDAttack(NoiseAttack):
     """Gradient steps on a loss of the labels.
 
-    inner: the loss, and where the attack starts.
+    settings: the loss, and where the attack starts.
     steps: number of gradients.
     restarts: random starts; None: the threat model's.
     """
 
-    inner: Inner
+    settings: PGD
     steps: int
     restarts: int | None = None
 
@@ -33,12 +33,12 @@ class PGD(NoiseAttack):
         return replace(threat, steps=self.steps, restarts=self.restarts or threat.restarts)
 
     def noise(self, x: Tensor, threat: ThreatModel, generator: torch.Generator | None) -> Tensor:
-        return threat.draw_noise(self.inner.start, x, generator)
+        return threat.draw_noise(self.settings.start, x, generator)
 
     def find(
         self, network: Network, x: Tensor, y: Tensor, threat: ThreatModel, noise: Tensor
     ) -> Tensor:
-        return attack_all([network], [self.inner], x, y, threat, noise[None, None])[0]
+        return attack_all([network], [self.settings], x, y, threat, noise[None, None])[0]
 
 
 def pgd(
@@ -50,5 +50,5 @@ def pgd(
             check_number(name, value, "20", whole=True)
             if value < 1:
                 raise InputError(f"{name} is {value}, expected at least 1: type for example 20")
-    inner = Inner(loss=loss, start=start)  # type: ignore[arg-type]
-    return PGD(inner, steps, restarts)
+    settings = PGD(loss=loss, start=start)  # type: ignore[arg-type]
+    return PGDAttack(settings, steps, restarts)

@@ -10,26 +10,39 @@ The choice is made for each image, as Maini et al.'s code makes it, and by the l
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fastcat.batch import Batch
-from fastcat.pgd import Goal, Inner, Network, Views, attacked, logits, room_for, worse
-from fastcat.threat import Start, ThreatModel
+from fastcat.errors import InputError
+from fastcat.pgd import (
+    PGD,
+    Goal,
+    Network,
+    Views,
+    attacked,
+    constant_logits,
+    room_for,
+    stack_images,
+    worse,
+)
+from fastcat.threat import Start, ThreatModel, Threats
+from fastcat.training_attack import PeerAttack, TrainingAttack, Work
 
 
 def worst_of(network: Network, goal: Goal, candidates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Of candidates [M, B, C, H, W] the worst of each image: views, places [B], and losses [B]."""
     with torch.no_grad():
-        losses = torch.stack([goal.loss(0, logits(network, one)) for one in candidates])
+        losses = torch.stack([goal.loss(0, constant_logits(network, one)) for one in candidates])
     # of equals the first; NaN is the largest
     loss, place = losses.max(0)
     return candidates[place, torch.arange(len(place), device=place.device)], place, loss
 
 
 def worst(
-    network: Network, inner: Inner, batch: Batch, candidates: Tensor, target: Tensor | None = None
+    network: Network, inner: PGD, batch: Batch, candidates: Tensor, target: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Views [B, C, H, W] by `worst_of`, and of each image which candidate they are.
 
@@ -40,9 +53,9 @@ def worst(
         return worst_of(network, goal, candidates)[:2]
 
 
-def msd_start(inner: Inner) -> Start:
-    """The image itself, as published, but where that has no gradient."""
-    return inner.start if inner.loss == "kl" else "zero"
+def msd_start(attack: TrainingAttack) -> Start:
+    """Where it starts under msd: at the image itself, as published, unless no gradient is there."""
+    return attack.start if getattr(attack, "loss", None) == "kl" else "zero"
 
 
 def ascend(t: int, model: ThreatModel, x_adv: Tensor, x: Tensor, grad: Tensor) -> None:
@@ -52,7 +65,7 @@ def ascend(t: int, model: ThreatModel, x_adv: Tensor, x: Tensor, grad: Tensor) -
 
 def msd(
     network: Network,
-    inner: Inner,
+    inner: PGD,
     batch: Batch,
     models: Sequence[ThreatModel],
     noise: Tensor,
@@ -84,3 +97,41 @@ def msd(
             best = torch.where(larger[:, None, None, None], chosen, best)
             best_loss = torch.where(larger, loss, best_loss)
     return best
+
+
+@dataclass(frozen=True, kw_only=True)
+class Max(PGD):
+    """PGD under each threat model; of each image the end of largest loss."""
+
+    def choose(self, task: PeerAttack, work: Work, ends: Sequence[Tensor]) -> dict[str, Tensor]:
+        candidates, target = stack_images(ends), work.targets.get(task.teacher)
+        view, which = worst(work.networks[task], self, work.batch, candidates, target)
+        return {task.views[0]: view, f"which{task.peer}": which}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MSD(PGD):
+    """Multi steepest descent over the threat models."""
+
+    def check(self, threats: Threats, peer: int) -> None:
+        if threats.models[0].restarts > 1:
+            raise InputError("msd starts once: type --restarts 1")
+
+    def starts(self, threats: Threats) -> list[tuple[ThreatModel, Start]]:
+        return [(threats.models[0], msd_start(self))]
+
+    @classmethod
+    def family(cls) -> type[TrainingAttack]:
+        return TrainingAttack
+
+    def find(self, task: PeerAttack, work: Work) -> dict[str, Tensor]:
+        view = msd(
+            work.networks[task],
+            self,
+            work.batch,
+            task.threats.models,
+            work.start_of(task)[0],
+            work.grad_scale,
+            work.targets.get(task.teacher),
+        )
+        return {task.views[0]: view}

@@ -23,22 +23,20 @@ image whose loss never rises above 0 is the image; P1, of l1 alone, is trained w
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fastcat.batch import Batch
+from fastcat.errors import InputError
 from fastcat.guard import answers
-from fastcat.pgd import Goal, Inner, Network, Views, attacked, logits, room_for
+from fastcat.multi_norm import msd, worst
+from fastcat.pgd import PGD, Goal, Network, Views, attacked, constant_logits, room_for
 from fastcat.threat import L1_SPARSITY, Start, ThreatModel, Threats
-from fastcat.union import msd
+from fastcat.training_attack import PeerAttack, TrainingAttack, Work
 
 FEWEST = 5
-
-
-def starts_official(threats: Threats) -> list[tuple[ThreatModel, Start]]:
-    """What noise it needs, in [-1, 1]: for the draws of n and, but for msd, for a start of l1."""
-    return [(ThreatModel(), "uniform")] * (1 if threats.way == "msd" else 2)
 
 
 def draw_counts(noise: Tensor, steps: int) -> Tensor:
@@ -80,13 +78,13 @@ def project_l1_official(delta: Tensor, eps: float) -> Tensor:
 
 def msd_official(
     network: Network,
-    inner: Inner,
+    inner: PGD,
     batch: Batch,
     models: Sequence[ThreatModel],
     noise: Tensor,
     grad_scale: float = 1.0,
 ) -> Tensor:
-    """Adversarial views [B, C, H, W]; noise: [1, B, C, H, W], of `starts_official`.
+    """Adversarial views [B, C, H, W]; noise: [1, B, C, H, W], of `Official.starts`.
 
     grad_scale: as in `Goal`.
     """
@@ -104,7 +102,7 @@ def msd_official(
 
 def ends_official(
     network: Network,
-    inner: Inner,
+    inner: PGD,
     batch: Batch,
     models: Sequence[ThreatModel],
     noise: Tensor,
@@ -112,7 +110,7 @@ def ends_official(
 ) -> Tensor:
     """Ends [M, B, C, H, W] of the attacks under M threat models, for avg and max.
 
-    noise: [2, B, C, H, W], of `starts_official`. grad_scale: as in `Goal`.
+    noise: [2, B, C, H, W], of `Official.starts`. grad_scale: as in `Goal`.
     """
     x = batch.x.detach()
     views = Views([network], x)
@@ -122,7 +120,7 @@ def ends_official(
         def gradient() -> Tensor:
             if inner.bn == "moving":
                 # of a prediction that only their test reads
-                logits(network, views.seen_by(0))
+                constant_logits(network, views.seen_by(0))
             return views.gradients(goal.logit_grad)
 
         def climb_l1(start: Tensor, model: ThreatModel, counts: Tensor) -> None:
@@ -145,6 +143,61 @@ def ends_official(
             random = model.eps * noise[1]
             length = random.abs().sum((1, 2, 3), keepdim=True)
             climb_l1(x + random / length.clamp(min=model.eps), model, second)
-            misjudged = answers(logits(network, views.seen_by(0))) != batch.y
+            misjudged = answers(constant_logits(network, views.seen_by(0))) != batch.y
             end.copy_(torch.where(misjudged[:, None, None, None], views.x_adv[0], end))
     return ends
+
+
+@dataclass(frozen=True, kw_only=True)
+class Official(PGD):
+    """The attack of `max-official`; in those of the others find differs."""
+
+    def check(self, threats: Threats, peer: int) -> None:
+        if self.loss != "ce":
+            raise InputError(
+                f"threat={threats.name} climbs cross-entropy, as its code does, and peer {peer} "
+                f"does not: type threat={threats.way}, or a method like at"
+            )
+        if threats.models[0].restarts > 1:
+            raise InputError(f"{threats.name} has the starts of its code: type --restarts 1")
+
+    def starts(self, threats: Threats) -> list[tuple[ThreatModel, Start]]:
+        """Noise in [-1, 1]: for the draws of n, and for a start in l1."""
+        return [(ThreatModel(), "uniform")] * 2
+
+    @classmethod
+    def family(cls) -> type[TrainingAttack]:
+        return TrainingAttack
+
+    def ends(self, task: PeerAttack, work: Work, models: Sequence[ThreatModel]) -> Tensor:
+        network, noise = work.networks[task], work.start_of(task)
+        return ends_official(network, self, work.batch, models, noise, work.grad_scale)
+
+    def find(self, task: PeerAttack, work: Work) -> dict[str, Tensor]:
+        ends = self.ends(task, work, task.threats.models)
+        view, which = worst(work.networks[task], self, work.batch, ends)
+        return {task.views[0]: view, f"which{task.peer}": which}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfficialAvg(Official):
+    """The attack of `avg-official`, under the threat model whose turn it is."""
+
+    def find(self, task: PeerAttack, work: Work) -> dict[str, Tensor]:
+        models = task.threats.models[work.turn : work.turn + 1]
+        return {task.views[0]: self.ends(task, work, models)[0]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfficialMSD(Official):
+    """The attack of `msd-official`."""
+
+    def starts(self, threats: Threats) -> list[tuple[ThreatModel, Start]]:
+        """Noise in [-1, 1] for the draws of n."""
+        return [(ThreatModel(), "uniform")]
+
+    def find(self, task: PeerAttack, work: Work) -> dict[str, Tensor]:
+        network, noise = work.networks[task], work.start_of(task)
+        models = task.threats.models
+        view = msd_official(network, self, work.batch, models, noise, work.grad_scale)
+        return {task.views[0]: view}

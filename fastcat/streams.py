@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 
-class Lanes:
+class Streams:
     """groups: which peers go together; with one group, one launch serves them all."""
 
     def __init__(self, groups: Sequence[Sequence[int]], device: torch.device) -> None:
