@@ -50,10 +50,12 @@ def __getattr__(name: str) -> Any:
         from fastcat.environment import package_version
 
         return package_version("fastcat-at") or "0+unknown"
+    if name == "methods":
+        return importlib.import_module("fastcat.methods")
     if name not in _HOMES:
         raise AttributeError(f"module 'fastcat' has no attribute {name!r}")
     return getattr(importlib.import_module(f"fastcat.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return [*__all__, "__version__", "methods"]

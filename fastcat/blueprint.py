@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastcat.attack_views import make_attacks
-from fastcat.collaboration import make_collaboration
-from fastcat.collaboration.collaboration import Collaboration, make_students
-from fastcat.objectives.objective import Objective
+from fastcat.collaboration import Collaboration, make_students
+from fastcat.collaborations import make_collaboration
+from fastcat.objective import Objective
 from fastcat.plan import Cell, make_plan
 from fastcat.threat import Threats
 from fastcat.training_attack import PeerAttack

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastcat.awp import WeightPerturbation
 from fastcat.frozen import Frozen
-from fastcat.objectives.objective import Objective, under
+from fastcat.objective import Objective, under
 from fastcat.objectives.teacher import teacher
 from fastcat.sgd import FlatSGD
 from fastcat.swa import WeightAverage

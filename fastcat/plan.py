@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from fastcat.errors import InputError
-from fastcat.objectives.objective import Objective
+from fastcat.objective import Objective
 
 Place = tuple[int, str]
 

@@ -6,6 +6,7 @@ name. `names` imports none of them, `load` imports one.
 """
 
 import ast
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -42,6 +43,48 @@ def load(package: str, name: str, kind: str) -> Any:
         raise InputError(f"unknown {kind} {name!r}: {nearest(name, names(package))}")
     file = name.replace("-", "_")
     return getattr(import_module(f"{package}.{file}"), file)
+
+
+def load_own(name: str, kind: str, *returns: type) -> Any:
+    """The user's own function, named as `package.module:function`.
+
+    kind: what errors call it, for example "method".
+    returns: what it may be annotated to return. A function without such an annotation is none, so
+        that a name out of a file cannot call anything else.
+    Raises InputError for a name that leads nowhere.
+    """
+    module, _, function_name = name.partition(":")
+    try:
+        function = getattr(import_module(module), function_name)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise InputError(f"cannot import {kind} {name!r}: {error}") from error
+    allowed = {*returns, *(one.__name__ for one in returns)}
+    if getattr(function, "__annotations__", {}).get("return") not in allowed:
+        raise InputError(
+            f"{kind} {name!r}: expected a function annotated `-> {returns[0].__name__}`"
+        )
+    return function
+
+
+class Choices(Mapping[str, Any]):
+    """The choices in a package by name, each imported when it is asked for."""
+
+    def __init__(self, package: str, kind: str) -> None:
+        """package, kind: as in `load`."""
+        self.package = package
+        self.kind = kind
+
+    def __getitem__(self, name: str) -> Any:
+        return load(self.package, name, self.kind)
+
+    def __contains__(self, name: object) -> bool:
+        return name in names(self.package)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(names(self.package))
+
+    def __len__(self) -> int:
+        return len(names(self.package))
 
 
 def _files(package: str) -> list[Path]:

@@ -23,11 +23,11 @@ import fastcat.models.ghost
 import fastcat.multi_norm
 import fastcat.multi_norm_official
 import fastcat.swa
-from fastcat.collaboration import COLLABORATIONS
+from fastcat.collaborations import COLLABORATIONS
 from fastcat.config.recipes import RECIPES, about
 from fastcat.files import write_text
+from fastcat.objective import spread
 from fastcat.objectives import METHODS
-from fastcat.objectives.objective import spread
 from fastcat.sgd import FlatSGD
 from fastcat.threat import OFFICIAL
 from tests.harness.comparison import (

@@ -12,8 +12,8 @@ from fastcat.config.peers import parse_peers
 from fastcat.config.threats import choose_threats
 from fastcat.errors import InputError
 from fastcat.multi_norm import msd_start
+from fastcat.objective import Objective
 from fastcat.objectives import METHODS, make_objective
-from fastcat.objectives.objective import Objective
 from fastcat.pgd import PGD, attack, attack_all
 from fastcat.squeeze import Squeeze
 from fastcat.step import attack_views, start_noise

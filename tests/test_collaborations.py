@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastcat.collaboration import make_collaboration
+from fastcat.collaborations import make_collaboration
 from fastcat.errors import InputError
 from fastcat.terms import Sum
 from tests.harness.logit_rows import B, C, labels, logits

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from fastcat.batch import Batch
 from fastcat.cli import main
 from fastcat.errors import InputError
+from fastcat.objective import Objective, spread
 from fastcat.objectives import make_objective
-from fastcat.objectives.objective import Objective, spread
 from fastcat.pgd import PGD
 from fastcat.step import attack_views, collaborative_step, start_noise
 from fastcat.team import Team

@@ -14,7 +14,7 @@ import fastcat
 from fastcat.cli import main
 from fastcat.errors import InputError
 from fastcat.evaluation import EvaluationAttack, parse_attacks
-from fastcat.evaluation.attacks.pgd import PGD
+from fastcat.evaluation.attacks.pgd import PGDAttack
 from fastcat.evaluation.evaluate import wilson_interval
 from fastcat.pgd import Network
 from fastcat.threat import ThreatModel
@@ -106,13 +106,13 @@ def test_images_outside_the_box_and_empty_loaders_are_refused() -> None:
 def test_attacks_by_name() -> None:
     clean, fgsm, pgd, cw = attacks_of("clean, fgsm,pgd20,cw7")
     assert not clean.has_threat
-    assert all(isinstance(each, PGD) for each in (fgsm, pgd, cw))
+    assert all(isinstance(each, PGDAttack) for each in (fgsm, pgd, cw))
     assert fgsm.under(THREAT) == ThreatModel(eps=0.1, step_size=0.1, steps=1)
     assert (pgd.under(THREAT).steps, cw.under(THREAT).steps) == (20, 7)
-    assert cw.inner.loss == "margin"
+    assert cw.settings.loss == "margin"
     *started, plain = attacks_of("pgd20:start=unclipped,cw7:start=zero,pgd20:start=uniform")
-    assert [attack.inner.start for attack in started] == ["unclipped", "zero"]
-    assert plain.inner == pgd.inner
+    assert [attack.settings.start for attack in started] == ["unclipped", "zero"]
+    assert plain.settings == pgd.settings
     with pytest.raises(InputError, match="unknown attack start 'unclippd'"):
         parse_attacks("pgd20:start=unclippd")
     for text in ("", "pgd0", "pgd20x", "nothing", "clean,", "pgd20 :steps=3"):

@@ -5,7 +5,7 @@ import re
 
 from markdown_it import MarkdownIt
 
-from fastcat.collaboration import COLLABORATIONS
+from fastcat.collaborations import COLLABORATIONS
 from fastcat.objectives import METHODS
 from tests.methods_page import PAGE, anchor, read_errors, render, rounded_up, subjects
 

@@ -5,7 +5,7 @@ from math import exp, log
 import pytest
 import torch
 
-from fastcat.collaboration import COLLABORATIONS, make_collaboration
+from fastcat.collaborations import COLLABORATIONS, make_collaboration
 from fastcat.errors import InputError
 from fastcat.objectives import METHODS, make_objective
 from fastcat.pgd import ATTACK_LOSSES, PGD

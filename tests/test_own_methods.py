@@ -15,7 +15,7 @@ from tests.reference import losses as reference
 OWN_METHODS = """
 from fastcat.kernels import losses
 from fastcat.pgd import PGD
-from fastcat.objectives.objective import Objective
+from fastcat.objective import Objective
 
 
 def smooth(*, power: int = 2, scale: float = 1.0, signed: bool = True) -> Objective:

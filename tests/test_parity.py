@@ -33,7 +33,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastcat.collaboration import COLLABORATIONS
+from fastcat.collaborations import COLLABORATIONS
 from fastcat.models import make_model
 from fastcat.objectives import METHODS
 from fastcat.precision import make_precision

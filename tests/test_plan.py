@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcat.blueprint import make_blueprint
-from fastcat.collaboration.collaboration import Collaboration
+from fastcat.collaboration import Collaboration
 from fastcat.objectives import make_objective
 from fastcat.plan import Cell, own_views, view_name
 from fastcat.step import forward

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import fastcat
 from fastcat import InputError, ThreatModel, attack, evaluate
 from fastcat.guard import as_batch
-from fastcat.objectives.objective import Objective
+from fastcat.objective import Objective
 from fastcat.pgd import PGD
 from fastcat.precision import make_precision
 from fastcat.terms import Sum, ce, kl, mart_kl

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from fastcat.batch import Batch
 from fastcat.errors import InputError
 from fastcat.frozen import Frozen
+from fastcat.objective import Objective
 from fastcat.objectives import make_objective
-from fastcat.objectives.objective import Objective
 from fastcat.precision import make_precision
 from fastcat.squeeze import Squeeze, pick, select, squeeze
 from fastcat.step import attack_views, collaborative_step, start_noise

@@ -11,9 +11,9 @@ import yaml
 
 from fastcat.checkpoint import load_weights, read_checkpoint, save_weights
 from fastcat.cli import main
-from fastcat.collaboration.teaching import parse_teachers
 from fastcat.config.train import TrainConfig
 from fastcat.errors import InputError
+from fastcat.teaching import parse_teachers
 from fastcat.trainer import Trainer
 from tests.harness import tiny
 from tests.harness.comparison import assert_same

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from fastcat.choices import ENGINES
-from fastcat.collaboration import APART, COLLABORATIONS
+from fastcat.collaborations import APART, COLLABORATIONS
 from fastcat.config.recipes import RECIPES, about
 from fastcat.evaluation.attack import FORMS, PACKAGE, find_attack
 from fastcat.loaders.registry import BACKENDS, DATASETS

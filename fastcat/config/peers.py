@@ -8,7 +8,7 @@ from fastcat.errors import InputError
 from fastcat.settings import split_settings
 
 if TYPE_CHECKING:
-    from fastcat.objectives.objective import Objective
+    from fastcat.objective import Objective
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -360,7 +360,7 @@ class TrainConfig(Run, Optimization, Threat, Augment, Data, Peers):
     def blueprint(self) -> "Blueprint":
         """What a step of these settings does."""
         from fastcat.blueprint import make_blueprint
-        from fastcat.objectives.objective import under
+        from fastcat.objective import under
         from fastcat.threat import NO_THREAT
 
         specs = self.peer_specs()

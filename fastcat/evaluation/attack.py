@@ -4,7 +4,6 @@ One file an attack in `fastcat/evaluation/attacks`: a function of the attack's s
 `-> EvaluationAttack` or `-> NoiseAttack`. The file's name is the attack's name.
 """
 
-import importlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from fastcat.errors import InputError
 from fastcat.pgd import Network
-from fastcat.registry import load, names
+from fastcat.registry import load, load_own, names
 from fastcat.settings import read_settings, split_settings
 from fastcat.threat import ThreatModel
 
@@ -96,21 +95,11 @@ def find_attack(name: str) -> Callable[..., EvaluationAttack | NoiseAttack]:
     """The function of its settings that makes the attack called `name`.
 
     name: of a file in `fastcat/evaluation/attacks`, or the user's own as `package.module:function`.
-    Only a function that is annotated to return an attack is one, so that a name out of a file
-    cannot call anything else. Raises InputError for a name that leads nowhere.
+    Raises InputError for a name that leads nowhere.
     """
-    module_name, colon, function_name = name.partition(":")
-    if not colon:
-        function: Callable[..., EvaluationAttack | NoiseAttack] = load(PACKAGE, name, "attack")
-        return function
-    try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise InputError(f"cannot import attack {name!r}: {error}") from error
-    returns = getattr(function, "__annotations__", {}).get("return")
-    if returns not in (EvaluationAttack, "EvaluationAttack", NoiseAttack, "NoiseAttack"):
-        raise InputError(f"attack {name!r}: expected a function annotated `-> EvaluationAttack`")
-    return function
+    if ":" in name:
+        return load_own(name, "attack", EvaluationAttack, NoiseAttack)
+    return load(PACKAGE, name, "attack")
 
 
 def parse_attack(text: str) -> EvalAttack:

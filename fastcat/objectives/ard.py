@@ -10,7 +10,7 @@ BatchNorm's statistics alone; here they are forwarded where they are read. Its s
 to [0, 1]: that is start=unclipped.
 """
 
-from fastcat.objectives.objective import Objective, require
+from fastcat.objective import Objective, require
 from fastcat.pgd import PGD
 from fastcat.terms import ce, kl
 

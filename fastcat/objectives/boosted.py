@@ -6,7 +6,7 @@ itself; MART's code climbs CE, which is inner="ce". The paper names neither star
 BatchNorm mode and has no public code: here both are MART's.
 """
 
-from fastcat.objectives.objective import Objective
+from fastcat.objective import Objective
 from fastcat.pgd import PGD
 from fastcat.terms import boosted_ce
 

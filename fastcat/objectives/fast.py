@@ -10,7 +10,7 @@ bn=moving; here they are left alone. The lengths are shares of the threat model'
 step size and steps are not used.
 """
 
-from fastcat.objectives.objective import Objective, require
+from fastcat.objective import Objective, require
 from fastcat.pgd import PGD
 from fastcat.terms import ce
 

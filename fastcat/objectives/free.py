@@ -7,7 +7,7 @@ published; a tenth of the usual epochs is then enough.
 """
 
 from fastcat.free import FreeAttack
-from fastcat.objectives.objective import Objective
+from fastcat.objective import Objective
 from fastcat.terms import ce
 
 

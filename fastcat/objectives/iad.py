@@ -15,7 +15,7 @@ is start=unclipped.
 from torch import Tensor
 
 from fastcat.kernels import losses
-from fastcat.objectives.objective import Objective, Terms, require
+from fastcat.objective import Objective, Terms, require
 from fastcat.pgd import PGD
 
 

@@ -10,7 +10,7 @@ logarithm: 1e-12 in the public code, which so bounds the divergence of one class
 from torch import Tensor
 
 from fastcat.kernels import losses
-from fastcat.objectives.objective import Objective, Terms, require
+from fastcat.objective import Objective, Terms, require
 from fastcat.pgd import PGD
 from fastcat.terms import boosted_ce, mart_kl
 

@@ -1,6 +1,6 @@
 """Natural training: L = CE(z(x), y), no attack; smoothing is that of the labels."""
 
-from fastcat.objectives.objective import Objective, require
+from fastcat.objective import Objective, require
 from fastcat.terms import ce
 
 

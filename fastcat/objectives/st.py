@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from fastcat.kernels import losses
-from fastcat.objectives.objective import Objective, Terms, require
+from fastcat.objective import Objective, Terms, require
 from fastcat.squeeze import Squeeze, pick, select
 
 

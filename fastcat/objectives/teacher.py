@@ -1,6 +1,6 @@
 """A teacher that is not trained: no views, no attack, no loss; weights is a .safetensors file."""
 
-from fastcat.objectives.objective import Objective, require
+from fastcat.objective import Objective, require
 from fastcat.terms import Sum
 
 

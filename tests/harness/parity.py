@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import fastcat.step
 from fastcat.batch import Batch
 from fastcat.models.ghost import split_norms
+from fastcat.objective import Objective
 from fastcat.objectives import make_objective
-from fastcat.objectives.objective import Objective
 from fastcat.peer import Peer
 from fastcat.precision import Precision, make_precision
 from fastcat.step import attack_views, collaborative_step

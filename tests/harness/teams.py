@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from fastcat.awp import WeightPerturbation
-from fastcat.collaboration.collaboration import Student
+from fastcat.collaboration import Student
+from fastcat.objective import Objective
 from fastcat.objectives import make_objective
-from fastcat.objectives.objective import Objective
 from fastcat.peer import Member, Peer, Teacher
 from fastcat.precision import Precision, make_precision
 from fastcat.sgd import FlatSGD

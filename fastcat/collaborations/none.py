@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from fastcat.collaboration.collaboration import Collaboration, Student, Teachers, weighted
+from fastcat.collaboration import Collaboration, Student, Teachers, weighted
 from fastcat.terms import Sum
 
 

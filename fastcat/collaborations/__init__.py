@@ -5,21 +5,16 @@ settings of its own, and returns a Collaboration. In the guidance of a peer the 
 are constants, unless it says so. Who reads a teacher in an objective of its own has no guidance.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
-from fastcat.collaboration.cat import cat
-from fastcat.collaboration.collaboration import Collaboration, Student
-from fastcat.collaboration.mat import mat
-from fastcat.collaboration.mat_mp import mat_mp
-from fastcat.collaboration.none import none
-from fastcat.collaboration.teaching import asked_teachers, parse_teachers
-from fastcat.errors import InputError, nearest
+from fastcat.collaboration import Collaboration, Student
+from fastcat.errors import InputError
+from fastcat.registry import Choices
 from fastcat.settings import read_settings, split_settings
+from fastcat.teaching import asked_teachers, parse_teachers
 
-COLLABORATIONS: dict[str, Callable[..., Collaboration]] = {
-    method.__name__.replace("_", "-"): method for method in (cat, mat, mat_mp, none)
-}
+COLLABORATIONS = Choices("fastcat.collaborations", "collaboration")
 # their arguments that are no settings
 APART = ("students", "teachers", "alpha")
 
@@ -38,8 +33,6 @@ def make_collaboration(
     alpha outside [0, 1], who cannot be taught or teach, and for what has no meaning.
     """
     name, *parts = text.split(":")
-    if name not in COLLABORATIONS:
-        raise InputError(f"unknown collaboration {name!r}: {nearest(name, COLLABORATIONS)}")
     method = COLLABORATIONS[name]
     typed = split_settings(parts, f"collab {text!r}", "cat:own_first=true")
     settings = read_settings(name, method, typed, APART)

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from fastcat.collaboration.collaboration import Student, Teachers
+from fastcat.collaboration import Student, Teachers
 from fastcat.errors import InputError
 
 

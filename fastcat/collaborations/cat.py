@@ -11,7 +11,7 @@ over the peer's own teachers. A peer with several adversaries is taught on the m
 
 from collections.abc import Sequence
 
-from fastcat.collaboration.collaboration import Collaboration, Student, Teachers, weighted
+from fastcat.collaboration import Collaboration, Student, Teachers, weighted
 from fastcat.terms import Sum, kl
 
 

@@ -16,14 +16,14 @@ for the batch: each image, as Maini et al.'s code for MAX does; nor alpha, which
 from collections.abc import Sequence
 from dataclasses import replace
 
-from fastcat.collaboration.collaboration import (
+from fastcat.collaboration import (
     Collaboration,
     Student,
     Teachers,
     taught_by,
     weighted,
 )
-from fastcat.collaboration.mat import soft_labels
+from fastcat.collaborations.mat import soft_labels
 from fastcat.errors import InputError
 from fastcat.terms import Sum
 

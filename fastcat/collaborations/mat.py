@@ -14,7 +14,7 @@ one with several adversaries on the mean of them.
 
 from collections.abc import Sequence
 
-from fastcat.collaboration.collaboration import (
+from fastcat.collaboration import (
     Collaboration,
     Student,
     Teachers,
