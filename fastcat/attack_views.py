@@ -6,8 +6,7 @@ from torch import Tensor
 
 from fastcat.batch import Batch
 from fastcat.modes import Network
-from fastcat.objective import Objective
-from fastcat.plan import view_name
+from fastcat.objective import Objective, view_name
 from fastcat.threat import Threats
 from fastcat.training_attack import PeerAttack, TrainingAttack, Work
 

@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from fastcat.errors import InputError
-from fastcat.objective import Objective
-from fastcat.plan import Place, own_views
+from fastcat.objective import Objective, Place, own_views
 from fastcat.terms import Side, Sum, kl
 from fastcat.threat import Threats
 

@@ -16,6 +16,8 @@ from fastcat.threat import Threats
 from fastcat.training_attack import TrainingAttack
 
 Terms = dict[str, Tensor]
+# peer and view: where its logits on the view stand in the table
+Place = tuple[int, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,3 +193,13 @@ def require(condition: bool, setting: str, expected: str) -> None:
     """Raise InputError for a setting outside its range."""
     if not condition:
         raise InputError(f"{setting}: expected {expected}")
+
+
+def view_name(k: int, own_view: str) -> str:
+    """The table's name for what peer k's objective calls "clean", "adv", ..."""
+    return own_view if own_view == "clean" else f"{own_view}{k}"
+
+
+def own_views(k: int, objective: Objective) -> tuple[str, ...]:
+    """The views on which peer k is tested and taught: what attacks make it misjudge, or clean."""
+    return tuple(view_name(k, view) for view in objective.tested_on)

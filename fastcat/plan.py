@@ -10,9 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from fastcat.errors import InputError
-from fastcat.objective import Objective
-
-Place = tuple[int, str]
+from fastcat.objective import Objective, Place, own_views, view_name
 
 
 class Cell(NamedTuple):
@@ -29,16 +27,6 @@ class Cell(NamedTuple):
     @property
     def place(self) -> Place:
         return self.peer, self.view
-
-
-def view_name(k: int, own_view: str) -> str:
-    """The table's name for what peer k's objective calls "clean", "adv", ..."""
-    return own_view if own_view == "clean" else f"{own_view}{k}"
-
-
-def own_views(k: int, objective: Objective) -> tuple[str, ...]:
-    """The views on which peer k is tested and taught: what attacks make it misjudge, or clean."""
-    return tuple(view_name(k, view) for view in objective.tested_on)
 
 
 def places_of(

@@ -13,7 +13,7 @@ from torch import Tensor
 from fastcat.attack_views import find_views
 from fastcat.batch import Batch
 from fastcat.modes import attack_mode
-from fastcat.plan import Place, view_name
+from fastcat.objective import Place, view_name
 from fastcat.team import Team
 
 

@@ -17,7 +17,8 @@ from fastcat.blueprint import Blueprint
 from fastcat.errors import InputError
 from fastcat.guard import answers
 from fastcat.kernels.multi_peer_loss import multi_peer_loss
-from fastcat.plan import Place, own_views, places_of
+from fastcat.objective import Place, own_views
+from fastcat.plan import places_of
 from fastcat.terms import Sum, Term, term_rows
 
 

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from fastcat.blueprint import make_blueprint
 from fastcat.collaboration import Collaboration
+from fastcat.objective import own_views, view_name
 from fastcat.objectives import make_objective
-from fastcat.plan import Cell, own_views, view_name
+from fastcat.plan import Cell
 from fastcat.step import forward
 from fastcat.threat import ThreatModel, Threats
 from tests.harness.networks import CLASSES, images

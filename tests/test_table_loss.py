@@ -10,10 +10,9 @@ from fastcat.batch import by_share
 from fastcat.blueprint import make_blueprint
 from fastcat.errors import InputError
 from fastcat.kernels import losses
-from fastcat.objective import Objective
+from fastcat.objective import Objective, own_views, view_name
 from fastcat.objectives import make_objective
 from fastcat.pgd import PGD
-from fastcat.plan import own_views, view_name
 from fastcat.table_loss import TableLoss
 from fastcat.terms import Sum, ce, kl
 from fastcat.threat import ThreatModel, Threats
