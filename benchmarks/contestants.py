@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastcat.attacks.threat import WAYS, ThreatModel, Threats
 from fastcat.awp import WeightPerturbation
 from fastcat.benchmarks.methods import reference_for
 from fastcat.benchmarks.reference.loader import plain_loader
@@ -36,7 +37,6 @@ from fastcat.precision import DTYPES, Precision, make_precision
 from fastcat.seeds import derive_seed
 from fastcat.sgd import FlatSGD
 from fastcat.team import make_team
-from fastcat.threat import WAYS, ThreatModel, Threats
 from fastcat.validate import ValidationAnswers
 
 CLASSES, SIDE, CHANNELS = 10, 32, 3

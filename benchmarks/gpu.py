@@ -23,6 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastcat.attacks.frozen import Frozen
+from fastcat.attacks.pgd import PGD, Network, attack_all
+from fastcat.attacks.threat import ThreatModel
 from fastcat.benchmarks.config import BenchConfig
 from fastcat.benchmarks.contestants import (
     Ours,
@@ -38,9 +41,6 @@ from fastcat.config.peers import parse_peers
 from fastcat.engine import CudaGraph, static_inputs
 from fastcat.environment import environment
 from fastcat.files import write_text
-from fastcat.frozen import Frozen
-from fastcat.pgd import PGD, Network, attack_all
-from fastcat.threat import ThreatModel
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastcat.attacks.modes import attack_mode
 from fastcat.models import make_model
-from fastcat.modes import attack_mode
 from fastcat.precision import DTYPES
 
 PASSES = ("forward", "backward_input", "backward_weight")

@@ -22,13 +22,13 @@ import tyro
 from torch import Tensor, nn
 
 import fastcat
+from fastcat.attacks.threat import WAYS
 from fastcat.config.evaluate import EvalConfig
 from fastcat.environment import environment
 from fastcat.errors import InputError
 from fastcat.evaluation.runs import evaluate_run
 from fastcat.files import write_text
 from fastcat.over_seeds import write_record
-from fastcat.threat import WAYS
 
 LINF = {
     "eps": 0.1,

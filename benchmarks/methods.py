@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fastcat.attacks.threat import WAYS
 from fastcat.benchmarks.reference.at import AtLoop
 from fastcat.benchmarks.reference.awp import AtAwpLoop, TradesAwpLoop
 from fastcat.benchmarks.reference.distill import ActLoop, ArdLoop, IadLoop, RsladLoop
@@ -23,7 +24,6 @@ from fastcat.benchmarks.reference.union import BALLS, UnionLoop
 from fastcat.config.peers import PeerSpec, parse_peers
 from fastcat.errors import InputError, nearest
 from fastcat.objectives import make_objective
-from fastcat.threat import WAYS
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastcat.attacks.pgd import attack
+    from fastcat.attacks.threat import ThreatModel
     from fastcat.config.train import TrainConfig
     from fastcat.errors import InputError
     from fastcat.evaluation import evaluate
     from fastcat.loaders.items import from_items
-    from fastcat.pgd import attack
     from fastcat.runs import RunResult, SeedsResult, resume, train
     from fastcat.stop import Stopped
-    from fastcat.threat import ThreatModel
 
     __version__: str
 
@@ -35,9 +35,9 @@ _HOMES = {
     "RunResult": "runs",
     "SeedsResult": "runs",
     "Stopped": "stop",
-    "ThreatModel": "threat",
+    "ThreatModel": "attacks.threat",
     "TrainConfig": "config.train",
-    "attack": "pgd",
+    "attack": "attacks.pgd",
     "evaluate": "evaluation",
     "from_items": "loaders.items",
     "resume": "runs",

@@ -4,11 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
+from fastcat.attacks.modes import Network
+from fastcat.attacks.threat import Threats
+from fastcat.attacks.training import PeerAttack, TrainingAttack, Work
 from fastcat.batch import Batch
-from fastcat.modes import Network
 from fastcat.objective import Objective, view_name
-from fastcat.threat import Threats
-from fastcat.training_attack import PeerAttack, TrainingAttack, Work
 
 
 def make_attacks(

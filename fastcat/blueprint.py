@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastcat.attack_views import make_attacks
+from fastcat.attacks.threat import Threats
+from fastcat.attacks.training import PeerAttack
 from fastcat.collaboration import Collaboration, make_students
 from fastcat.collaborations import make_collaboration
 from fastcat.objective import Objective
 from fastcat.plan import Cell, make_plan
-from fastcat.threat import Threats
-from fastcat.training_attack import PeerAttack
 
 
 @dataclass(frozen=True)

@@ -4,19 +4,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from fastcat.attacks.threat import Threats
 from fastcat.errors import InputError
 from fastcat.objective import Objective, Place, own_views
 from fastcat.terms import Side, Sum, kl
-from fastcat.threat import Threats
 
 # of each peer the numbers of those that teach it
 Teachers = Sequence[Sequence[int]]
 
 
 class Student(NamedTuple):
-    """A peer as it is taught: on these views in equal shares; under the threat models of these
-    norms, in a way of `fastcat.threat.WAYS` where there are several; asks: its own objective reads
-    its one teacher, and nothing else guides it.
+    """A peer as it is taught.
+
+    views: those on which it is taught, in equal shares
+    norms: of the threat models that attack it
+    way: how several of them do, a name of `fastcat.attacks.threat.WAYS`
+    asks: whether its own objective reads its one teacher, and nothing else guides it
     """
 
     views: tuple[str, ...]

@@ -12,12 +12,12 @@
 `fastcat train --peers my_module:my_trades:beta=3` trains it.
 """
 
-from fastcat.free import FreeAttack
+from fastcat.attacks.free import FreeAttack
+from fastcat.attacks.pgd import PGD
+from fastcat.attacks.squeeze import Squeeze
+from fastcat.attacks.training import PeerAttack, TrainingAttack, Work
 from fastcat.objective import Objective
-from fastcat.pgd import PGD
-from fastcat.squeeze import Squeeze
 from fastcat.terms import Sum, boosted_ce, ce, kl, mart_kl, square
-from fastcat.training_attack import PeerAttack, TrainingAttack, Work
 
 __all__ = [
     "PGD",

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastcat.attacks.multi_norm import MSD, Max
+from fastcat.attacks.multi_norm_official import Official, OfficialAvg, OfficialMSD
+from fastcat.attacks.pgd import PGD
+from fastcat.attacks.threat import Threats
+from fastcat.attacks.training import TrainingAttack
 from fastcat.errors import InputError
-from fastcat.multi_norm import MSD, Max
-from fastcat.multi_norm_official import Official, OfficialAvg, OfficialMSD
-from fastcat.pgd import PGD
 from fastcat.terms import Sum, Term
-from fastcat.threat import Threats
-from fastcat.training_attack import TrainingAttack
 
 Terms = dict[str, Tensor]
 # peer and view: where its logits on the view stand in the table

@@ -9,13 +9,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fastcat.attacks.frozen import Frozen
+from fastcat.attacks.threat import Threats
 from fastcat.awp import WeightPerturbation
-from fastcat.frozen import Frozen
 from fastcat.objective import Objective, under
 from fastcat.objectives.teacher import teacher
 from fastcat.sgd import FlatSGD
 from fastcat.swa import WeightAverage
-from fastcat.threat import Threats
 
 
 class Member:

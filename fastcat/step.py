@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from fastcat.attack_views import find_views
+from fastcat.attacks.modes import attack_mode
 from fastcat.batch import Batch
-from fastcat.modes import attack_mode
 from fastcat.objective import Place, view_name
 from fastcat.team import Team
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fastcat.modes import attack_mode
+from fastcat.attacks.modes import attack_mode
 
 
 def recompute_statistics(model: nn.Module, images: Iterable[Tensor]) -> None:

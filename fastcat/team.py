@@ -8,16 +8,16 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from fastcat.attacks.frozen import CannotFreeze, Frozen
+from fastcat.attacks.modes import Network
+from fastcat.attacks.threat import NO_THREAT
+from fastcat.attacks.training import PeerAttack
 from fastcat.blueprint import Blueprint, make_blueprint
-from fastcat.frozen import CannotFreeze, Frozen
-from fastcat.modes import Network
 from fastcat.peer import Member, Peer
 from fastcat.plan import Cell
 from fastcat.precision import Precision
 from fastcat.streams import Streams
 from fastcat.table_loss import TableLoss
-from fastcat.threat import NO_THREAT
-from fastcat.training_attack import PeerAttack
 
 
 @dataclass

@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastcat.attacks.modes import attack_mode
+from fastcat.attacks.pgd import Network
+from fastcat.attacks.threat import ThreatModel
 from fastcat.checkpoint import WeightsInfo, save_weights
 from fastcat.config.threats import format_threats
 from fastcat.config.train import TrainConfig
@@ -17,12 +20,9 @@ from fastcat.guard import NO_ANSWER, answers
 from fastcat.loaders.choose import unchanged_loader
 from fastcat.loaders.dataset import Dataset, as_tensor
 from fastcat.loaders.loader import Loader, Sampling
-from fastcat.modes import attack_mode
 from fastcat.peer import Peer
-from fastcat.pgd import Network
 from fastcat.precision import Precision
 from fastcat.stop import Stopped, StopRequest
-from fastcat.threat import ThreatModel
 
 
 class ValidationAnswers:

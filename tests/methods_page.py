@@ -18,18 +18,18 @@ from typing import Any
 
 import pytest
 
+import fastcat.attacks.multi_norm
+import fastcat.attacks.multi_norm_official
 import fastcat.awp
 import fastcat.models.ghost
-import fastcat.multi_norm
-import fastcat.multi_norm_official
 import fastcat.swa
+from fastcat.attacks.threat import OFFICIAL
 from fastcat.collaborations import COLLABORATIONS
 from fastcat.config.recipes import RECIPES, about
 from fastcat.files import write_text
 from fastcat.objective import spread
 from fastcat.objectives import METHODS
 from fastcat.sgd import FlatSGD
-from fastcat.threat import OFFICIAL
 from tests.harness.comparison import (
     FLOAT32_TOLERANCE,
     FLOAT64_TOLERANCE,
@@ -98,15 +98,15 @@ def subjects() -> list[Subject]:
             )
             for way, source in (
                 ("avg", spread),
-                ("max", fastcat.multi_norm),
-                ("msd", fastcat.multi_norm),
+                ("max", fastcat.attacks.multi_norm),
+                ("msd", fastcat.attacks.multi_norm),
             )
         ),
         *(
             Subject(
                 name=name,
                 typed=f"`METHOD:threat={name}`",
-                source=fastcat.multi_norm_official,
+                source=fastcat.attacks.multi_norm_official,
                 tolerances=SEVERAL_NORMS,
             )
             for name in OFFICIAL

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 import fastcat
+from fastcat.attacks.multi_norm import worst
+from fastcat.attacks.pgd import PGD, attack_all
+from fastcat.attacks.squeeze import select
+from fastcat.attacks.threat import ThreatModel
 from fastcat.batch import Batch
 from fastcat.cli import main
 from fastcat.guard import NO_ANSWER, CheckedNetwork, answers
 from fastcat.models import ARCHS
-from fastcat.multi_norm import worst
-from fastcat.pgd import PGD, attack_all
 from fastcat.report import doubts
-from fastcat.squeeze import select
-from fastcat.threat import ThreatModel
 from tests.harness.networks import CLASSES, images
 from tests.harness.runs import SMALL
 from tests.harness.teams import team_of

@@ -9,15 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastcat.errors import InputError
-from fastcat.pgd import (
+from fastcat.attacks.pgd import (
     ATTACK_LOSSES,
     PGD,
     at_least_float32,
     attack,
     attack_all,
 )
-from fastcat.threat import Start, ThreatModel
+from fastcat.attacks.threat import Start, ThreatModel
+from fastcat.errors import InputError
 from tests.harness.attack_losses import climbed
 from tests.harness.networks import CLASSES, images, mixing, seeded, tiny_net
 

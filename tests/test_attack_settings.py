@@ -7,18 +7,18 @@ import pytest
 import torch
 from torch import nn
 
+from fastcat.attacks.multi_norm import msd_start
+from fastcat.attacks.pgd import PGD, attack, attack_all
+from fastcat.attacks.squeeze import Squeeze
+from fastcat.attacks.threat import NORMS, ThreatModel
 from fastcat.batch import Batch
 from fastcat.config.peers import parse_peers
 from fastcat.config.threats import choose_threats
 from fastcat.errors import InputError
-from fastcat.multi_norm import msd_start
 from fastcat.objective import Objective
 from fastcat.objectives import METHODS, make_objective
-from fastcat.pgd import PGD, attack, attack_all
-from fastcat.squeeze import Squeeze
 from fastcat.step import attack_views, start_noise
 from fastcat.terms import ce
-from fastcat.threat import NORMS, ThreatModel
 from tests.harness.networks import images, noise_of, seeded, tiny_net
 from tests.harness.teams import team_of
 

@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fastcat.attacks.pgd import PGD
+from fastcat.attacks.threat import ThreatModel, Threats
 from fastcat.batch import Batch
 from fastcat.cli import main
 from fastcat.errors import InputError
 from fastcat.objective import Objective, spread
 from fastcat.objectives import make_objective
-from fastcat.pgd import PGD
 from fastcat.step import attack_views, collaborative_step, start_noise
 from fastcat.team import Team
 from fastcat.terms import ce, kl
-from fastcat.threat import ThreatModel, Threats
 from tests.harness import tiny
 from tests.harness.networks import CLASSES, images, seeded
 from tests.harness.runs import SMALL, assert_same_end

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fastcat.attacks.frozen import Frozen
 from fastcat.config.train import TrainConfig
 from fastcat.engine import ENGINES, Engine, _reason, choose_engine
 from fastcat.errors import InputError
-from fastcat.frozen import Frozen
 from fastcat.kernels import winograd
 from fastcat.step import collaborative_step, start_noise
 from fastcat.team import Team

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 import fastcat
+from fastcat.attacks.pgd import Network
+from fastcat.attacks.threat import ThreatModel
 from fastcat.cli import main
 from fastcat.errors import InputError
 from fastcat.evaluation import EvaluationAttack, parse_attacks
 from fastcat.evaluation.attacks.pgd import PGDAttack
 from fastcat.evaluation.evaluate import wilson_interval
-from fastcat.pgd import Network
-from fastcat.threat import ThreatModel
 from tests.harness import tiny
 from tests.harness.networks import images, seeded, tiny_net
 from tests.harness.runs import SMALL

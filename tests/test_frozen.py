@@ -14,15 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from fastcat.attacks.frozen import CannotFreeze, Frozen
+from fastcat.attacks.modes import attack_mode
+from fastcat.attacks.pgd import PGD, attack_all
+from fastcat.attacks.threat import ThreatModel
 from fastcat.batch import Batch
-from fastcat.frozen import CannotFreeze, Frozen
 from fastcat.kernels import winograd
-from fastcat.modes import attack_mode
 from fastcat.objectives import make_objective
-from fastcat.pgd import PGD, attack_all
 from fastcat.precision import make_precision
 from fastcat.step import attack_views, collaborative_step, start_noise
-from fastcat.threat import ThreatModel
 from tests.harness.comparison import assert_same
 from tests.harness.foldable import NETWORKS
 from tests.harness.networks import images, seeded, tiny_net

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fastcat.attacks.frozen import Frozen
+from fastcat.attacks.modes import attack_mode
 from fastcat.errors import InputError
-from fastcat.frozen import Frozen
 from fastcat.models import make_model
 from fastcat.models.ghost import split_norms
-from fastcat.modes import attack_mode
 from tests.harness.networks import images, tiny_net
 from tests.reference.ghost import use_ghost_norms
 

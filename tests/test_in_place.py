@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 
 import fastcat
+from fastcat.attacks.frozen import Frozen
+from fastcat.attacks.pgd import ATTACK_LOSSES, attack, logits
+from fastcat.attacks.threat import ThreatModel, Threats
 from fastcat.batch import Batch
-from fastcat.frozen import Frozen
 from fastcat.objectives import make_objective
-from fastcat.pgd import ATTACK_LOSSES, attack, logits
 from fastcat.step import attack_views, collaborative_step, start_noise
 from fastcat.team import Team
-from fastcat.threat import ThreatModel, Threats
 from tests.harness.comparison import assert_same
 from tests.harness.networks import images, seeded, tiny_net
 from tests.harness.teams import team_of

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastcat.attacks.frozen import Frozen
 from fastcat.errors import InputError
-from fastcat.frozen import Frozen
 from fastcat.models import ARCHS, Normalize, canonical_arch, make_model, normalized
 from fastcat.models.preact_resnet import PreActResNet, RawShortcutBlock
 from fastcat.models.wide_resnet import WideResNet

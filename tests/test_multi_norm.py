@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 import fastcat.step
+from fastcat.attacks.threat import OFFICIAL, WAYS, ThreatModel
 from fastcat.batch import Batch
 from fastcat.config.threats import choose_threats
 from fastcat.objectives import make_objective
 from fastcat.precision import Precision, make_precision
 from fastcat.step import attack_views, collaborative_step
-from fastcat.threat import OFFICIAL, WAYS, ThreatModel
 from tests.harness.comparison import (
     FLOAT32_TOLERANCE,
     FLOAT64_TOLERANCE,

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
+from fastcat.attacks.modes import attack_mode
+from fastcat.attacks.pgd import PGD, attack, attack_all
+from fastcat.attacks.threat import ThreatModel
 from fastcat.errors import InputError
-from fastcat.modes import attack_mode
-from fastcat.pgd import PGD, attack, attack_all
-from fastcat.threat import ThreatModel
 from tests.harness.comparison import assert_same
 from tests.harness.engines import Interrupted
 from tests.harness.networks import images, seeded

@@ -5,11 +5,11 @@ from math import exp, log
 import pytest
 import torch
 
+from fastcat.attacks.pgd import ATTACK_LOSSES, PGD
+from fastcat.attacks.squeeze import Squeeze
 from fastcat.collaborations import COLLABORATIONS, make_collaboration
 from fastcat.errors import InputError
 from fastcat.objectives import METHODS, make_objective
-from fastcat.pgd import ATTACK_LOSSES, PGD
-from fastcat.squeeze import Squeeze
 from fastcat.terms import ce
 from tests.harness.logit_rows import B, C, labels, logits, rows
 from tests.harness.teams import taught_on

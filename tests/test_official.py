@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastcat.multi_norm_official import draw_counts, moved_l1, project_l1_official
-from fastcat.pgd import ATTACK_LOSSES, PGD, attack_all
-from fastcat.threat import ThreatModel
+from fastcat.attacks.multi_norm_official import draw_counts, moved_l1, project_l1_official
+from fastcat.attacks.pgd import ATTACK_LOSSES, PGD, attack_all
+from fastcat.attacks.threat import ThreatModel
 from tests.harness.networks import images, seeded, tiny_net
 from tests.reference.losses import cross_entropy, kl
 from tests.reference.maini import project_l1

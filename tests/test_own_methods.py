@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastcat.attacks.pgd import PGD
 from fastcat.errors import InputError
 from fastcat.objectives import find_method, make_objective
-from fastcat.pgd import PGD
 from tests.harness.logit_rows import labels, rows
 from tests.reference import losses as reference
 
 OWN_METHODS = """
 from fastcat.kernels import losses
-from fastcat.pgd import PGD
+from fastcat.attacks.pgd import PGD
 from fastcat.objective import Objective
 
 

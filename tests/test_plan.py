@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fastcat.attacks.threat import ThreatModel, Threats
 from fastcat.blueprint import make_blueprint
 from fastcat.collaboration import Collaboration
 from fastcat.objective import own_views, view_name
 from fastcat.objectives import make_objective
 from fastcat.plan import Cell
 from fastcat.step import forward
-from fastcat.threat import ThreatModel, Threats
 from tests.harness.networks import CLASSES, images
 from tests.harness.teams import team_of
 

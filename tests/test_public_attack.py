@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from fastcat.attacks.pgd import attack
+from fastcat.attacks.threat import Start, ThreatModel
 from fastcat.errors import InputError
 from fastcat.guard import check_images
-from fastcat.pgd import attack
-from fastcat.threat import Start, ThreatModel
 from tests.harness.networks import images, seeded, tiny_net
 
 THREAT = ThreatModel(eps=8 / 255, step_size=3 / 255, steps=4)

@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import fastcat
 from fastcat import InputError, ThreatModel, attack, evaluate
+from fastcat.attacks.pgd import PGD
 from fastcat.guard import as_batch
 from fastcat.objective import Objective
-from fastcat.pgd import PGD
 from fastcat.precision import make_precision
 from fastcat.terms import Sum, ce, kl, mart_kl
 from tests.harness.comparison import assert_same

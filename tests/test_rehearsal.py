@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastcat.frozen import Frozen
+from fastcat.attacks.frozen import Frozen
 from fastcat.precision import make_precision
 from fastcat.team import Team
 from tests.harness.comparison import assert_same

@@ -15,15 +15,15 @@ import torch
 from torch import Tensor, nn
 
 import fastcat.step
+from fastcat.attacks.free import FreeAttack
+from fastcat.attacks.threat import WAYS, ThreatModel, Threats
 from fastcat.batch import Batch
 from fastcat.checkpoint import read_checkpoint
 from fastcat.cli import main
 from fastcat.errors import InputError
-from fastcat.free import FreeAttack
 from fastcat.objectives import make_objective
 from fastcat.step import attack_views, collaborative_step, start_noise
 from fastcat.team import Team
-from fastcat.threat import WAYS, ThreatModel, Threats
 from tests.harness import tiny
 from tests.harness.comparison import FLOAT32_TOLERANCE, FLOAT64_TOLERANCE, assert_close
 from tests.harness.networks import images, seeded, tiny_net

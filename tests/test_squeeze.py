@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fastcat.attacks.frozen import Frozen
+from fastcat.attacks.squeeze import Squeeze, pick, select, squeeze
+from fastcat.attacks.threat import ThreatModel
 from fastcat.batch import Batch
 from fastcat.errors import InputError
-from fastcat.frozen import Frozen
 from fastcat.objective import Objective
 from fastcat.objectives import make_objective
 from fastcat.precision import make_precision
-from fastcat.squeeze import Squeeze, pick, select, squeeze
 from fastcat.step import attack_views, collaborative_step, start_noise
-from fastcat.threat import ThreatModel
 from tests.harness.comparison import assert_same
 from tests.harness.engines import Interrupted
 from tests.harness.networks import CLASSES, images, noise_of, seeded, tiny_net

@@ -6,16 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastcat.attacks.pgd import PGD
+from fastcat.attacks.threat import ThreatModel, Threats
 from fastcat.batch import by_share
 from fastcat.blueprint import make_blueprint
 from fastcat.errors import InputError
 from fastcat.kernels import losses
 from fastcat.objective import Objective, own_views, view_name
 from fastcat.objectives import make_objective
-from fastcat.pgd import PGD
 from fastcat.table_loss import TableLoss
 from fastcat.terms import Sum, ce, kl
-from fastcat.threat import ThreatModel, Threats
 from tests.harness.teams import team_of
 
 B, C = 9, 6

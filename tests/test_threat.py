@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
+from fastcat.attacks.pgd import attack
+from fastcat.attacks.threat import CODES, Start, ThreatModel
 from fastcat.errors import InputError
-from fastcat.pgd import attack
 from fastcat.step import start_noise
-from fastcat.threat import CODES, Start, ThreatModel
 from tests.harness.attack_losses import climbed
 from tests.harness.networks import images, seeded, tiny_net
 from tests.harness.teams import team_of

@@ -11,13 +11,13 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastcat.attacks.threat import ThreatModel
 from fastcat.cli import main
 from fastcat.config.threats import choose_threats, format_threats, parse_threats
 from fastcat.config.train import TrainConfig
 from fastcat.config.yaml_file import to_yaml, yaml_arguments
 from fastcat.errors import InputError
 from fastcat.recorder import table
-from fastcat.threat import ThreatModel
 from fastcat.trainer import Trainer
 from fastcat.validate import Validation
 from fastcat.watch import Watch

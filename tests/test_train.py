@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import fastcat
+from fastcat.attacks.threat import ThreatModel
 from fastcat.checkpoint import load_weights, read_checkpoint
 from fastcat.cli import main
 from fastcat.config.train import TrainConfig
 from fastcat.evaluation import evaluate
-from fastcat.threat import ThreatModel
 from fastcat.trainer import Trainer
 from tests.harness import tiny
 from tests.harness.runs import SMALL, assert_same_end

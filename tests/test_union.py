@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from fastcat.attacks.threat import ThreatModel, Threats
 from fastcat.batch import Batch
 from fastcat.objectives import make_objective
 from fastcat.step import attack_views, start_noise
 from fastcat.team import Team
-from fastcat.threat import ThreatModel, Threats
 from tests.harness.comparison import assert_same
 from tests.harness.networks import images, seeded, tiny_net
 from tests.harness.teams import team_of
@@ -73,7 +73,7 @@ def test_max_takes_the_worst_of_each_image(eps: tuple[float, float, float], seed
 def test_msd_takes_the_best_of_three_steps_and_of_all_iterates(
     eps: tuple[float, float, float], seed: int
 ) -> None:
-    """Image by image, without any of `fastcat.multi_norm`."""
+    """Image by image, without any of `fastcat.attacks.multi_norm`."""
     balls, given_batch = models(eps), batch(seed)
     net, x, y = tiny_net(seed).double().eval(), given_batch.x.double(), given_batch.y
     iterate, best, best_loss = x.clone(), x.clone(), torch.full((len(x),), -torch.inf).double()

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from fastcat.attacks.pgd import attack
+from fastcat.attacks.threat import ThreatModel
 from fastcat.evaluation.evaluate import answers_after, parse_attacks
 from fastcat.kernels.winograd import Winograd
-from fastcat.pgd import attack
-from fastcat.threat import ThreatModel
 from fastcat.validate import ValidationAnswers
 from tests.harness.engines import engine_of, run
 from tests.harness.networks import images, tiny_net

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import fastcat.squeeze
+import fastcat.attacks.squeeze
+from fastcat.attacks.threat import ThreatModel
 from fastcat.batch import Batch
 from fastcat.benchmarks.measure import flop_per_image
 from fastcat.benchmarks.reference.plain import PlainLoop
@@ -26,7 +27,6 @@ from fastcat.models.wide_resnet import WideResNet
 from fastcat.objectives import make_objective
 from fastcat.step import collaborative_step, start_noise
 from fastcat.team import Team
-from fastcat.threat import ThreatModel
 from tests.harness.networks import CLASSES, images, seeded
 from tests.harness.teams import team_of
 
@@ -163,14 +163,14 @@ def test_work_of_squeeze_training(bn: str, monkeypatch: pytest.MonkeyPatch) -> N
     torch.manual_seed(0)
     net = WideResNet(10, 1, CLASSES, 3)
     team = team_of([make_objective("st", {"bn": bn})], [net], ["st"], threat=SEVERAL[0], side=16)
-    needed, choose = [], fastcat.squeeze.select
+    needed, choose = [], fastcat.attacks.squeeze.select
 
     def watched(*args: Any) -> tuple[Tensor, Tensor]:
         roles = choose(*args)
         needed.append(any(bool((role == 1).any()) for role in roles))
         return roles
 
-    monkeypatch.setattr(fastcat.squeeze, "select", watched)
+    monkeypatch.setattr(fastcat.attacks.squeeze, "select", watched)
     forward, first = forward_flop(net, 16)
     found = step_flop(team, 16)
     units = (1 if bn == "train" else 4) + 4 * 4 + sum(needed) + 9

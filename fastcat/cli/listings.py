@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from fastcat.attacks.threat import CODES, NORMS, OFFICIAL, WAYS
 from fastcat.choices import ENGINES
 from fastcat.collaborations import APART, COLLABORATIONS
 from fastcat.config.recipes import RECIPES, about
@@ -14,7 +15,6 @@ from fastcat.objectives import METHODS, make_objective
 from fastcat.registry import described, names
 from fastcat.schedules import SCHEDULES
 from fastcat.settings import usage
-from fastcat.threat import CODES, NORMS, OFFICIAL, WAYS
 
 
 def _about(function: Callable[..., Any]) -> str:

@@ -37,11 +37,11 @@ def parse_peers(text: str, default_arch: str) -> tuple[PeerSpec, ...]:
     avg, max or msd of all of them.
     Raises InputError for what it cannot read.
     """
+    from fastcat.attacks.multi_norm import msd_start
+    from fastcat.attacks.threat import OFFICIAL
+    from fastcat.attacks.training import TrainingAttack
     from fastcat.models import canonical_arch
-    from fastcat.multi_norm import msd_start
     from fastcat.objectives import make_objective
-    from fastcat.threat import OFFICIAL
-    from fastcat.training_attack import TrainingAttack
 
     peers = []
     for entry in text.split(","):

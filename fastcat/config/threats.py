@@ -9,7 +9,7 @@ from fastcat.errors import InputError, nearest
 from fastcat.settings import split_settings
 
 if TYPE_CHECKING:
-    from fastcat.threat import ThreatModel, Threats
+    from fastcat.attacks.threat import ThreatModel, Threats
 
 
 def parse_threats(text: str, base: "ThreatModel") -> tuple["ThreatModel", ...]:
@@ -20,7 +20,7 @@ def parse_threats(text: str, base: "ThreatModel") -> tuple["ThreatModel", ...]:
     unless it is; code is one of CODES, for l2.
     Raises InputError for what it cannot read.
     """
-    from fastcat.threat import NORMS
+    from fastcat.attacks.threat import NORMS
 
     models = []
     for entry in text.split(","):
@@ -72,7 +72,7 @@ def choose_threats(name: str | None, models: Sequence["ThreatModel"]) -> "Threat
     """What a peer's `threat=NAME` means among a run's models: one by its norm, all in a way of
     WAYS or of OFFICIAL, and the first without a name. Raises InputError for another name.
     """
-    from fastcat.threat import OFFICIAL, WAYS, Threats
+    from fastcat.attacks.threat import OFFICIAL, WAYS, Threats
 
     if name is None:
         return Threats((models[0],))

@@ -31,9 +31,9 @@ from fastcat.schedules import (
 from fastcat.settings import settle_types
 
 if TYPE_CHECKING:
+    from fastcat.attacks.threat import ThreatModel
     from fastcat.blueprint import Blueprint
     from fastcat.loaders.augmentation import Augmentation
-    from fastcat.threat import ThreatModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,7 +282,7 @@ class TrainConfig(Run, Optimization, Threat, Augment, Data, Peers):
 
     def threat_models(self) -> tuple["ThreatModel", ...]:
         """The attackers, of which `PeerSpec.threat` chooses."""
-        from fastcat.threat import ThreatModel
+        from fastcat.attacks.threat import ThreatModel
 
         base = ThreatModel(
             norm=self.norm,
@@ -359,9 +359,9 @@ class TrainConfig(Run, Optimization, Threat, Augment, Data, Peers):
 
     def blueprint(self) -> "Blueprint":
         """What a step of these settings does."""
+        from fastcat.attacks.threat import NO_THREAT
         from fastcat.blueprint import make_blueprint
         from fastcat.objective import under
-        from fastcat.threat import NO_THREAT
 
         specs = self.peer_specs()
         learns = [spec.weights is None for spec in specs]

@@ -13,11 +13,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fastcat.attacks.pgd import Network
+from fastcat.attacks.threat import ThreatModel
 from fastcat.errors import InputError
-from fastcat.pgd import Network
 from fastcat.registry import load, load_own, names
 from fastcat.settings import read_settings, split_settings
-from fastcat.threat import ThreatModel
 
 PACKAGE = "fastcat.evaluation.attacks"
 # ways to type an attack that are no file's name

@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastcat.attacks.frozen import Frozen
+from fastcat.attacks.pgd import PGD, Network, attacked, constant_logits
+from fastcat.attacks.threat import ThreatModel, check_threat
 from fastcat.cpus import shared_cpus
 from fastcat.errors import InputError, check_number, nearest
 from fastcat.evaluation.attack import EvalAttack, EvaluationAttack, NoiseAttack, parse_attacks
-from fastcat.frozen import Frozen
 from fastcat.guard import NO_ANSWER, CheckedNetwork, answers, as_batch
-from fastcat.pgd import PGD, Network, attacked, constant_logits
 from fastcat.precision import Precision
 from fastcat.seeds import derive_seed
-from fastcat.threat import ThreatModel, check_threat
 
 
 def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:

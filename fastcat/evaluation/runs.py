@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import nn
 
+from fastcat.attacks.threat import ThreatModel
 from fastcat.checkpoint import WeightsInfo, load_weights, outputs_of
 from fastcat.config.evaluate import EvalConfig
 from fastcat.config.pixels import format_pixels
@@ -42,7 +43,6 @@ from fastcat.precision import make_precision
 from fastcat.progress import make_console, make_progress, task
 from fastcat.report import doubts, renew_report, threats_in_words
 from fastcat.seeds import derive_seed
-from fastcat.threat import ThreatModel
 from fastcat.trial import check_network
 
 # of whom nothing is known: the radius of nearly every CIFAR paper

@@ -11,8 +11,8 @@ with its settings, where p_n(x) of the attack comes from train mode too. Its att
 (1 - alpha) CE / B beside alpha KL of each image, which is the KL in effect: here the KL alone.
 """
 
+from fastcat.attacks.pgd import PGD
 from fastcat.objective import Objective, require
-from fastcat.pgd import PGD
 from fastcat.terms import ce, kl
 
 

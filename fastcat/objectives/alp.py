@@ -8,8 +8,8 @@ with the running statistics (--BNeval); its code without that option is bn=movin
 (arXiv 2002.08619) start at Gaussian noise: start=gaussian.
 """
 
+from fastcat.attacks.pgd import PGD
 from fastcat.objective import Objective, require
-from fastcat.pgd import PGD
 from fastcat.terms import ce, square
 
 

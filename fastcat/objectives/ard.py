@@ -10,8 +10,8 @@ BatchNorm's statistics alone; here they are forwarded where they are read. Its s
 to [0, 1]: that is start=unclipped.
 """
 
+from fastcat.attacks.pgd import PGD
 from fastcat.objective import Objective, require
-from fastcat.pgd import PGD
 from fastcat.terms import ce, kl
 
 

@@ -6,8 +6,8 @@ itself; MART's code climbs CE, which is inner="ce". The paper names neither star
 BatchNorm mode and has no public code: here both are MART's.
 """
 
+from fastcat.attacks.pgd import PGD
 from fastcat.objective import Objective
-from fastcat.pgd import PGD
 from fastcat.terms import boosted_ce
 
 

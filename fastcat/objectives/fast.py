@@ -10,8 +10,8 @@ bn=moving; here they are left alone. The lengths are shares of the threat model'
 step size and steps are not used.
 """
 
+from fastcat.attacks.pgd import PGD
 from fastcat.objective import Objective, require
-from fastcat.pgd import PGD
 from fastcat.terms import ce
 
 VARIANTS = {

@@ -14,9 +14,9 @@ is start=unclipped.
 
 from torch import Tensor
 
+from fastcat.attacks.pgd import PGD
 from fastcat.kernels import losses
 from fastcat.objective import Objective, Terms, require
-from fastcat.pgd import PGD
 
 
 def iad(*, beta: float = 0.1, begin: int = 60) -> Objective:

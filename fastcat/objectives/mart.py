@@ -9,9 +9,9 @@ logarithm: 1e-12 in the public code, which so bounds the divergence of one class
 
 from torch import Tensor
 
+from fastcat.attacks.pgd import PGD
 from fastcat.kernels import losses
 from fastcat.objective import Objective, Terms, require
-from fastcat.pgd import PGD
 from fastcat.terms import boosted_ce, mart_kl
 
 

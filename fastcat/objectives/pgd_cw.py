@@ -8,8 +8,8 @@ network (Liu et al. 2023, arXiv 2303.14922), of which the paper gives no formula
 has nothing: this is CAT's loss with the two views in the place of the two networks.
 """
 
+from fastcat.attacks.pgd import PGD
 from fastcat.objective import Objective, require
-from fastcat.pgd import PGD
 from fastcat.terms import ce, kl
 
 

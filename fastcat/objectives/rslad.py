@@ -8,8 +8,8 @@ its public code: alpha = 5/6, and for CIFAR-100 scale = 10. The code adds 1e-5 i
 logarithm, a constant, where log-probabilities need no guard.
 """
 
+from fastcat.attacks.pgd import PGD
 from fastcat.objective import Objective, require
-from fastcat.pgd import PGD
 from fastcat.terms import kl
 
 

@@ -1,7 +1,7 @@
 """ST: L = CE(z(x), y) + beta * mean R(upper, lower), of {adv, clean, col} by their p_y.
 
 Squeeze Training, Li et al. 2023 (ICLR), by the public code: upper has the lowest p_y, lower the
-highest, chosen anew on these logits; `fastcat/squeeze.py` says how adv and col are sought. R is
+highest, chosen anew on these logits; `attacks/squeeze.py` says how adv and col are sought. R is
 
     symmkl  0.5 [KL(sg p_lower || p_upper) + KL(sg p_upper || p_lower)], sg: no gradient
     js      0.5 [KL(p_lower || m) + KL(p_upper || m)],  m = (p_lower + p_upper) / 2
@@ -14,7 +14,7 @@ three are attacked with symmkl. beta = 6 is the semi-supervised recipe's; CIFAR'
 published, the attack normalises by statistics of the batch, and the forward of col does not move
 the running ones. The semi-supervised code starts at uniform noise that may leave [0, 1]
 (start=unclipped), and forwards the adversarial images before the clean ones. official=true attacks
-as the public code does where that departs from the formula: `fastcat/squeeze.py` says how.
+as the public code does where that departs from the formula: `attacks/squeeze.py` says how.
 """
 
 import math
@@ -22,9 +22,9 @@ import math
 import torch
 from torch import Tensor
 
+from fastcat.attacks.squeeze import Squeeze, pick, select
 from fastcat.kernels import losses
 from fastcat.objective import Objective, Terms, require
-from fastcat.squeeze import Squeeze, pick, select
 
 
 def symmkl(upper: Tensor, lower: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ successors, whose public code attacks from uniform noise by statistics of the ba
 ones left alone: start=uniform, bn=train.
 """
 
+from fastcat.attacks.pgd import PGD
 from fastcat.objective import Objective, require
-from fastcat.pgd import PGD
 from fastcat.terms import ce, kl
 
 

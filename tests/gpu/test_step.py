@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 import fastcat.engine
 import fastcat.step
+from fastcat.attacks.frozen import Frozen
+from fastcat.attacks.threat import OFFICIAL, ThreatModel, Threats
 from fastcat.awp import WeightPerturbation
 from fastcat.batch import Batch
 from fastcat.engine import Engine
 from fastcat.evaluation import NoiseAttack, parse_attacks
 from fastcat.evaluation.evaluate import answers_after
-from fastcat.frozen import Frozen
 from fastcat.kernels.augment import augment
 from fastcat.models import make_model
 from fastcat.models.ghost import split_norms
@@ -27,7 +28,6 @@ from fastcat.peer import Peer
 from fastcat.precision import make_precision
 from fastcat.sgd import FlatSGD
 from fastcat.team import make_team
-from fastcat.threat import OFFICIAL, ThreatModel, Threats
 from fastcat.validate import ValidationAnswers
 from tests.harness.kernel_cases import augment_draws
 from tests.harness.networks import CLASSES, images, mixing, tiny_net

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastcat.attacks.threat import ThreatModel
 from fastcat.models import make_model
-from fastcat.threat import ThreatModel
 
 CLASSES = 5
 

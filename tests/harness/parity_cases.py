@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastcat.threat import ThreatModel
+from fastcat.attacks.threat import ThreatModel
 from tests.harness.networks import mixing
 from tests.reference.attack import START
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastcat.attacks.threat import ThreatModel, Threats
 from fastcat.awp import WeightPerturbation
 from fastcat.collaboration import Student
 from fastcat.objective import Objective
@@ -14,7 +15,6 @@ from fastcat.peer import Member, Peer, Teacher
 from fastcat.precision import Precision, make_precision
 from fastcat.sgd import FlatSGD
 from fastcat.team import Team, make_team
-from fastcat.threat import ThreatModel, Threats
 from tests.harness.networks import CLASSES, images, tiny_net
 
 FP32 = make_precision("fp32", torch.device("cpu"))

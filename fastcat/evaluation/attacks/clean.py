@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from fastcat.attacks.pgd import Network
+from fastcat.attacks.threat import ThreatModel
 from fastcat.evaluation.attack import NoiseAttack
-from fastcat.pgd import Network
-from fastcat.threat import ThreatModel
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, replace
 
+from fastcat.attacks.pgd import PGD
+from fastcat.attacks.threat import ThreatModel
 from fastcat.evaluation.attack import NoiseAttack
 from fastcat.evaluation.attacks.pgd import PGDAttack
-from fastcat.pgd import PGD
-from fastcat.threat import ThreatModel
 
 
 @dataclass(frozen=True)

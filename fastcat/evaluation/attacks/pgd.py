@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from fastcat.attacks.pgd import PGD, Network, attack_all
+from fastcat.attacks.threat import ThreatModel
 from fastcat.errors import InputError, check_number
 from fastcat.evaluation.attack import NoiseAttack
-from fastcat.pgd import PGD, Network, attack_all
-from fastcat.threat import ThreatModel
 
 
 @dataclass(frozen=True)

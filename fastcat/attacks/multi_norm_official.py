@@ -28,13 +28,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastcat.attacks.multi_norm import msd, worst
+from fastcat.attacks.pgd import PGD, Goal, Network, Views, attacked, constant_logits, room_for
+from fastcat.attacks.threat import L1_SPARSITY, Start, ThreatModel, Threats
+from fastcat.attacks.training import PeerAttack, TrainingAttack, Work
 from fastcat.batch import Batch
 from fastcat.errors import InputError
 from fastcat.guard import answers
-from fastcat.multi_norm import msd, worst
-from fastcat.pgd import PGD, Goal, Network, Views, attacked, constant_logits, room_for
-from fastcat.threat import L1_SPARSITY, Start, ThreatModel, Threats
-from fastcat.training_attack import PeerAttack, TrainingAttack, Work
 
 FEWEST = 5
 

@@ -15,10 +15,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fastcat.attacks.modes import NormMode
+from fastcat.attacks.threat import Start, ThreatModel, Threats
+from fastcat.attacks.training import PeerAttack, TrainingAttack, Work
 from fastcat.errors import InputError
-from fastcat.modes import NormMode
-from fastcat.threat import Start, ThreatModel, Threats
-from fastcat.training_attack import PeerAttack, TrainingAttack, Work
 
 
 @dataclass(frozen=True, kw_only=True)

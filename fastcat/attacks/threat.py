@@ -214,7 +214,7 @@ OFFICIAL = {f"{way}-official": way for way in WAYS}
 @dataclass(frozen=True)
 class Threats:
     """How a peer is attacked: by one threat model, or by several of distinct norms in a way of
-    WAYS; all have as many restarts. official: as `fastcat.multi_norm_official` has it.
+    WAYS; all have as many restarts. official: as `fastcat.attacks.multi_norm_official` has it.
     """
 
     models: tuple[ThreatModel, ...]

@@ -13,15 +13,15 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from fastcat.attacks.frozen import Frozen
+from fastcat.attacks.modes import Network, NormMode, attack_mode
+from fastcat.attacks.threat import Start, ThreatModel, Threats, check_threat
+from fastcat.attacks.training import PeerAttack, TrainingAttack, Work
 from fastcat.batch import by_share
 from fastcat.errors import InputError, nearest
-from fastcat.frozen import Frozen
 from fastcat.guard import NO_ANSWER, CheckedNetwork, answers, as_batch
 from fastcat.kernels import losses
 from fastcat.kernels.attack_logit_grad import KINDS, attack_logit_grad
-from fastcat.modes import Network, NormMode, attack_mode
-from fastcat.threat import Start, ThreatModel, Threats, check_threat
-from fastcat.training_attack import PeerAttack, TrainingAttack, Work
 
 # in a network's place: its module is their model, and they read images in a dtype of their own
 StandIn = Frozen | CheckedNetwork

@@ -16,9 +16,9 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.modules.dropout import _DropoutNd
 
+from fastcat.attacks.modes import attack_mode
 from fastcat.kernels import winograd
 from fastcat.kernels.affine_relu import affine_relu
-from fastcat.modes import attack_mode
 
 _ADDS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _RELUS = (F.relu, torch.relu, "relu", "relu_")

@@ -11,9 +11,9 @@ from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
+from fastcat.attacks.modes import Network, NormMode
+from fastcat.attacks.threat import Start, ThreatModel, Threats
 from fastcat.batch import Batch
-from fastcat.modes import Network, NormMode
-from fastcat.threat import Start, ThreatModel, Threats
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,12 +24,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fastcat.attacks.frozen import Frozen
+from fastcat.attacks.modes import NormMode, attack_mode
+from fastcat.attacks.pgd import PGD, Network, at_least_float32, logits, room_for, stack_images
+from fastcat.attacks.threat import Start, ThreatModel, Threats
+from fastcat.attacks.training import PeerAttack, TrainingAttack, Work
 from fastcat.errors import InputError
-from fastcat.frozen import Frozen
-from fastcat.modes import NormMode, attack_mode
-from fastcat.pgd import PGD, Network, at_least_float32, logits, room_for, stack_images
-from fastcat.threat import Start, ThreatModel, Threats
-from fastcat.training_attack import PeerAttack, TrainingAttack, Work
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastcat.batch import Batch
-from fastcat.errors import InputError
-from fastcat.pgd import (
+from fastcat.attacks.pgd import (
     PGD,
     Goal,
     Network,
@@ -28,8 +26,10 @@ from fastcat.pgd import (
     stack_images,
     worse,
 )
-from fastcat.threat import Start, ThreatModel, Threats
-from fastcat.training_attack import PeerAttack, TrainingAttack, Work
+from fastcat.attacks.threat import Start, ThreatModel, Threats
+from fastcat.attacks.training import PeerAttack, TrainingAttack, Work
+from fastcat.batch import Batch
+from fastcat.errors import InputError
 
 
 def worst_of(network: Network, goal: Goal, candidates: Tensor) -> tuple[Tensor, Tensor, Tensor]:

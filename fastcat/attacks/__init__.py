@@ -1,0 +1,1 @@
+"""How images are attacked: threat models, the attacks of training, the networks they run on."""
