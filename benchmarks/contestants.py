@@ -16,14 +16,12 @@ import torch
 from torch import Tensor
 
 from fastcat.attacks.threat import WAYS, ThreatModel, Threats
-from fastcat.awp import WeightPerturbation
 from fastcat.benchmarks.methods import reference_for
 from fastcat.benchmarks.reference.loader import plain_loader
 from fastcat.benchmarks.reference.mixed import half_dtype, mixed
 from fastcat.benchmarks.reference.plain import PlainLoop
 from fastcat.benchmarks.reference.union import BALLS
 from fastcat.config.peers import PeerSpec
-from fastcat.engine import Engine, choose_engine
 from fastcat.errors import InputError
 from fastcat.evaluation import parse_attacks
 from fastcat.evaluation.evaluate import last_answers
@@ -32,11 +30,13 @@ from fastcat.loaders.backends.resident import ResidentLoader
 from fastcat.loaders.dataset import Split
 from fastcat.loaders.loader import Sampling
 from fastcat.models import make_model
-from fastcat.peer import Member, Peer, Teacher
 from fastcat.precision import DTYPES, Precision, make_precision
 from fastcat.seeds import derive_seed
-from fastcat.sgd import FlatSGD
-from fastcat.team import make_team
+from fastcat.step.awp import WeightPerturbation
+from fastcat.step.engine import Engine, choose_engine
+from fastcat.step.peer import Member, Peer, Teacher
+from fastcat.step.sgd import FlatSGD
+from fastcat.step.team import make_team
 from fastcat.validate import ValidationAnswers
 
 CLASSES, SIDE, CHANNELS = 10, 32, 3

@@ -38,9 +38,9 @@ from fastcat.benchmarks.layers import step_floor
 from fastcat.benchmarks.measure import milliseconds
 from fastcat.benchmarks.throughput import bench
 from fastcat.config.peers import parse_peers
-from fastcat.engine import CudaGraph, static_inputs
 from fastcat.environment import environment
 from fastcat.files import write_text
+from fastcat.step.engine import CudaGraph, static_inputs
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import torch
 
-from fastcat.peer import Peer
+from fastcat.step.peer import Peer
 
 
 def broken_loss(means: dict[str, float]) -> str | None:

@@ -2,17 +2,17 @@
 
 import torch
 
-from fastcat.awp import WeightPerturbation
 from fastcat.config.threats import choose_threats
 from fastcat.config.train import TrainConfig
 from fastcat.loaders.dataset import Dataset
 from fastcat.models import make_model
 from fastcat.models.ghost import split_norms
-from fastcat.peer import Member, Peer
 from fastcat.precision import make_precision
 from fastcat.seeds import derive_seed
-from fastcat.sgd import FlatSGD
-from fastcat.swa import WeightAverage
+from fastcat.step.awp import WeightPerturbation
+from fastcat.step.peer import Member, Peer
+from fastcat.step.sgd import FlatSGD
+from fastcat.step.swa import WeightAverage
 from fastcat.teacher import load_teacher
 from fastcat.trial import check_network
 

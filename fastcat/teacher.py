@@ -12,7 +12,7 @@ from fastcat.errors import InputError
 from fastcat.files import find_path
 from fastcat.loaders.class_names import by_number
 from fastcat.loaders.dataset import Dataset
-from fastcat.peer import Teacher
+from fastcat.step.peer import Teacher
 
 
 class Reordered(nn.Module):

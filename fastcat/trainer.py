@@ -22,7 +22,6 @@ from fastcat.checkpoint import last_checkpoint, save_checkpoint
 from fastcat.config.train import TrainConfig
 from fastcat.cpus import set_threads
 from fastcat.device import make_device
-from fastcat.engine import Engine, choose_engine
 from fastcat.errors import InputError
 from fastcat.finite import broken_loss, broken_weight
 from fastcat.loaders.backends.resident import ResidentLoader
@@ -35,14 +34,15 @@ from fastcat.loaders.loader import Sampling
 from fastcat.loaders.registry import load_dataset
 from fastcat.loaders.validation_split import split_indices
 from fastcat.members import make_members
-from fastcat.peer import Peer, Teacher
 from fastcat.precision import make_precision
 from fastcat.progress import make_console, task
 from fastcat.schedules import elapsed
 from fastcat.seeds import derive_seed
-from fastcat.sgd import ramped_decay
+from fastcat.step.engine import Engine, choose_engine
+from fastcat.step.peer import Peer, Teacher
+from fastcat.step.sgd import ramped_decay
+from fastcat.step.team import make_team
 from fastcat.stop import StopRequest
-from fastcat.team import make_team
 from fastcat.validate import Validation
 from fastcat.watch import Collapse, Watch
 

@@ -13,15 +13,15 @@ from fastcat.attacks.threat import ThreatModel
 from fastcat.checkpoint import WeightsInfo, save_weights
 from fastcat.config.threats import format_threats
 from fastcat.config.train import TrainConfig
-from fastcat.engine import Engine
 from fastcat.evaluation import NoiseAttack, evaluate
 from fastcat.evaluation.evaluate import answers_after
 from fastcat.guard import NO_ANSWER, answers
 from fastcat.loaders.choose import unchanged_loader
 from fastcat.loaders.dataset import Dataset, as_tensor
 from fastcat.loaders.loader import Loader, Sampling
-from fastcat.peer import Peer
 from fastcat.precision import Precision
+from fastcat.step.engine import Engine
+from fastcat.step.peer import Peer
 from fastcat.stop import Stopped, StopRequest
 
 

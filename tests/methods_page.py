@@ -20,16 +20,16 @@ import pytest
 
 import fastcat.attacks.multi_norm
 import fastcat.attacks.multi_norm_official
-import fastcat.awp
 import fastcat.models.ghost
-import fastcat.swa
+import fastcat.step.awp
+import fastcat.step.swa
 from fastcat.attacks.threat import OFFICIAL
 from fastcat.collaborations import COLLABORATIONS
 from fastcat.config.recipes import RECIPES, about
 from fastcat.files import write_text
 from fastcat.objective import spread
 from fastcat.objectives import METHODS
-from fastcat.sgd import FlatSGD
+from fastcat.step.sgd import FlatSGD
 from tests.harness.comparison import (
     FLOAT32_TOLERANCE,
     FLOAT64_TOLERANCE,
@@ -111,11 +111,14 @@ def subjects() -> list[Subject]:
             )
             for name in OFFICIAL
         ),
-        Subject(name="awp", typed="`--awp`", source=fastcat.awp),
+        Subject(name="awp", typed="`--awp`", source=fastcat.step.awp),
         Subject(name="bn-groups", typed="`--bn-groups`", source=fastcat.models.ghost),
         Subject(name="ema", typed="`--ema`", source=FlatSGD.averaged),
         Subject(
-            name="swa", typed="`--swa`", source=fastcat.swa, tolerances={"float64": SWA_TOLERANCE}
+            name="swa",
+            typed="`--swa`",
+            source=fastcat.step.swa,
+            tolerances={"float64": SWA_TOLERANCE},
         ),
     ]
 

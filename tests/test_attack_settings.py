@@ -17,7 +17,7 @@ from fastcat.config.threats import choose_threats
 from fastcat.errors import InputError
 from fastcat.objective import Objective
 from fastcat.objectives import METHODS, make_objective
-from fastcat.step import attack_views, start_noise
+from fastcat.step.algorithm import attack_views, start_noise
 from fastcat.terms import ce
 from tests.harness.networks import images, noise_of, seeded, tiny_net
 from tests.harness.teams import team_of

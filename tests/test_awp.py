@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-import fastcat.step
-from fastcat.awp import WeightPerturbation
+import fastcat.step.algorithm
 from fastcat.batch import Batch
 from fastcat.config.peers import parse_peers
 from fastcat.config.train import TrainConfig
 from fastcat.errors import InputError
 from fastcat.precision import make_precision
-from fastcat.step import collaborative_step, perturbed, start_noise
-from fastcat.team import Team
+from fastcat.step.algorithm import collaborative_step, perturbed, start_noise
+from fastcat.step.awp import WeightPerturbation
+from fastcat.step.team import Team
 from fastcat.trainer import Trainer
 from tests.harness import tiny
 from tests.harness.comparison import assert_same
@@ -115,9 +115,9 @@ def test_running_statistics_move_at_the_perturbed_weights_once_a_cell() -> None:
             moved = {name for name in old if not _same(old[name], now[name])}
             assert moved == {f"state {n}" for n, p in peer.model.named_parameters() if p.dim() > 1}
             other.model.load_state_dict(peer.model.state_dict())
-    with mock.patch.object(fastcat.step, "attack_views", return_value=views):
+    with mock.patch.object(fastcat.step.algorithm, "attack_views", return_value=views):
         take_step(team)
-    fastcat.step.forward(twin, views)
+    fastcat.step.algorithm.forward(twin, views)
     for peer, other in zip(team.peers, twin.peers, strict=True):
         buffers = dict(peer.model.named_buffers())
         assert buffers["bn1.num_batches_tracked"] == 3
@@ -137,7 +137,7 @@ def test_an_interrupted_step_leaves_the_weights_as_they_were(
     team = team_of(["trades", "alp"], awp=[GAMMA] * 2)
     take_step(team)
     before = weights_of(team)
-    forward, calls = fastcat.step.forward, iter(("pass", "forward"))
+    forward, calls = fastcat.step.algorithm.forward, iter(("pass", "forward"))
 
     def fails(*args: Any) -> Any:
         if next(calls) == place:
@@ -146,7 +146,7 @@ def test_an_interrupted_step_leaves_the_weights_as_they_were(
 
     step = error if place == "descend" else team.scaler.step
     with (
-        mock.patch.object(fastcat.step, "forward", fails),
+        mock.patch.object(fastcat.step.algorithm, "forward", fails),
         mock.patch.object(team.scaler, "step", side_effect=step),
         pytest.raises(error),
     ):

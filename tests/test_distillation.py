@@ -16,8 +16,8 @@ from fastcat.cli import main
 from fastcat.errors import InputError
 from fastcat.objective import Objective, spread
 from fastcat.objectives import make_objective
-from fastcat.step import attack_views, collaborative_step, start_noise
-from fastcat.team import Team
+from fastcat.step.algorithm import attack_views, collaborative_step, start_noise
+from fastcat.step.team import Team
 from fastcat.terms import ce, kl
 from tests.harness import tiny
 from tests.harness.networks import CLASSES, images, seeded

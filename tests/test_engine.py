@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from fastcat.attacks.frozen import Frozen
 from fastcat.config.train import TrainConfig
-from fastcat.engine import ENGINES, Engine, _reason, choose_engine
 from fastcat.errors import InputError
 from fastcat.kernels import winograd
-from fastcat.step import collaborative_step, start_noise
-from fastcat.team import Team
+from fastcat.step.algorithm import collaborative_step, start_noise
+from fastcat.step.engine import ENGINES, Engine, _reason, choose_engine
+from fastcat.step.team import Team
 from fastcat.trainer import Trainer
 from fastcat.validate import ValidationAnswers
 from tests.harness import tiny

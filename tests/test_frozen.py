@@ -22,7 +22,7 @@ from fastcat.batch import Batch
 from fastcat.kernels import winograd
 from fastcat.objectives import make_objective
 from fastcat.precision import make_precision
-from fastcat.step import attack_views, collaborative_step, start_noise
+from fastcat.step.algorithm import attack_views, collaborative_step, start_noise
 from tests.harness.comparison import assert_same
 from tests.harness.foldable import NETWORKS
 from tests.harness.networks import images, seeded, tiny_net

@@ -15,13 +15,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import fastcat.step
+import fastcat.step.algorithm
 from fastcat.attacks.threat import OFFICIAL, WAYS, ThreatModel
 from fastcat.batch import Batch
 from fastcat.config.threats import choose_threats
 from fastcat.objectives import make_objective
 from fastcat.precision import Precision, make_precision
-from fastcat.step import attack_views, collaborative_step
+from fastcat.step.algorithm import attack_views, collaborative_step
 from tests.harness.comparison import (
     FLOAT32_TOLERANCE,
     FLOAT64_TOLERANCE,
@@ -229,7 +229,7 @@ class Ours:
             return views
 
         noise_RS = torch.cat([of_one.transpose(0, 1) for of_one in noise], 1)
-        with mock.patch.object(fastcat.step, "attack_views", watched_attack):
+        with mock.patch.object(fastcat.step.algorithm, "attack_views", watched_attack):
             values = collaborative_step(
                 self.team,
                 Batch(x, y, torch.arange(len(y)), **self.case.mixing(torch.float32)),

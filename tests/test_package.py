@@ -87,7 +87,7 @@ def test_the_step_needs_none_of_the_packages_that_a_run_does() -> None:
     blocked = ["tyro", "yaml", "rich", "PIL", "torchvision", "safetensors", "sklearn"]
     code = (
         f"import sys; sys.modules.update(dict.fromkeys({blocked}));"
-        "import fastcat, fastcat.step, fastcat.team;"
+        "import fastcat, fastcat.step.algorithm, fastcat.step.team;"
         "fastcat.attack, fastcat.ThreatModel"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from fastcat.attacks.threat import ThreatModel, Threats
-from fastcat.blueprint import make_blueprint
 from fastcat.collaboration import Collaboration
 from fastcat.objective import own_views, view_name
 from fastcat.objectives import make_objective
-from fastcat.plan import Cell
-from fastcat.step import forward
+from fastcat.step.algorithm import forward
+from fastcat.step.blueprint import make_blueprint
+from fastcat.step.cells import Cell
 from tests.harness.networks import CLASSES, images
 from tests.harness.teams import team_of
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from fastcat.attacks.frozen import Frozen
 from fastcat.precision import make_precision
-from fastcat.team import Team
+from fastcat.step.team import Team
 from tests.harness.comparison import assert_same
 from tests.harness.engines import Interrupted, engine_of, run, stand_in, state_of
 from tests.harness.networks import tiny_net

@@ -15,7 +15,7 @@ from fastcat.schedules import (
     parse_milestones,
     parse_points,
 )
-from fastcat.sgd import ramped_decay
+from fastcat.step.sgd import ramped_decay
 
 SQRT_HALF = 0.7071067811865476
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcat.schedules import make_schedule
-from fastcat.sgd import FlatSGD
+from fastcat.step.sgd import FlatSGD
 from tests.harness.networks import CLASSES, images, tiny_net
 from tests.reference.step import sgd_update
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import fastcat.step
+import fastcat.step.algorithm
 from fastcat.attacks.free import FreeAttack
 from fastcat.attacks.threat import WAYS, ThreatModel, Threats
 from fastcat.batch import Batch
@@ -22,8 +22,8 @@ from fastcat.checkpoint import read_checkpoint
 from fastcat.cli import main
 from fastcat.errors import InputError
 from fastcat.objectives import make_objective
-from fastcat.step import attack_views, collaborative_step, start_noise
-from fastcat.team import Team
+from fastcat.step.algorithm import attack_views, collaborative_step, start_noise
+from fastcat.step.team import Team
 from tests.harness import tiny
 from tests.harness.comparison import FLOAT32_TOLERANCE, FLOAT64_TOLERANCE, assert_close
 from tests.harness.networks import images, seeded, tiny_net
@@ -73,7 +73,7 @@ def take_step(
         for name, view in given.items():
             assert_close(found[name], view, FLOAT64_TOLERANCE, f"view {name}")
         given = found
-    with mock.patch.object(fastcat.step, "attack_views", return_value=given):
+    with mock.patch.object(fastcat.step.algorithm, "attack_views", return_value=given):
         values = collaborative_step(team, own, noise.to(dtype))
     return dict(zip(team.loss.names, values, strict=True))
 

@@ -14,7 +14,7 @@ from fastcat.errors import InputError
 from fastcat.objective import Objective
 from fastcat.objectives import make_objective
 from fastcat.precision import make_precision
-from fastcat.step import attack_views, collaborative_step, start_noise
+from fastcat.step.algorithm import attack_views, collaborative_step, start_noise
 from tests.harness.comparison import assert_same
 from tests.harness.engines import Interrupted
 from tests.harness.networks import CLASSES, images, noise_of, seeded, tiny_net

@@ -15,9 +15,9 @@ from fastcat.checkpoint import load_weights, read_checkpoint, save_checkpoint
 from fastcat.cli import main
 from fastcat.config.train import TrainConfig
 from fastcat.evaluation import evaluate
-from fastcat.sgd import FlatSGD
+from fastcat.step.sgd import FlatSGD
+from fastcat.step.swa import WeightAverage, recompute_statistics
 from fastcat.stop import Stopped
-from fastcat.swa import WeightAverage, recompute_statistics
 from fastcat.trainer import Trainer
 from tests.harness import tiny
 from tests.harness.comparison import SWA_TOLERANCE, assert_close

@@ -9,12 +9,12 @@ from torch import Tensor
 from fastcat.attacks.pgd import PGD
 from fastcat.attacks.threat import ThreatModel, Threats
 from fastcat.batch import by_share
-from fastcat.blueprint import make_blueprint
 from fastcat.errors import InputError
 from fastcat.kernels import losses
 from fastcat.objective import Objective, own_views, view_name
 from fastcat.objectives import make_objective
-from fastcat.table_loss import TableLoss
+from fastcat.step.blueprint import make_blueprint
+from fastcat.step.table_loss import TableLoss
 from fastcat.terms import Sum, ce, kl
 from tests.harness.teams import team_of
 

@@ -9,7 +9,7 @@ import torch
 from fastcat.attacks.pgd import attack
 from fastcat.attacks.threat import CODES, Start, ThreatModel
 from fastcat.errors import InputError
-from fastcat.step import start_noise
+from fastcat.step.algorithm import start_noise
 from tests.harness.attack_losses import climbed
 from tests.harness.networks import images, seeded, tiny_net
 from tests.harness.teams import team_of

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from fastcat.attacks.threat import ThreatModel, Threats
 from fastcat.batch import Batch
 from fastcat.objectives import make_objective
-from fastcat.step import attack_views, start_noise
-from fastcat.team import Team
+from fastcat.step.algorithm import attack_views, start_noise
+from fastcat.step.team import Team
 from tests.harness.comparison import assert_same
 from tests.harness.networks import images, seeded, tiny_net
 from tests.harness.teams import team_of

@@ -25,8 +25,8 @@ from fastcat.config.threats import choose_threats
 from fastcat.models import make_model
 from fastcat.models.wide_resnet import WideResNet
 from fastcat.objectives import make_objective
-from fastcat.step import collaborative_step, start_noise
-from fastcat.team import Team
+from fastcat.step.algorithm import collaborative_step, start_noise
+from fastcat.step.team import Team
 from tests.harness.networks import CLASSES, images, seeded
 from tests.harness.teams import team_of
 

@@ -32,8 +32,8 @@ from fastcat.settings import settle_types
 
 if TYPE_CHECKING:
     from fastcat.attacks.threat import ThreatModel
-    from fastcat.blueprint import Blueprint
     from fastcat.loaders.augmentation import Augmentation
+    from fastcat.step.blueprint import Blueprint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -360,8 +360,8 @@ class TrainConfig(Run, Optimization, Threat, Augment, Data, Peers):
     def blueprint(self) -> "Blueprint":
         """What a step of these settings does."""
         from fastcat.attacks.threat import NO_THREAT
-        from fastcat.blueprint import make_blueprint
         from fastcat.objective import under
+        from fastcat.step.blueprint import make_blueprint
 
         specs = self.peer_specs()
         learns = [spec.weights is None for spec in specs]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastcat.engine import CudaGraph, static_inputs
+from fastcat.step.engine import CudaGraph, static_inputs
 
 pytestmark = [
     pytest.mark.gpu,

@@ -11,23 +11,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import fastcat.engine
-import fastcat.step
+import fastcat.step.algorithm
+import fastcat.step.engine
 from fastcat.attacks.frozen import Frozen
 from fastcat.attacks.threat import OFFICIAL, ThreatModel, Threats
-from fastcat.awp import WeightPerturbation
 from fastcat.batch import Batch
-from fastcat.engine import Engine
 from fastcat.evaluation import NoiseAttack, parse_attacks
 from fastcat.evaluation.evaluate import answers_after
 from fastcat.kernels.augment import augment
 from fastcat.models import make_model
 from fastcat.models.ghost import split_norms
 from fastcat.objectives import make_objective
-from fastcat.peer import Peer
 from fastcat.precision import make_precision
-from fastcat.sgd import FlatSGD
-from fastcat.team import make_team
+from fastcat.step.awp import WeightPerturbation
+from fastcat.step.engine import Engine
+from fastcat.step.peer import Peer
+from fastcat.step.sgd import FlatSGD
+from fastcat.step.team import make_team
 from fastcat.validate import ValidationAnswers
 from tests.harness.kernel_cases import augment_draws
 from tests.harness.networks import CLASSES, images, mixing, tiny_net
@@ -142,7 +142,7 @@ class Run:
         inputs = (x, *(t.to(DEVICE) for t in (y, torch.arange(len(y)), *mixing)))
         if noise is None:
             return self.engine.step(inputs, x, seed, SGD["lr"])
-        with mock.patch.object(fastcat.engine, "start_noise", return_value=noise.to(DEVICE)):
+        with mock.patch.object(fastcat.step.engine, "start_noise", return_value=noise.to(DEVICE)):
             return self.engine.step(inputs, x, seed, SGD["lr"])
 
     def state(self) -> list[Tensor]:
@@ -241,7 +241,7 @@ def test_a_step_in_half_precision_on_the_views_of_the_oracle(engine: str, precis
         name: view.float().to(DEVICE).contiguous(memory_format=torch.channels_last)
         for name, view in result.views.items()
     }
-    with mock.patch.object(fastcat.step, "attack_views", return_value=views):
+    with mock.patch.object(fastcat.step.algorithm, "attack_views", return_value=views):
         values = run.step(x, y, noise)
     assert not run.said, run.said
     named = dict(zip(run.team.loss.names, values.tolist(), strict=True))

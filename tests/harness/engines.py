@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from fastcat.batch import Batch
-from fastcat.engine import Engine
-from fastcat.team import Team
+from fastcat.step.engine import Engine
+from fastcat.step.team import Team
 from tests.harness.networks import images
 
 

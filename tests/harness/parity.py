@@ -9,15 +9,15 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-import fastcat.step
+import fastcat.step.algorithm
 from fastcat.batch import Batch
 from fastcat.models.ghost import split_norms
 from fastcat.objective import Objective
 from fastcat.objectives import make_objective
-from fastcat.peer import Peer
 from fastcat.precision import Precision, make_precision
-from fastcat.step import attack_views, collaborative_step
-from fastcat.team import Team
+from fastcat.step.algorithm import attack_views, collaborative_step
+from fastcat.step.peer import Peer
+from fastcat.step.team import Team
 from tests.harness.comparison import FLOAT32_TOLERANCE, FLOAT64_TOLERANCE, assert_close
 from tests.harness.networks import images, tiny_net
 from tests.harness.parity_cases import Case
@@ -94,7 +94,7 @@ class Ours:
             views.update(attack_views(*args) if given is None else given)
             return views
 
-        with mock.patch.object(fastcat.step, "attack_views", watched_attack):
+        with mock.patch.object(fastcat.step.algorithm, "attack_views", watched_attack):
             values = collaborative_step(
                 self.team,
                 Batch(x, y, torch.arange(len(y)), **self.case.mixing(len(y))),

@@ -7,14 +7,14 @@ import torch
 from torch import nn
 
 from fastcat.attacks.threat import ThreatModel, Threats
-from fastcat.awp import WeightPerturbation
 from fastcat.collaboration import Student
 from fastcat.objective import Objective
 from fastcat.objectives import make_objective
-from fastcat.peer import Member, Peer, Teacher
 from fastcat.precision import Precision, make_precision
-from fastcat.sgd import FlatSGD
-from fastcat.team import Team, make_team
+from fastcat.step.awp import WeightPerturbation
+from fastcat.step.peer import Member, Peer, Teacher
+from fastcat.step.sgd import FlatSGD
+from fastcat.step.team import Team, make_team
 from tests.harness.networks import CLASSES, images, tiny_net
 
 FP32 = make_precision("fp32", torch.device("cpu"))

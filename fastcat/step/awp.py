@@ -19,7 +19,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from fastcat.sgd import FlatSGD
+from fastcat.step.sgd import FlatSGD
 
 
 class WeightPerturbation:

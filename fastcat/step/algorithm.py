@@ -10,11 +10,11 @@ from contextlib import ExitStack, contextmanager, nullcontext
 import torch
 from torch import Tensor
 
-from fastcat.attack_views import find_views
 from fastcat.attacks.modes import attack_mode
 from fastcat.batch import Batch
 from fastcat.objective import Place, view_name
-from fastcat.team import Team
+from fastcat.step.attack_views import find_views
+from fastcat.step.team import Team
 
 
 def start_noise(team: Team, x: Tensor, generator: torch.Generator) -> Tensor:

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from fastcat.batch import by_share
-from fastcat.blueprint import Blueprint
 from fastcat.errors import InputError
 from fastcat.guard import answers
 from fastcat.kernels.multi_peer_loss import multi_peer_loss
 from fastcat.objective import Place, own_views
-from fastcat.plan import places_of
+from fastcat.step.blueprint import Blueprint
+from fastcat.step.cells import places_of
 from fastcat.terms import Sum, Term, term_rows
 
 

@@ -16,8 +16,8 @@ from fastcat.batch import Batch
 from fastcat.choices import ENGINES
 from fastcat.errors import InputError, nearest
 from fastcat.kernels import winograd
-from fastcat.step import collaborative_step, start_noise
-from fastcat.team import Team
+from fastcat.step.algorithm import collaborative_step, start_noise
+from fastcat.step.team import Team
 
 
 def choose_engine(name: str, device: torch.device, say: Callable[[str], object] = print) -> str:

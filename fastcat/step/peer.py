@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from fastcat.attacks.frozen import Frozen
 from fastcat.attacks.threat import Threats
-from fastcat.awp import WeightPerturbation
 from fastcat.objective import Objective, under
 from fastcat.objectives.teacher import teacher
-from fastcat.sgd import FlatSGD
-from fastcat.swa import WeightAverage
+from fastcat.step.awp import WeightPerturbation
+from fastcat.step.sgd import FlatSGD
+from fastcat.step.swa import WeightAverage
 
 
 class Member:

@@ -12,12 +12,12 @@ from fastcat.attacks.frozen import CannotFreeze, Frozen
 from fastcat.attacks.modes import Network
 from fastcat.attacks.threat import NO_THREAT
 from fastcat.attacks.training import PeerAttack
-from fastcat.blueprint import Blueprint, make_blueprint
-from fastcat.peer import Member, Peer
-from fastcat.plan import Cell
 from fastcat.precision import Precision
-from fastcat.streams import Streams
-from fastcat.table_loss import TableLoss
+from fastcat.step.blueprint import Blueprint, make_blueprint
+from fastcat.step.cells import Cell
+from fastcat.step.peer import Member, Peer
+from fastcat.step.streams import Streams
+from fastcat.step.table_loss import TableLoss
 
 
 @dataclass

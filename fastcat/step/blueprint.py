@@ -6,13 +6,13 @@ It holds no network: a configuration is checked by making one, and a team is bui
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fastcat.attack_views import make_attacks
 from fastcat.attacks.threat import Threats
 from fastcat.attacks.training import PeerAttack
 from fastcat.collaboration import Collaboration, make_students
 from fastcat.collaborations import make_collaboration
 from fastcat.objective import Objective
-from fastcat.plan import Cell, make_plan
+from fastcat.step.attack_views import make_attacks
+from fastcat.step.cells import Cell, make_plan
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""One training step of all peers; algorithm.py is read first."""
