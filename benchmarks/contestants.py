@@ -31,13 +31,13 @@ from fastcat.loaders.dataset import Split
 from fastcat.loaders.loader import Sampling
 from fastcat.models import make_model
 from fastcat.precision import DTYPES, Precision, make_precision
+from fastcat.runs.validate import ValidationAnswers
 from fastcat.seeds import derive_seed
 from fastcat.step.awp import WeightPerturbation
 from fastcat.step.engine import Engine, choose_engine
 from fastcat.step.peer import Member, Peer, Teacher
 from fastcat.step.sgd import FlatSGD
 from fastcat.step.team import make_team
-from fastcat.validate import ValidationAnswers
 
 CLASSES, SIDE, CHANNELS = 10, 32, 3
 # as many as CIFAR-10 has

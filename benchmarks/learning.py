@@ -26,9 +26,9 @@ from fastcat.attacks.threat import WAYS
 from fastcat.config.evaluate import EvalConfig
 from fastcat.environment import environment
 from fastcat.errors import InputError
-from fastcat.evaluation.runs import evaluate_run
 from fastcat.files import write_text
 from fastcat.over_seeds import write_record
+from fastcat.runs.evaluate import evaluate_run
 
 LINF = {
     "eps": 0.1,

@@ -57,7 +57,7 @@ from fastcat.environment import environment
 from fastcat.errors import InputError
 from fastcat.files import claimed, write_text
 from fastcat.precision import make_precision
-from fastcat.trial import check_network
+from fastcat.runs.trial import check_network
 
 
 def race(

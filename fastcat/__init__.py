@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from fastcat.errors import InputError
     from fastcat.evaluation import evaluate
     from fastcat.loaders.items import from_items
-    from fastcat.runs import RunResult, SeedsResult, resume, train
+    from fastcat.runs.api import RunResult, SeedsResult, resume, train
     from fastcat.stop import Stopped
 
     __version__: str

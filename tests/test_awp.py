@@ -14,10 +14,10 @@ from fastcat.config.peers import parse_peers
 from fastcat.config.train import TrainConfig
 from fastcat.errors import InputError
 from fastcat.precision import make_precision
+from fastcat.runs.trainer import Trainer
 from fastcat.step.algorithm import collaborative_step, perturbed, start_noise
 from fastcat.step.awp import WeightPerturbation
 from fastcat.step.team import Team
-from fastcat.trainer import Trainer
 from tests.harness import tiny
 from tests.harness.comparison import assert_same
 from tests.harness.networks import images, seeded, tiny_net

@@ -18,11 +18,11 @@ import pytest
 import torch
 from PIL import Image
 
-from fastcat.checkpoint import read_checkpoint, save_checkpoint
 from fastcat.cli import main
 from fastcat.config.train import TrainConfig
 from fastcat.errors import InputError
-from fastcat.trainer import Trainer
+from fastcat.runs.checkpoint import read_checkpoint, save_checkpoint
+from fastcat.runs.trainer import Trainer
 from tests.harness import tiny
 from tests.harness.runs import SMALL
 

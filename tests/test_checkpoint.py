@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastcat.checkpoint import (
+from fastcat.errors import InputError
+from fastcat.files import write_atomically, write_text
+from fastcat.runs.checkpoint import (
     WeightsInfo,
     load_last_checkpoint,
     load_weights,
@@ -14,8 +16,6 @@ from fastcat.checkpoint import (
     save_checkpoint,
     save_weights,
 )
-from fastcat.errors import InputError
-from fastcat.files import write_atomically, write_text
 
 
 @pytest.fixture

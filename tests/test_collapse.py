@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-import fastcat.course
-import fastcat.trainer
-from fastcat.checkpoint import good_checkpoint, read_checkpoint
+import fastcat.runs.loop
+import fastcat.runs.trainer
 from fastcat.cli import main
-from fastcat.trainer import Trainer
+from fastcat.runs.checkpoint import good_checkpoint, read_checkpoint
+from fastcat.runs.trainer import Trainer
 from tests.harness import tiny
 from tests.harness.runs import assert_same_end
 
@@ -126,12 +126,12 @@ def test_a_rollback_goes_on_more_gently_and_no_kill_changes_its_end(
         return len(state["rollbacks"]) == len(rollbacks) and state["step"] == 14
 
     moments: dict[str, tuple[Any, str, Callable[..., bool]]] = {
-        "not-yet": (fastcat.trainer, "save_checkpoint", before),
-        "collapsed": (fastcat.course, "collapse", dead),
-        "read": (fastcat.course, "read_checkpoint", lambda path: True),
-        "saved": (fastcat.trainer, "save_checkpoint", first_return),
+        "not-yet": (fastcat.runs.trainer, "save_checkpoint", before),
+        "collapsed": (fastcat.runs.loop, "collapse", dead),
+        "read": (fastcat.runs.loop, "read_checkpoint", lambda path: True),
+        "saved": (fastcat.runs.trainer, "save_checkpoint", first_return),
         "saved-as-good-alone": (os, "replace", last_return),
-        "went-on": (fastcat.trainer, "save_checkpoint", within_an_epoch),
+        "went-on": (fastcat.runs.trainer, "save_checkpoint", within_an_epoch),
     }
     for out, (module, name, when) in moments.items():
         with killed(monkeypatch, module, name, when):

@@ -37,9 +37,9 @@ SMALL: dict[str, Any] = {
 }
 # what a command does once its settings are read
 WORK = (
-    "fastcat.runs.train",
-    "fastcat.runs.resume",
-    "fastcat.evaluation.runs.evaluate_run",
+    "fastcat.runs.api.train",
+    "fastcat.runs.api.resume",
+    "fastcat.runs.evaluate.evaluate_run",
     "fastcat.benchmarks.throughput.bench",
     "fastcat.loaders.convert.convert",
 )

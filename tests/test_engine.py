@@ -15,11 +15,11 @@ from fastcat.attacks.frozen import Frozen
 from fastcat.config.train import TrainConfig
 from fastcat.errors import InputError
 from fastcat.kernels import winograd
+from fastcat.runs.trainer import Trainer
+from fastcat.runs.validate import ValidationAnswers
 from fastcat.step.algorithm import collaborative_step, start_noise
 from fastcat.step.engine import ENGINES, Engine, _reason, choose_engine
 from fastcat.step.team import Team
-from fastcat.trainer import Trainer
-from fastcat.validate import ValidationAnswers
 from tests.harness import tiny
 from tests.harness.comparison import assert_close, assert_same
 from tests.harness.engines import BATCH, engine_of, gather, run, stand_in, state_of

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastcat.checkpoint import WeightsInfo, save_weights
 from fastcat.cli import main
 from fastcat.errors import InputError
 from fastcat.models import make_model
 from fastcat.models.ghost import split_norms
 from fastcat.precision import Precision
-from fastcat.trial import check_network
+from fastcat.runs.checkpoint import WeightsInfo, save_weights
+from fastcat.runs.trial import check_network
 from tests.harness import tiny
 from tests.harness.runs import SMALL
 

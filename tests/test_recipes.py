@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import yaml
 
-from fastcat.checkpoint import read_checkpoint
 from fastcat.cli import main
 from fastcat.config.peers import parse_peers
 from fastcat.config.recipes import RECIPES
+from fastcat.runs.checkpoint import read_checkpoint
 from tests.harness import tiny
 from tests.harness.recipes import recipe_settings
 from tests.harness.runs import SMALL, assert_same_end

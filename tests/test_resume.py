@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fastcat.checkpoint import load_last_checkpoint, read_checkpoint
+from fastcat.runs.checkpoint import load_last_checkpoint, read_checkpoint
 from tests.harness.runs import SMALL, assert_same_end, run_tiny, tiny_command
 
 EPOCHS = 12

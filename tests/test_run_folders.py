@@ -9,7 +9,7 @@ import pytest
 from fastcat.cli import main
 from fastcat.config.train import TrainConfig
 from fastcat.errors import InputError
-from fastcat.runs import _claim
+from fastcat.runs.api import _claim
 from tests.harness import tiny
 from tests.harness.runs import SMALL
 
@@ -33,7 +33,7 @@ def test_every_one_of_many_at_once_has_its_own() -> None:
 @pytest.mark.slow
 def test_it_is_taken_after_all_that_can_be_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a name that is chosen before the data are read, and gone when they are."""
-    from fastcat import runs
+    from fastcat.runs.api import api as runs
 
     class Slow(runs.Trainer):
         def __init__(self, *arguments: object) -> None:

@@ -18,10 +18,10 @@ import fastcat.step.algorithm
 from fastcat.attacks.free import FreeAttack
 from fastcat.attacks.threat import WAYS, ThreatModel, Threats
 from fastcat.batch import Batch
-from fastcat.checkpoint import read_checkpoint
 from fastcat.cli import main
 from fastcat.errors import InputError
 from fastcat.objectives import make_objective
+from fastcat.runs.checkpoint import read_checkpoint
 from fastcat.step.algorithm import attack_views, collaborative_step, start_noise
 from fastcat.step.team import Team
 from tests.harness import tiny

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-import fastcat.trainer
-import fastcat.validate
-from fastcat.checkpoint import load_weights, read_checkpoint, save_checkpoint
+import fastcat.runs.trainer
+import fastcat.runs.validate
 from fastcat.cli import main
 from fastcat.config.train import TrainConfig
 from fastcat.evaluation import evaluate
+from fastcat.runs.checkpoint import load_weights, read_checkpoint, save_checkpoint
+from fastcat.runs.trainer import Trainer
 from fastcat.step.sgd import FlatSGD
 from fastcat.step.swa import WeightAverage, recompute_statistics
 from fastcat.stop import Stopped
-from fastcat.trainer import Trainer
 from tests.harness import tiny
 from tests.harness.comparison import SWA_TOLERANCE, assert_close
 from tests.harness.runs import SMALL, assert_same_end, flat_tensors
@@ -96,7 +96,7 @@ def test_a_run_judges_and_keeps_the_average_and_trains_as_without(
             ends.append(state["peers"][0]["model"]["conv2.weight"].clone())
 
     assert main(["train", *RUN, "--swa", "2", "--out", "run"]) == 0
-    monkeypatch.setattr(fastcat.trainer, "save_checkpoint", watched)
+    monkeypatch.setattr(fastcat.runs.trainer, "save_checkpoint", watched)
     assert main(["train", *RUN, "--out", "plain"]) == 0
     state, plain = (
         read_checkpoint(Path(run, "checkpoints", "last.pt")) for run in ("run", "plain")
@@ -130,16 +130,18 @@ def test_a_stop_while_the_average_is_judged_counts_no_epoch_twice(
 ) -> None:
     run = [*RUN, "--swa", "2", "--out"]
     assert main(["train", *run, "whole"]) == 0
-    measure, calls = fastcat.validate.Validation.measure, []
+    measure, calls = fastcat.runs.validate.Validation.measure, []
 
-    def stopped(validation: fastcat.validate.Validation, k: int, request: Any) -> dict[str, Any]:
+    def stopped(
+        validation: fastcat.runs.validate.Validation, k: int, request: Any
+    ) -> dict[str, Any]:
         calls.append(k)
         if len(calls) == 6:
             raise Stopped(15)
         return measure(validation, k, request)
 
     with monkeypatch.context() as patched:
-        patched.setattr(fastcat.validate.Validation, "measure", stopped)
+        patched.setattr(fastcat.runs.validate.Validation, "measure", stopped)
         assert main(["train", *run, "run"]) == 128 + 15
     state = read_checkpoint(Path("run/checkpoints/last.pt"))
     assert (state["epoch"], state["peers"][0]["swa"]["count"]) == (2, 2)

@@ -15,11 +15,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from fastcat.checkpoint import read_checkpoint
 from fastcat.cli import main
 from fastcat.output import Output, encodable, one_line
 from fastcat.progress import has_bar, make_console, task
-from fastcat.recorder import Recorder
+from fastcat.runs.checkpoint import read_checkpoint
+from fastcat.runs.recorder import Recorder
 from tests.harness import tiny
 from tests.harness.runs import SMALL, tiny_command
 

@@ -17,10 +17,10 @@ from fastcat.config.threats import choose_threats, format_threats, parse_threats
 from fastcat.config.train import TrainConfig
 from fastcat.config.yaml_file import to_yaml, yaml_arguments
 from fastcat.errors import InputError
-from fastcat.recorder import table
-from fastcat.trainer import Trainer
-from fastcat.validate import Validation
-from fastcat.watch import Watch
+from fastcat.runs.collapse import Watch
+from fastcat.runs.recorder import table
+from fastcat.runs.trainer import Trainer
+from fastcat.runs.validate import Validation
 from tests.harness import tiny
 from tests.harness.runs import SMALL, assert_same_end
 

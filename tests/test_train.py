@@ -11,11 +11,11 @@ import torch
 
 import fastcat
 from fastcat.attacks.threat import ThreatModel
-from fastcat.checkpoint import load_weights, read_checkpoint
 from fastcat.cli import main
 from fastcat.config.train import TrainConfig
 from fastcat.evaluation import evaluate
-from fastcat.trainer import Trainer
+from fastcat.runs.checkpoint import load_weights, read_checkpoint
+from fastcat.runs.trainer import Trainer
 from tests.harness import tiny
 from tests.harness.runs import SMALL, assert_same_end
 
@@ -177,7 +177,7 @@ def test_validation_has_steps_of_its_own_size(monkeypatch: pytest.MonkeyPatch) -
         judged.extend(threats)
         return evaluate(network, loader, attacks, threats, **settings)
 
-    monkeypatch.setattr(fastcat.validate, "evaluate", watched)
+    monkeypatch.setattr(fastcat.runs.validate, "evaluate", watched)
     small_run("--peers", "at", "--restarts", "2", "--step-size", "0.1", "--val-step-size", "2/255")
     assert judged == [ThreatModel(eps=0.1, step_size=2 / 255, steps=2)] * 2
     _, info = load_weights(Path("run/peers/0-at.last.safetensors"))
@@ -220,9 +220,9 @@ def test_the_average_is_judged_and_kept_and_the_weights_go_on(
         judged.append(network(next(iter(loader))[0]).clone())
         return evaluate(network, loader, *args, **settings)
 
-    monkeypatch.setattr(fastcat.validate, "evaluate", watched)
+    monkeypatch.setattr(fastcat.runs.validate, "evaluate", watched)
     epochs = small_run("--ema", "0.9", "--peers", "at", "--collab", "none", "--lr", "0.3")
-    monkeypatch.setattr(fastcat.validate, "evaluate", evaluate)
+    monkeypatch.setattr(fastcat.runs.validate, "evaluate", evaluate)
     plain = small_run("--peers", "at", "--collab", "none", "--lr", "0.3", out="plain")
     state = read_checkpoint(Path("run/checkpoints/last.pt"))
     for epoch, other in zip(epochs, plain, strict=True):

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from fastcat.watch import DEAD_EPOCHS, OVERFIT_EPOCHS, Watch, collapse, new_signs
+from fastcat.runs.collapse import DEAD_EPOCHS, OVERFIT_EPOCHS, Watch, collapse, new_signs
 
 PAIRS = [("fgsm", "pgd10")]
 HEALTHY = (

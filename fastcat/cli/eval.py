@@ -8,7 +8,7 @@ from fastcat.config.evaluate import EvalConfig
 
 def run(arguments: Sequence[str]) -> int:
     config = parse(EvalConfig, arguments, "eval")
-    from fastcat.evaluation.runs import evaluate_run
+    from fastcat.runs.evaluate import evaluate_run
 
     evaluate_run(config)
     return 0

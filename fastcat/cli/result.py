@@ -3,7 +3,7 @@
 import shlex
 
 from fastcat.over_seeds import rows, table
-from fastcat.runs import RunResult, SeedsResult
+from fastcat.runs.api import RunResult, SeedsResult
 
 
 def print_result(result: RunResult) -> None:

@@ -20,7 +20,7 @@ class ResumeCommand:
 def run(arguments: Sequence[str]) -> int:
     command = parse(ResumeCommand, arguments, "resume")
     from fastcat.cli.result import print_result
-    from fastcat.runs import resume
+    from fastcat.runs.api import resume
 
     print_result(resume(command.run))
     return 0

@@ -43,7 +43,7 @@ def run(arguments: Sequence[str]) -> int:
             raise
         raise InputError(f"{error} (with the settings of {', '.join(files)})") from error
     from fastcat.cli.result import print_result
-    from fastcat.runs import train
+    from fastcat.runs.api import train
 
     print_result(train(config))
     return 0

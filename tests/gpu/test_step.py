@@ -23,12 +23,12 @@ from fastcat.models import make_model
 from fastcat.models.ghost import split_norms
 from fastcat.objectives import make_objective
 from fastcat.precision import make_precision
+from fastcat.runs.validate import ValidationAnswers
 from fastcat.step.awp import WeightPerturbation
 from fastcat.step.engine import Engine
 from fastcat.step.peer import Peer
 from fastcat.step.sgd import FlatSGD
 from fastcat.step.team import make_team
-from fastcat.validate import ValidationAnswers
 from tests.harness.kernel_cases import augment_draws
 from tests.harness.networks import CLASSES, images, mixing, tiny_net
 from tests.reference.step import StepResult, cat_step

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from fastcat.checkpoint import read_checkpoint
 from fastcat.cli import main
+from fastcat.runs.checkpoint import read_checkpoint
 from tests.harness import tiny
 
 TINY = Path(__file__).with_name("tiny.py")

@@ -16,7 +16,7 @@ from fastcat.loaders.backends import ffcv
 from fastcat.loaders.choose import make_loader, unchanged_loader
 from fastcat.loaders.items import from_items
 from fastcat.loaders.loader import Sampling
-from fastcat.trainer import Trainer
+from fastcat.runs.trainer import Trainer
 from tests.harness import tiny
 from tests.harness.random_images import CPU, random_dataset
 
@@ -93,7 +93,7 @@ def test_a_run_hands_on_how_many_workers_there_are(monkeypatch: pytest.MonkeyPat
         asked.append(arguments[-1])  # type: ignore[arg-type]
         return make_loader(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("fastcat.trainer.make_loader", note)
+    monkeypatch.setattr("fastcat.runs.trainer.make_loader", note)
     monkeypatch.setattr("fastcat.loaders.choose.make_loader", note)
     tiny.register()
     config = TrainConfig(arch="tiny", peers="at", batch_size=4, val_size=4, eps=0.1, workers=0)

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastcat.checkpoint import load_weights, outputs_of
 from fastcat.errors import InputError
 from fastcat.files import find_path
 from fastcat.loaders.class_names import by_number
 from fastcat.loaders.dataset import Dataset
+from fastcat.runs.checkpoint import load_weights, outputs_of
 from fastcat.step.peer import Teacher
 
 

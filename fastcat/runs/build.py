@@ -8,13 +8,13 @@ from fastcat.loaders.dataset import Dataset
 from fastcat.models import make_model
 from fastcat.models.ghost import split_norms
 from fastcat.precision import make_precision
+from fastcat.runs.teacher import load_teacher
+from fastcat.runs.trial import check_network
 from fastcat.seeds import derive_seed
 from fastcat.step.awp import WeightPerturbation
 from fastcat.step.peer import Member, Peer
 from fastcat.step.sgd import FlatSGD
 from fastcat.step.swa import WeightAverage
-from fastcat.teacher import load_teacher
-from fastcat.trial import check_network
 
 
 def make_members(

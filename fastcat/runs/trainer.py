@@ -18,12 +18,10 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from fastcat.checkpoint import last_checkpoint, save_checkpoint
 from fastcat.config.train import TrainConfig
 from fastcat.cpus import set_threads
 from fastcat.device import make_device
 from fastcat.errors import InputError
-from fastcat.finite import broken_loss, broken_weight
 from fastcat.loaders.backends.resident import ResidentLoader
 from fastcat.loaders.choose import choose_loader, make_loader
 from fastcat.loaders.class_names import never_learnt
@@ -33,9 +31,13 @@ from fastcat.loaders.extra_file import load_extra
 from fastcat.loaders.loader import Sampling
 from fastcat.loaders.registry import load_dataset
 from fastcat.loaders.validation_split import split_indices
-from fastcat.members import make_members
 from fastcat.precision import make_precision
 from fastcat.progress import make_console, task
+from fastcat.runs.build import make_members
+from fastcat.runs.checkpoint import last_checkpoint, save_checkpoint
+from fastcat.runs.collapse import Collapse, Watch
+from fastcat.runs.finite import broken_loss, broken_weight
+from fastcat.runs.validate import Validation
 from fastcat.schedules import elapsed
 from fastcat.seeds import derive_seed
 from fastcat.step.engine import Engine, choose_engine
@@ -43,8 +45,6 @@ from fastcat.step.peer import Peer, Teacher
 from fastcat.step.sgd import ramped_decay
 from fastcat.step.team import make_team
 from fastcat.stop import StopRequest
-from fastcat.validate import Validation
-from fastcat.watch import Collapse, Watch
 
 
 class Trainer:

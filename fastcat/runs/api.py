@@ -14,11 +14,9 @@ from typing import Any
 
 from rich.console import Console
 
-from fastcat.checkpoint import load_last_checkpoint
 from fastcat.config.seeds import parse_seeds
 from fastcat.config.train import TrainConfig
 from fastcat.config.yaml_file import to_yaml
-from fastcat.course import Course, OnEpoch
 from fastcat.cpus import shared_cpus
 from fastcat.environment import environment
 from fastcat.errors import InputError
@@ -35,12 +33,14 @@ from fastcat.over_seeds import (
     write_record,
 )
 from fastcat.progress import make_console
-from fastcat.recorder import Recorder
 from fastcat.report import renew_report
+from fastcat.runs.checkpoint import load_last_checkpoint
+from fastcat.runs.loop import Course, OnEpoch
+from fastcat.runs.recorder import Recorder
+from fastcat.runs.teacher import with_absolute_weights
+from fastcat.runs.trainer import Trainer
 from fastcat.runtime import restored_settings
 from fastcat.stop import Stopped, StopRequest, stop_request
-from fastcat.teacher import with_absolute_weights
-from fastcat.trainer import Trainer
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from rich.progress import Progress
 from torch import nn
 
 from fastcat.attacks.threat import ThreatModel
-from fastcat.checkpoint import WeightsInfo, load_weights, outputs_of
 from fastcat.config.evaluate import EvalConfig
 from fastcat.config.pixels import format_pixels
 from fastcat.config.threats import format_length, format_threats, parse_threats
@@ -42,8 +41,9 @@ from fastcat.over_seeds import table as table_of
 from fastcat.precision import make_precision
 from fastcat.progress import make_console, make_progress, task
 from fastcat.report import doubts, renew_report, threats_in_words
+from fastcat.runs.checkpoint import WeightsInfo, load_weights, outputs_of
+from fastcat.runs.trial import check_network
 from fastcat.seeds import derive_seed
-from fastcat.trial import check_network
 
 # of whom nothing is known: the radius of nearly every CIFAR paper
 EPS = 8 / 255

@@ -10,7 +10,6 @@ from torch import Tensor
 from fastcat.attacks.modes import attack_mode
 from fastcat.attacks.pgd import Network
 from fastcat.attacks.threat import ThreatModel
-from fastcat.checkpoint import WeightsInfo, save_weights
 from fastcat.config.threats import format_threats
 from fastcat.config.train import TrainConfig
 from fastcat.evaluation import NoiseAttack, evaluate
@@ -20,6 +19,7 @@ from fastcat.loaders.choose import unchanged_loader
 from fastcat.loaders.dataset import Dataset, as_tensor
 from fastcat.loaders.loader import Loader, Sampling
 from fastcat.precision import Precision
+from fastcat.runs.checkpoint import WeightsInfo, save_weights
 from fastcat.step.engine import Engine
 from fastcat.step.peer import Peer
 from fastcat.stop import Stopped, StopRequest

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fastcat.checkpoint import good_checkpoint, last_checkpoint, read_checkpoint
-from fastcat.recorder import Recorder
+from fastcat.runs.checkpoint import good_checkpoint, last_checkpoint, read_checkpoint
+from fastcat.runs.collapse import MOST_ROLLBACKS, Collapse, collapse, new_signs
+from fastcat.runs.recorder import Recorder
+from fastcat.runs.trainer import Trainer
 from fastcat.stop import Stopped, StopRequest
-from fastcat.trainer import Trainer
-from fastcat.watch import MOST_ROLLBACKS, Collapse, collapse, new_signs
 
 # gets an epoch's line of metrics.jsonl
 OnEpoch = Callable[[dict[str, Any]], object]

@@ -1,0 +1,1 @@
+"""A run's folder from beginning to end: train, resume, evaluate."""
