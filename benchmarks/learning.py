@@ -27,7 +27,7 @@ from fastcat.config.evaluate import EvalConfig
 from fastcat.environment import environment
 from fastcat.errors import InputError
 from fastcat.files import write_text
-from fastcat.over_seeds import write_record
+from fastcat.report.seeds import write_record
 from fastcat.runs.evaluate import evaluate_run
 
 LINF = {

@@ -18,7 +18,7 @@ from fastcat.batch import Batch
 from fastcat.cli import main
 from fastcat.guard import NO_ANSWER, CheckedNetwork, answers
 from fastcat.models import ARCHS
-from fastcat.report import doubts
+from fastcat.report.html import doubts
 from tests.harness.networks import CLASSES, images
 from tests.harness.runs import SMALL
 from tests.harness.teams import team_of

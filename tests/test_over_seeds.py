@@ -13,7 +13,7 @@ import yaml
 import fastcat
 from fastcat.cli import main
 from fastcat.config.seeds import parse_seeds
-from fastcat.over_seeds import spread_of
+from fastcat.report.seeds import spread_of
 from tests.harness import tiny
 from tests.harness.runs import SMALL, assert_same_end, run_tiny, tiny_command
 

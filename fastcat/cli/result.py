@@ -2,7 +2,7 @@
 
 import shlex
 
-from fastcat.over_seeds import rows, table
+from fastcat.report.seeds import rows, table
 from fastcat.runs.api import RunResult, SeedsResult
 
 

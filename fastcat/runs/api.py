@@ -23,7 +23,9 @@ from fastcat.errors import InputError
 from fastcat.files import explained, find_path, remove_leftovers, write_text
 from fastcat.loaders.dataset import Dataset
 from fastcat.loaders.registry import is_folder
-from fastcat.over_seeds import (
+from fastcat.progress import make_console
+from fastcat.report.html import renew_report
+from fastcat.report.seeds import (
     SEEDS_FILE,
     Spreads,
     is_over_seeds,
@@ -32,8 +34,6 @@ from fastcat.over_seeds import (
     spreads_of,
     write_record,
 )
-from fastcat.progress import make_console
-from fastcat.report import renew_report
 from fastcat.runs.checkpoint import load_last_checkpoint
 from fastcat.runs.loop import Course, OnEpoch
 from fastcat.runs.recorder import Recorder

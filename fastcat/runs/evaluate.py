@@ -36,11 +36,11 @@ from fastcat.loaders.dataset import Dataset, channel_statistics
 from fastcat.loaders.loader import Loader, Sampling
 from fastcat.loaders.registry import dataset_names, load_dataset
 from fastcat.models import canonical_arch, make_model, normalized
-from fastcat.over_seeds import is_over_seeds, rows, runs_of, spreads_of, write_record
-from fastcat.over_seeds import table as table_of
 from fastcat.precision import make_precision
 from fastcat.progress import make_console, make_progress, task
-from fastcat.report import doubts, renew_report, threats_in_words
+from fastcat.report.html import doubts, renew_report, threats_in_words
+from fastcat.report.seeds import is_over_seeds, rows, runs_of, spreads_of, write_record
+from fastcat.report.seeds import table as table_of
 from fastcat.runs.checkpoint import WeightsInfo, load_weights, outputs_of
 from fastcat.runs.trial import check_network
 from fastcat.seeds import derive_seed

@@ -9,7 +9,7 @@ from rich.console import Console
 from fastcat.files import explained, write_text
 from fastcat.output import one_line
 from fastcat.progress import has_bar, make_progress
-from fastcat.report import headline, renew_report
+from fastcat.report.html import headline, renew_report
 
 
 class Recorder:
