@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from fastcat.cli import main
 from fastcat.errors import InputError
-from fastcat.foreign import load_foreign, lookalikes
 from fastcat.models import make_model, normalized
 from fastcat.models.wide_resnet import WideBlock, WideResNet
+from fastcat.weights.foreign import load_foreign, lookalikes
 from tests.harness import tiny
 from tests.harness.networks import images
 

@@ -11,11 +11,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from fastcat.foreign import lookalikes
 from fastcat.guard import answers
 from fastcat.loaders.loader import Loader
 from fastcat.models import normalized
 from fastcat.runs.checkpoint import WeightsInfo
+from fastcat.weights.foreign import lookalikes
 
 # enough to tell a network from another function of its weights
 IMAGES = 256

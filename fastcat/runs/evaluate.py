@@ -28,7 +28,6 @@ from fastcat.evaluation.attack import parse_attacks
 from fastcat.evaluation.evaluate import evaluate
 from fastcat.evaluation.recognise import recognise
 from fastcat.files import claimed, write_text
-from fastcat.foreign import load_foreign
 from fastcat.loaders.choose import unchanged_loader
 from fastcat.loaders.class_names import by_number, relabelled
 from fastcat.loaders.class_order import in_order, numeric_order, order_note
@@ -44,6 +43,7 @@ from fastcat.report.seeds import table as table_of
 from fastcat.runs.checkpoint import WeightsInfo, load_weights, outputs_of
 from fastcat.runs.trial import check_network
 from fastcat.seeds import derive_seed
+from fastcat.weights.foreign import load_foreign
 
 # of whom nothing is known: the radius of nearly every CIFAR paper
 EPS = 8 / 255

@@ -1,0 +1,1 @@
+"""Files of weights: what other projects wrote."""
