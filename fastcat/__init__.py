@@ -32,16 +32,16 @@ __all__ = [
 # the module of each public name, imported when the name is asked for
 _HOMES = {
     "InputError": "errors",
-    "RunResult": "runs",
-    "SeedsResult": "runs",
+    "RunResult": "runs.api",
+    "SeedsResult": "runs.api",
     "Stopped": "stop",
     "ThreatModel": "attacks.threat",
     "TrainConfig": "config.train",
     "attack": "attacks.pgd",
     "evaluate": "evaluation",
     "from_items": "loaders.items",
-    "resume": "runs",
-    "train": "runs",
+    "resume": "runs.api",
+    "train": "runs.api",
 }
 
 

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -10,66 +11,86 @@ import pytest
 import fastcat
 from tests.harness.sources import LINKED, ROOT, SOURCES, module_name
 
-# who may import whom inside the package: only what stands further down
-LAYERS = (
-    "__main__", "cli",
-    "benchmarks",
-    "runs", "course", "trainer", "recorder", "validate", "members",
-    "engine", "step", "methods",
-    "evaluation", "report", "over_seeds", "config",
-    "finite", "team", "table_loss", "blueprint", "attack_views",
-    "collaborations", "teaching", "collaboration", "plan",
-    "teacher", "peer",
-    "objectives", "objective", "squeeze", "free", "multi_norm_official",
-    "multi_norm", "pgd", "frozen", "streams", "training_attack", "threat", "terms",
-    "awp", "sgd", "swa", "checkpoint", "foreign", "models",
-    "trial", "precision", "watch", "runtime",
-    "environment", "device", "progress", "stop", "settings", "modes",
-    "loaders", "guard", "schedules", "batch", "seeds", "files", "output", "cpus",
-    "choices", "registry", "errors",
-    "kernels",
-)  # fmt: skip
-LOADERS_MAY_IMPORT = {
-    *("kernels", "guard", "batch", "seeds", "choices", "registry", "errors", "files", "cpus"),
+# folders and files of the package from the roof down: each may import what stands below it
+FLOORS = (
+    ("__main__",),
+    ("cli",),
+    ("benchmarks",),
+    ("runs",),
+    ("report", "weights", "config", "evaluation"),
+    ("methods",),
+    ("step",),
+    ("collaborations",),
+    ("objectives",),
+    # the vocabulary of methods and collaborations
+    ("collaboration",),
+    ("objective",),
+    ("attacks", "terms", "models", "loaders"),
+    # the ground floor
+    ("batch", "cpus", "device", "environment", "files", "guard", "precision", "progress"),
+    ("registry", "runtime", "schedules", "seeds", "settings", "stop"),
+    ("choices", "errors", "kernels", "output"),
+)
+# whose arrows within a floor are these
+BESIDE = {
+    ("report", "config"),
+    ("weights", "models"),
 }
 
 
 def imports(path: Path) -> set[str]:
-    """Absolute names of everything that a file imports."""
-    package = module_name(path).rpartition(".")[0]
+    """The package's modules that a file imports."""
+    own = module_name(path)
+    package = own if path.name == "__init__.py" else own.rpartition(".")[0]
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found.add(f"{package}.{node.module}" if node.level else str(node.module))
-    return found
+            parts = package.split(".")[: -node.level + 1 or None] if node.level else []
+            module = ".".join([*parts, *filter(None, [node.module])])
+            found |= {f"{module}.{alias.name}" for alias in node.names} | {module}
+    return found & MODULES
 
 
-def layer(module: str) -> str | None:
-    """The part of the package that a module belongs to; None for foreign ones."""
-    package, _, rest = module.partition(".")
-    return rest.partition(".")[0] if package == "fastcat" and rest else None
+MODULES = {module_name(path) for path in SOURCES}
+IMPORTS = {module_name(path): imports(path) - {"fastcat"} for path in SOURCES}
 
 
-def test_every_module_has_its_layer() -> None:
+def wing(module: str) -> str | None:
+    """The folder or file of the package that a module belongs to; None for the package itself."""
+    return module.partition(".")[2].partition(".")[0] or None
+
+
+def test_every_module_has_its_floor() -> None:
     """Catches a module that the test of imports would silently pass over."""
-    assert {layer(module_name(path)) for path in SOURCES} - {None} == set(LAYERS)
-    assert len(set(LAYERS)) == len(LAYERS)
+    named = [name for floor in FLOORS for name in floor]
+    assert {wing(module) for module in MODULES} - {None} == set(named)
+    assert len(set(named)) == len(named)
 
 
 def test_imports_go_down_only() -> None:
+    floor_of = {name: n for n, floor in enumerate(FLOORS) for name in floor}
     wrong = []
-    for path in SOURCES:
-        own = layer(module_name(path))
-        for name in imports(path):
-            other = layer(name)
-            if own is None or other is None or own == other:
+    for module, imported in IMPORTS.items():
+        own = wing(module)
+        for name in imported if own else ():
+            other = wing(name)
+            if other is None or own == other or (own, other) in BESIDE:
                 continue
-            down = LAYERS.index(other) > LAYERS.index(own)
-            if not down or (own == "loaders" and other not in LOADERS_MAY_IMPORT):
-                wrong.append(f"{module_name(path)} imports {name}")
-    assert not wrong
+            if floor_of[other] <= floor_of[own]:
+                wrong.append(f"{module} imports {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_file_imports_itself_by_way_of_others() -> None:
+    sorter = TopologicalSorter(
+        {module: imported - {module} for module, imported in IMPORTS.items()}
+    )
+    try:
+        sorter.prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
 
 
 def test_linked_folders_are_no_packages_of_their_own() -> None:

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from fastcat.batch import Batch
-from fastcat.evaluation.recognise import recognise
 from fastcat.models import ARCHS, normalized
 from fastcat.runs.checkpoint import WeightsInfo
+from fastcat.runs.recognise import recognise
 from tests.harness.networks import images
 
 CLASSES = 5

@@ -10,11 +10,11 @@ import torch
 import yaml
 
 from fastcat.cli import main
+from fastcat.collaborations._teachers import parse_teachers
 from fastcat.config.train import TrainConfig
 from fastcat.errors import InputError
 from fastcat.runs.checkpoint import load_weights, read_checkpoint, save_weights
 from fastcat.runs.trainer import Trainer
-from fastcat.teaching import parse_teachers
 from tests.harness import tiny
 from tests.harness.comparison import assert_same
 from tests.harness.runs import SMALL, assert_same_end

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from fastcat.runs.collapse import DEAD_EPOCHS, OVERFIT_EPOCHS, Watch, collapse, new_signs
+from fastcat.report.signs import new_signs
+from fastcat.runs.collapse import DEAD_EPOCHS, OVERFIT_EPOCHS, Watch, collapse
 
 PAIRS = [("fgsm", "pgd10")]
 HEALTHY = (

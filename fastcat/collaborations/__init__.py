@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fastcat.collaboration import Collaboration, Student
+from fastcat.collaborations._teachers import asked_teachers, parse_teachers
 from fastcat.errors import InputError
 from fastcat.registry import Choices
 from fastcat.settings import read_settings, split_settings
-from fastcat.teaching import asked_teachers, parse_teachers
 
 COLLABORATIONS = Choices("fastcat.collaborations", "collaboration")
 # their arguments that are no settings

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcat.errors import InputError, nearest
-from fastcat.models.elsewhere import build_elsewhere, find_elsewhere
+from fastcat.models.external import build_external, find_external
 from fastcat.models.mobilenet import mobilenet
 from fastcat.models.mobilenet_v2 import mobilenetv2
 from fastcat.models.preact_resnet import (
@@ -50,11 +50,11 @@ _SYNONYMS = {"wideresnet": "wrn", "prn18": "preactresnet18", "silu": "swish"}
 def canonical_arch(name: str) -> str:
     """The name in ARCHS for any common spelling: ResNet18, PreAct-ResNet-18, PRN18, VGG16-BN.
 
-    A name with a colon is someone else's, see `find_elsewhere`, and stays as it is. Raises
+    A name with a colon is someone else's, see `find_external`, and stays as it is. Raises
     InputError for a name that leads nowhere.
     """
     if ":" in name:
-        find_elsewhere(name)
+        find_external(name)
         return name
     plain = _plain(name)
     for synonym, word in _SYNONYMS.items():
@@ -98,9 +98,7 @@ def make_model(
     architecture that is unknown, or cannot be built for these classes and channels.
     """
     arch = canonical_arch(arch)
-    net = (
-        build_elsewhere(arch, classes, channels) if ":" in arch else ARCHS[arch](classes, channels)
-    )
+    net = build_external(arch, classes, channels) if ":" in arch else ARCHS[arch](classes, channels)
     return net if normalize is None else normalized(net, *normalize)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from fastcat.errors import InputError
 from fastcat.files import write_text
 from fastcat.report.seeds import is_over_seeds, read_record, read_spreads, rows, runs_of
-from fastcat.runs.collapse import new_signs
+from fastcat.report.signs import new_signs
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 260, 52, 28, 12
 # told apart by colour-blind readers too (Okabe and Ito)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastcat.errors import InputError
+from fastcat.report.signs import new_signs
 
 # other classes are answered so much more rarely than they occur: no classifier that has learnt
 # anything is as lopsided, a collapsed one answers a single class
@@ -152,16 +153,3 @@ def collapse(record: dict[str, Any]) -> str | None:
     """The signs of an epoch's record that training came to nothing, in words."""
     lines = new_signs(record, {"peers": {}}, COLLAPSES)
     return "; ".join(lines) or None
-
-
-def new_signs(
-    record: dict[str, Any], former: dict[str, Any], among: Collection[str] | None = None
-) -> list[str]:
-    """A line for each sign of an epoch's record that the record before it does not show."""
-    lines = []
-    for name, entry in record["peers"].items():
-        known = former["peers"].get(name, {}).get("signs", ())
-        for sign, sentence in entry.get("signs", {}).items():
-            if sign not in known and (among is None or sign in among):
-                lines.append(f"{name} in epoch {record['epoch']}: {sign}: {sentence}")
-    return lines

@@ -26,7 +26,6 @@ from fastcat.environment import environment
 from fastcat.errors import InputError, nearest
 from fastcat.evaluation.attack import parse_attacks
 from fastcat.evaluation.evaluate import evaluate
-from fastcat.evaluation.recognise import recognise
 from fastcat.files import claimed, write_text
 from fastcat.loaders.choose import unchanged_loader
 from fastcat.loaders.class_names import by_number, relabelled
@@ -41,6 +40,7 @@ from fastcat.report.html import doubts, renew_report, threats_in_words
 from fastcat.report.seeds import is_over_seeds, rows, runs_of, spreads_of, write_record
 from fastcat.report.seeds import table as table_of
 from fastcat.runs.checkpoint import WeightsInfo, load_weights, outputs_of
+from fastcat.runs.recognise import recognise
 from fastcat.runs.trial import check_network
 from fastcat.seeds import derive_seed
 from fastcat.weights.foreign import load_foreign

@@ -5,8 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fastcat.report.signs import new_signs
 from fastcat.runs.checkpoint import good_checkpoint, last_checkpoint, read_checkpoint
-from fastcat.runs.collapse import MOST_ROLLBACKS, Collapse, collapse, new_signs
+from fastcat.runs.collapse import MOST_ROLLBACKS, Collapse, collapse
 from fastcat.runs.recorder import Recorder
 from fastcat.runs.trainer import Trainer
 from fastcat.stop import Stopped, StopRequest

@@ -20,7 +20,7 @@ _TORCHVISION_SETTINGS = {
 }
 
 
-def find_elsewhere(name: str) -> Callable[[int, int], nn.Module]:
+def find_external(name: str) -> Callable[[int, int], nn.Module]:
     """The function (classes, channels) -> network for a name with a colon.
 
     Raises InputError for a name that leads nowhere.
@@ -30,12 +30,12 @@ def find_elsewhere(name: str) -> Callable[[int, int], nn.Module]:
     return libraries.get(library, lambda _: _find_own(name))(rest)
 
 
-def build_elsewhere(name: str, classes: int, channels: int) -> nn.Module:
+def build_external(name: str, classes: int, channels: int) -> nn.Module:
     """A network for a name with a colon.
 
     Raises InputError for a name that leads nowhere, and for whatever the building of it raises.
     """
-    make = find_elsewhere(name)
+    make = find_external(name)
     try:
         net = make(classes, channels)
     except InputError:
