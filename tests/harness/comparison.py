@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# of docs/methods.md, relative to the largest magnitude in a tensor; see tests/test_parity.py
+# of docs/methods.md, relative to the largest magnitude in a tensor; see tests/step/test_parity.py
 FLOAT64_TOLERANCE = 1e-11
 FLOAT32_TOLERANCE = 5e-5
 KL_TOLERANCE = 1e-9

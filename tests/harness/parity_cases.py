@@ -356,7 +356,7 @@ GIVEN_VIEWS = [
     if all(settings.get("bn") != "moving" for _, settings in case.values[0].peers)
 ]
 
-# what each stands for in other engines and precisions; tests/test_parity.py runs all cases itself
+# what each stands for in other engines and precisions; test_parity.py runs all cases itself
 REPRESENTATIVES = {
     "trades+alp-default_alpha": "the pair of the paper",
     "smoothed": "smoothed labels, a ring of teachers",

@@ -1,7 +1,7 @@
 """Attacks as published code runs them: its plain loops, written from the formula, beside ours.
 
 Whole training steps under `max-official`, `msd-official` and `l2:code=trades` are compared in
-tests/test_multi_norm.py.
+tests/step/test_multi_norm.py.
 """
 
 import pytest

@@ -136,7 +136,7 @@ def attacks_of(text: str) -> list[Any]:
         ("pgd20:restarts=0", "restarts is 0, expected at least 1"),
         ("pgd20:loss=mse", "unknown attack loss 'mse'"),
         ("no.such:thing", "cannot import attack 'no.such:thing'"),
-        ("tests.test_evaluation:seeded", "annotated `-> EvaluationAttack`"),
+        ("tests.evaluation.test_evaluation:seeded", "annotated `-> EvaluationAttack`"),
     ],
 )
 def test_settings_that_an_attack_cannot_have(text: str, message: str) -> None:
@@ -167,7 +167,7 @@ def corner(share: float = 1.0) -> EvaluationAttack:
 def test_an_attack_of_ones_own() -> None:
     """By name with settings, and as a function; both count as what they move says."""
     net, (x, y) = tiny_net(0).eval(), images(1, 40)
-    name = "tests.test_evaluation:corner:share=0.5"
+    name = "tests.evaluation.test_evaluation:corner:share=0.5"
     report = fastcat.evaluate(net, [(x, y)], f"clean,{name}", THREAT)
     moved = net((x + 0.5 * THREAT.eps).clamp(0, 1)).argmax(1)
     assert report.correct[name] == int((moved == y).sum())

@@ -1,6 +1,6 @@
 """Fast-AT, Free-AT, PGD and CW on one network, CAT's logged forward; all against float64.
 
-Tolerances are those of tests/test_parity.py; float32 gets the oracle's views, and a smooth network.
+Tolerances are those of test_parity.py; float32 gets the oracle's views, and a smooth network.
 """
 
 import copy

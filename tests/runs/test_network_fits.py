@@ -19,7 +19,7 @@ from tests.harness import tiny
 from tests.harness.runs import SMALL
 
 FP32 = Precision("fp32", "cpu")
-HERE = "tests.test_network_fits"
+HERE = "tests.runs.test_network_fits"
 
 
 class Then(nn.Module):
@@ -198,11 +198,17 @@ def teaching(folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--arch", f"{HERE}:fewer", "--peers", "at"], "0-at (tests.test_network_fits:fewer) "),
-        (["--peers", f"at,at@{HERE}:maps"], "1-at (tests.test_network_fits:maps) gives float32"),
+        (
+            ["--arch", f"{HERE}:fewer", "--peers", "at"],
+            f"0-at ({HERE}:fewer) ",
+        ),
+        (
+            ["--peers", f"at,at@{HERE}:maps"],
+            f"1-at ({HERE}:maps) gives float32",
+        ),
         (["--arch", f"{HERE}:fewer", "--seeds", "0,1"], "gives 2 logits an image, expected 10"),
         (["--arch", f"{HERE}:broken"], "cannot be built for 10 classes"),
-        ("teaching", "0-teacher (tests.test_network_fits:maps) gives float32 of shape"),
+        ("teaching", "0-teacher (tests.runs.test_network_fits:maps) gives float32 of shape"),
     ],
 )
 def test_train_leaves_no_folder(
@@ -221,7 +227,7 @@ def test_eval_and_bench_refuse(folder: Path, capsys: pytest.CaptureFixture[str])
     torch.save(maps(10, 1).state_dict(), "it.pt")
     arch = ["--arch", f"{HERE}:maps"]
     assert main(["eval", "it.pt", *arch, "--data", "digits", "--out", "it.json"]) == 2
-    assert "it.pt (tests.test_network_fits:maps) gives float32 of" in capsys.readouterr().err
+    assert "it.pt (tests.runs.test_network_fits:maps) gives float32 of" in capsys.readouterr().err
     assert main(["bench", *arch, "--out", "bench.json"]) == 2
-    assert "tests.test_network_fits:maps gives float32 of shape (2, " in capsys.readouterr().err
+    assert f"{HERE}:maps gives float32 of shape (2, " in capsys.readouterr().err
     assert [path.name for path in folder.iterdir()] == ["it.pt"]

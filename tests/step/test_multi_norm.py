@@ -1,6 +1,6 @@
 """Several threat models: specialists, generalists and MAT-MP against the oracle of tests/reference.
 
-What is compared, and the tolerances, are those of tests/test_parity.py, but that float64 is held to
+What is compared, and the tolerances, are those of test_parity.py, but that float64 is held to
 1e-9 where TRADES or ST takes steps of l2: those keep the size of a gradient, which near the start
 is a difference of almost equal numbers, and not its sign alone (measured 1e-11).
 """

@@ -83,7 +83,7 @@ def test_the_representatives_have_every_feature() -> None:
     given = [case for case in few if case in GIVEN_VIEWS]
     attacks = {name for name in features(CASES) if "=" in name} | {"restarts"}
     assert features(given) | attacks == features(CASES)
-    # those of tests/test_single_network.py and tests/test_multi_norm.py
+    # those of tests/step/test_single_network.py and tests/step/test_multi_norm.py
     assert {name for case in CASES for name, _ in case.values[0].peers} == {
         *set(METHODS) - {"fast", "free", "pgd-cw"}
     }
