@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.sources import LINKED, ROOT, SOURCES, module_name
+from tools.imports import LINKED, ROOT, SOURCES, module_name
 
 pytestmark = [pytest.mark.slow, pytest.mark.process]
 

@@ -1,15 +1,13 @@
 """The house: what is installed, which way imports point, and that names lead somewhere."""
 
-import ast
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
-from pathlib import Path
 
 import pytest
 
 import fastcat
-from tests.harness.sources import LINKED, ROOT, SOURCES, module_name
+from tools.imports import LINKED, ROOT, floors, imports, part
 
 # folders and files of the package from the roof down: each may import what stands below it
 FLOORS = (
@@ -17,7 +15,8 @@ FLOORS = (
     ("cli",),
     ("benchmarks",),
     ("runs",),
-    ("report", "weights", "config", "evaluation"),
+    ("report",),
+    ("config", "evaluation", "weights"),
     ("methods",),
     ("step",),
     ("collaborations",),
@@ -31,64 +30,29 @@ FLOORS = (
     ("registry", "runtime", "schedules", "seeds", "settings", "stop"),
     ("choices", "errors", "kernels", "output"),
 )
-# whose arrows within a floor are these
-BESIDE = {
-    ("report", "config"),
-    ("weights", "models"),
-}
 
 
-def imports(path: Path) -> set[str]:
-    """The package's modules that a file imports."""
-    own = module_name(path)
-    package = own if path.name == "__init__.py" else own.rpartition(".")[0]
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            parts = package.split(".")[: -node.level + 1 or None] if node.level else []
-            module = ".".join([*parts, *filter(None, [node.module])])
-            found |= {f"{module}.{alias.name}" for alias in node.names} | {module}
-    return found & MODULES
-
-
-MODULES = {module_name(path) for path in SOURCES}
-IMPORTS = {module_name(path): imports(path) - {"fastcat"} for path in SOURCES}
-
-
-def wing(module: str) -> str | None:
-    """The folder or file of the package that a module belongs to; None for the package itself."""
-    return module.partition(".")[2].partition(".")[0] or None
-
-
-def test_every_module_has_its_floor() -> None:
-    """Catches a module that the test of imports would silently pass over."""
+def test_every_part_has_its_floor() -> None:
+    """Catches a part that the test of imports would silently pass over."""
     named = [name for floor in FLOORS for name in floor]
-    assert {wing(module) for module in MODULES} - {None} == set(named)
+    assert set(floors()) == set(named)
     assert len(set(named)) == len(named)
 
 
 def test_imports_go_down_only() -> None:
     floor_of = {name: n for n, floor in enumerate(FLOORS) for name in floor}
     wrong = []
-    for module, imported in IMPORTS.items():
-        own = wing(module)
-        for name in imported if own else ():
-            other = wing(name)
-            if other is None or own == other or (own, other) in BESIDE:
-                continue
-            if floor_of[other] <= floor_of[own]:
-                wrong.append(f"{module} imports {name}")
+    for module, others in imports().items():
+        own = part(module)
+        for other in others if own else ():
+            if own != part(other) and floor_of[part(other)] <= floor_of[own]:
+                wrong.append(f"{module} imports {other}")
     assert not wrong, "\n".join(wrong)
 
 
 def test_no_file_imports_itself_by_way_of_others() -> None:
-    sorter = TopologicalSorter(
-        {module: imported - {module} for module, imported in IMPORTS.items()}
-    )
     try:
-        sorter.prepare()
+        TopologicalSorter(imports()).prepare()
     except CycleError as error:
         pytest.fail(" -> ".join(error.args[1]))
 

@@ -1,12 +1,12 @@
-"""The folders of the package and what each is for: the page on reading order has them."""
+"""The parts of the package from the roof down, and what each is for, drawn from their imports."""
 
 import ast
 from pathlib import Path
 
-from tools.results import ROOT
+from tools.imports import LINKED, ROOT, floors
 
-# no packages of their own, but linked into fastcat
-LINKED = {
+# what is no package of its own
+TEXTS = {
     "kernels": "One file a kernel: formula, reference in plain PyTorch, Triton kernel, launcher.",
     "loaders": "Batches, data sets and file formats.",
     "benchmarks": "What is measured, and the papers' loops.",
@@ -14,18 +14,30 @@ LINKED = {
 
 
 def tree() -> str:
-    """The package's folders, and those that are linked into it with theirs."""
-    lines = ["fastcat/", *below(ROOT / "fastcat")]
-    for name, text in LINKED.items():
-        lines += ["", f"{name + '/':18} {text}".rstrip(), *below(ROOT / name)]
+    """Folders and files of fastcat/: each imports only what stands below its line."""
+    rows: dict[int, list[str]] = {}
+    for name, floor in sorted(floors().items()):
+        rows.setdefault(floor, []).append(name)
+    lines = []
+    for floor in sorted(rows, reverse=True):
+        folders = [name for name in rows[floor] if (ROOT / "fastcat" / name).is_dir()]
+        files = [f"{name}.py" for name in rows[floor] if name not in folders]
+        lines += [f"{floor:2}  {f'{name}/':16} {about(name)}".rstrip() for name in folders]
+        for n in range(0, len(files), 6):
+            lines.append(f"{floor:2}  {'  '.join(files[n : n + 6])}")
+    for folder in sorted(init for name in LINKED for init in (ROOT / name).glob("*/__init__.py")):
+        lines.append(
+            f"    {f'{folder.parents[1].name}/{folder.parent.name}/':18} {sentence(folder)}"
+        )
     return "\n".join(["```text", *lines, "```"])
 
 
-def below(folder: Path) -> list[str]:
-    """The packages in a folder, each with the first sentence of its docstring's first line."""
-    lines = []
-    for init in sorted(folder.glob("*/__init__.py")):
-        text = (ast.get_docstring(ast.parse(init.read_text())) or "").partition("\n")[0]
-        sentence = text.partition(". ")[0].rstrip(".") + "." if text else ""
-        lines.append(f"  {init.parent.name + '/':16} {sentence}".rstrip())
-    return lines
+def about(name: str) -> str:
+    """What a folder is for."""
+    return TEXTS.get(name) or sentence(ROOT / "fastcat" / name / "__init__.py")
+
+
+def sentence(init: Path) -> str:
+    """The first sentence of a package's docstring."""
+    text = (ast.get_docstring(ast.parse(init.read_text())) or "").partition("\n")[0]
+    return text.partition(". ")[0].rstrip(".") + "." if text else ""

@@ -505,7 +505,7 @@ def test_weights_that_are_no_weights(run: Path, capsys: pytest.CaptureFixture[st
 
 
 EVALS = {
-    "unknown attack": ("--attacks pgd", "'pgd'.*pgdN"),
+    "unknown attack": ("--attacks pgd", "pgd needs steps: pgd takes steps, loss=ce"),
     "attack twice": ("--attacks clean,clean", "twice"),
     "unknown peer": ("--peer 7", "no peer '7'"),
     "more images than there are": ("--n 5000", "has 359 images"),
