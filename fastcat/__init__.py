@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from fastcat.evaluation import evaluate
     from fastcat.loaders.items import from_items
     from fastcat.runs.api import RunResult, SeedsResult, resume, train
+    from fastcat.runs.loading import load
     from fastcat.stop import Stopped
 
     __version__: str
@@ -25,6 +26,7 @@ __all__ = [
     "attack",
     "evaluate",
     "from_items",
+    "load",
     "resume",
     "train",
 ]
@@ -40,6 +42,7 @@ _HOMES = {
     "attack": "attacks.pgd",
     "evaluate": "evaluation",
     "from_items": "loaders.items",
+    "load": "runs.loading",
     "resume": "runs.api",
     "train": "runs.api",
 }

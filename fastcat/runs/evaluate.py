@@ -39,10 +39,10 @@ from fastcat.progress import make_console, make_progress, task
 from fastcat.report.html import doubts, renew_report, threats_in_words
 from fastcat.report.seeds import is_over_seeds, rows, runs_of, spreads_of, write_record
 from fastcat.report.seeds import table as table_of
-from fastcat.runs.checkpoint import WeightsInfo, load_weights, outputs_of
 from fastcat.runs.recognise import recognise
 from fastcat.runs.trial import check_network
 from fastcat.seeds import derive_seed
+from fastcat.weights.file import WeightsInfo, load_weights, outputs_of
 from fastcat.weights.foreign import load_foreign
 
 # of whom nothing is known: the radius of nearly every CIFAR paper

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fastcat.guard import answers
 from fastcat.loaders.loader import Loader
 from fastcat.models import normalized
-from fastcat.runs.checkpoint import WeightsInfo
+from fastcat.weights.file import WeightsInfo
 from fastcat.weights.foreign import lookalikes
 
 # enough to tell a network from another function of its weights

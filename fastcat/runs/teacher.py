@@ -11,8 +11,8 @@ from fastcat.errors import InputError
 from fastcat.files import find_path
 from fastcat.loaders.class_names import by_number
 from fastcat.loaders.dataset import Dataset
-from fastcat.runs.checkpoint import load_weights, outputs_of
 from fastcat.step.peer import Teacher
+from fastcat.weights.file import load_weights, outputs_of
 
 
 class Reordered(nn.Module):

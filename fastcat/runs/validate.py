@@ -19,10 +19,10 @@ from fastcat.loaders.choose import unchanged_loader
 from fastcat.loaders.dataset import Dataset, as_tensor
 from fastcat.loaders.loader import Loader, Sampling
 from fastcat.precision import Precision
-from fastcat.runs.checkpoint import WeightsInfo, save_weights
 from fastcat.step.engine import Engine
 from fastcat.step.peer import Peer
 from fastcat.stop import Stopped, StopRequest
+from fastcat.weights.file import WeightsInfo, save_weights
 
 
 class ValidationAnswers:

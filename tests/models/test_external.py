@@ -12,7 +12,7 @@ from fastcat.cli import main
 from fastcat.config.peers import parse_peers
 from fastcat.errors import InputError
 from fastcat.models import canonical_arch, make_model
-from fastcat.runs.checkpoint import WeightsInfo, load_weights, save_weights
+from fastcat.weights.file import WeightsInfo, load_weights, save_weights
 from tests.harness.networks import images
 from tests.harness.runs import SMALL
 

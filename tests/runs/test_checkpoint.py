@@ -8,14 +8,8 @@ import torch
 
 from fastcat.errors import InputError
 from fastcat.files import write_atomically, write_text
-from fastcat.runs.checkpoint import (
-    WeightsInfo,
-    load_last_checkpoint,
-    load_weights,
-    read_checkpoint,
-    save_checkpoint,
-    save_weights,
-)
+from fastcat.runs.checkpoint import load_last_checkpoint, read_checkpoint, save_checkpoint
+from fastcat.weights.file import WeightsInfo, load_weights, save_weights
 
 
 @pytest.fixture

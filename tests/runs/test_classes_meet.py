@@ -11,8 +11,8 @@ import torch
 from fastcat.cli import main
 from fastcat.errors import InputError
 from fastcat.loaders.formats.folder import load_folder
-from fastcat.runs.checkpoint import load_weights, outputs_of, save_weights
 from fastcat.runs.teacher import load_teacher
+from fastcat.weights.file import load_weights, outputs_of, save_weights
 from tests.harness import tiny
 from tests.harness.image_folders import make_folder
 

@@ -13,8 +13,8 @@ from fastcat.errors import InputError
 from fastcat.models import make_model
 from fastcat.models.ghost import split_norms
 from fastcat.precision import Precision
-from fastcat.runs.checkpoint import WeightsInfo, save_weights
 from fastcat.runs.trial import check_network
+from fastcat.weights.file import WeightsInfo, save_weights
 from tests.harness import tiny
 from tests.harness.runs import SMALL
 

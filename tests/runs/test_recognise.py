@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from fastcat.batch import Batch
 from fastcat.models import ARCHS, normalized
-from fastcat.runs.checkpoint import WeightsInfo
 from fastcat.runs.recognise import recognise
+from fastcat.weights.file import WeightsInfo
 from tests.harness.networks import images
 
 CLASSES = 5

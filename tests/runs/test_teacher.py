@@ -13,8 +13,9 @@ from fastcat.cli import main
 from fastcat.collaborations._teachers import parse_teachers
 from fastcat.config.train import TrainConfig
 from fastcat.errors import InputError
-from fastcat.runs.checkpoint import load_weights, read_checkpoint, save_weights
+from fastcat.runs.checkpoint import read_checkpoint
 from fastcat.runs.trainer import Trainer
+from fastcat.weights.file import load_weights, save_weights
 from tests.harness import tiny
 from tests.harness.comparison import assert_same
 from tests.harness.runs import SMALL, assert_same_end

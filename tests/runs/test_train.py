@@ -14,8 +14,9 @@ from fastcat.attacks.threat import ThreatModel
 from fastcat.cli import main
 from fastcat.config.train import TrainConfig
 from fastcat.evaluation import evaluate
-from fastcat.runs.checkpoint import load_weights, read_checkpoint
+from fastcat.runs.checkpoint import read_checkpoint
 from fastcat.runs.trainer import Trainer
+from fastcat.weights.file import load_weights
 from tests.harness import tiny
 from tests.harness.runs import SMALL, assert_same_end
 

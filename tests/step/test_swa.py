@@ -14,11 +14,12 @@ import fastcat.runs.validate
 from fastcat.cli import main
 from fastcat.config.train import TrainConfig
 from fastcat.evaluation import evaluate
-from fastcat.runs.checkpoint import load_weights, read_checkpoint, save_checkpoint
+from fastcat.runs.checkpoint import read_checkpoint, save_checkpoint
 from fastcat.runs.trainer import Trainer
 from fastcat.step.sgd import FlatSGD
 from fastcat.step.swa import WeightAverage, recompute_statistics
 from fastcat.stop import Stopped
+from fastcat.weights.file import load_weights
 from tests.harness import tiny
 from tests.harness.comparison import SWA_TOLERANCE, assert_close
 from tests.harness.runs import SMALL, assert_same_end, flat_tensors
