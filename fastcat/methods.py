@@ -17,7 +17,7 @@ from fastcat.attacks.pgd import PGD
 from fastcat.attacks.squeeze import Squeeze
 from fastcat.attacks.training import PeerAttack, TrainingAttack, Work
 from fastcat.objective import Objective
-from fastcat.terms import Sum, boosted_ce, ce, kl, mart_kl, square
+from fastcat.terms import Sum, boosted_ce, ce, kl, mart_kl, square, term
 
 __all__ = [
     "PGD",
@@ -33,4 +33,5 @@ __all__ = [
     "kl",
     "mart_kl",
     "square",
+    "term",
 ]

@@ -1,12 +1,15 @@
 """The vocabulary of losses: `ce("clean") + 6.0 * kl("clean", "adv")` is TRADES.
 
 A Sum is data, so that one kernel can compute the losses of all peers at once, and a function from
-logits and labels to weighted scalars. Cells are what it is said of: an objective speaks of its own
-views ("clean", "adv"), a collaboration of (peer, view). The formulas stand in kernels/losses.py.
+logits and labels to weighted scalars. Its terms name cells: an objective's are its own views
+("clean", "adv"), a collaboration's are (peer, view). The formulas stand in kernels/losses.py, and
+`term` makes a formula of your own a word of this vocabulary.
 """
 
+import functools
+import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -24,10 +27,16 @@ Side = Literal["teacher", "student"]
 
 @dataclass(frozen=True)
 class Term:
-    """weight * mean over the batch of `loss`, of the logits divided by temperature.
+    """weight * mean over the batch of a loss of the logits, which are divided by temperature.
 
-    constant: whose logits get no gradient; only: counts images alone whose view is of the student's
-    threat model of this number; by_class: divided by the number of classes.
+    name: what its value is reported as
+    loss: a kind of loss that the kernel has, by name
+    student, teacher: its cells. teacher None: it reads one
+    weight: its factor
+    constant: the one of them whose logits get no gradient
+    only: number of a threat model of the student's; images that another one attacked do not count
+    by_class: whether it is divided by the number of classes
+    formula: of a loss that the kernel does not have
     """
 
     name: str
@@ -39,6 +48,7 @@ class Term:
     temperature: float = 1.0
     only: int | None = None
     by_class: bool = False
+    formula: Callable[..., Tensor] | None = None
 
     @property
     def cells(self) -> tuple[CellName, ...]:
@@ -89,11 +99,16 @@ class Sum:
         """
         y = self._checked(z, y)
         table = torch.stack([z[cell] for cell in self.cells])
-        rows = term_rows(self.terms, self.cells).to(table.device)
-        upstream = torch.zeros(len(rows), len(y), device=table.device, dtype=table.dtype)
-        means = multi_peer_loss(table, y, rows, upstream)[0].mean(1)
+        fused = [term for term in self.terms if term.formula is None]
+        means: dict[Term, Tensor] = {}
+        if fused:
+            rows = term_rows(fused, self.cells).to(table.device)
+            upstream = torch.zeros(len(rows), len(y), device=table.device, dtype=table.dtype)
+            losses = multi_peer_loss(table, y, rows, upstream)[0]
+            means.update(zip(fused, losses.mean(1), strict=True))
         values: dict[str, Tensor] = {}
-        for term, mean in zip(self.terms, means, strict=True):
+        for term in self.terms:
+            mean = means[term] if term.formula is None else by_formula(term, z, y).mean()
             weight = term.of_classes(table.shape[2]).weight
             values[term.name] = values.get(term.name, 0) + weight * mean
         return values
@@ -121,6 +136,114 @@ class Sum:
             lowest, highest = (int(label) for label in y.aminmax())
             check_classes(lowest, highest, first.shape[1])
         return y
+
+
+def by_formula(term: Term, z: Mapping[CellName, Tensor], y: Tensor) -> Tensor:
+    """The loss [B] of a term with a formula, from logits [B, C] by cell; differentiable."""
+    assert term.formula is not None
+    logits = [
+        (z[cell].detach() if cell == term.constant_cell else z[cell]) / term.temperature
+        for cell in (term.student, term.teacher)[: 1 if term.teacher is None else 2]
+    ]
+    values = term.formula(*logits, y)
+    if values.shape != y.shape:
+        raise InputError(
+            f"the loss {term.name} has shape {tuple(values.shape)}, expected {tuple(y.shape)}, a "
+            "value for each image: leave mean() and sum() out"
+        )
+    return values
+
+
+def term(formula: Callable[..., Tensor]) -> Callable[..., Sum]:
+    """A loss of your own as a word of the vocabulary; a decorator.
+
+        @term
+        def focal(z, y):
+            p = z.softmax(1).gather(1, y[:, None]).squeeze(1)
+            return -((1 - p) ** 2) * p.log()
+
+        outer = ce("clean") + 2.0 * focal("adv")
+
+    formula: from logits [B, C] and labels [B], or from logits of a student, of a teacher, and
+        labels, to a loss [B] of each image, by differentiable operations
+    returns: for the first `f(cell)`; for the second `f(teacher, student, constant=None,
+        temperature=1.0)`, as `kl` has them. Its value is reported under the formula's name
+
+    It is computed by autograd beside the fused kernel. An attack climbs the formula itself, which
+    the attribute `formula` of the result holds: `PGD(loss=focal.formula)`.
+    """
+    name = formula.__name__
+    if len(inspect.signature(formula).parameters) == 2:
+
+        @functools.wraps(formula)
+        def of_one(cell: CellName) -> Sum:
+            return Sum((Term(name, name, cell, formula=formula),))
+
+        of_one.formula = formula  # type: ignore[attr-defined]
+        return of_one
+
+    @functools.wraps(formula)
+    def of_two(
+        teacher: CellName,
+        student: CellName,
+        *,
+        constant: Side | None = None,
+        temperature: float = 1.0,
+    ) -> Sum:
+        (like,) = kl(teacher, student, constant=constant, temperature=temperature).terms
+        return Sum((replace(like, name=name, loss=name, formula=formula),))
+
+    of_two.formula = formula  # type: ignore[attr-defined]
+    return of_two
+
+
+class TermTable:
+    """The losses of terms on a table of logits, and their gradient in it.
+
+    Terms that the kernel has are computed by one launch, others by autograd of their formulas.
+    """
+
+    def __init__(
+        self, terms: Sequence[Term], cells: Sequence[CellName], device: torch.device
+    ) -> None:
+        """cells: of the table's slabs, in order."""
+        self.cells = {cell: n for n, cell in enumerate(cells)}
+        self.fused = [n for n, term in enumerate(terms) if term.formula is None]
+        self.others = [(n, term) for n, term in enumerate(terms) if term.formula is not None]
+        self.rows = term_rows([terms[n] for n in self.fused], cells).to(device)
+        self.places = torch.tensor(self.fused, dtype=torch.int64, device=device)
+
+    def __call__(self, z: Tensor, y: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor]:
+        """losses [T, B], unweighted, and dz [N, B, C], as `multi_peer_loss` has them.
+
+        z: logits [N, B, C]
+        y: labels [B]
+        upstream: [T, B], the weight of each loss in dz
+        """
+        if not self.others:
+            if not self.fused:
+                return upstream, torch.zeros_like(z)
+            return multi_peer_loss(z, y, self.rows, upstream)
+        losses = torch.zeros_like(upstream)
+        dz = torch.zeros_like(z)
+        if self.fused:
+            some, dz = multi_peer_loss(z, y, self.rows, upstream.index_select(0, self.places))
+            losses.index_copy_(0, self.places, some.to(losses.dtype))
+        for n, term in self.others:
+            leaves = {
+                cell: z[self.cells[cell]].detach().to(losses.dtype).requires_grad_()
+                for cell in term.cells
+            }
+            with torch.enable_grad():
+                values = by_formula(term, leaves, y)
+            losses[n] = values.detach()
+            learning = [cell for cell in leaves if cell != term.constant_cell]
+            grads = torch.autograd.grad(
+                values, [leaves[cell] for cell in learning], upstream[n].to(values.dtype)
+            )
+            for cell, grad in zip(learning, grads, strict=True):
+                dz[self.cells[cell]] += grad.to(dz.dtype)
+        return losses, dz
 
 
 def term_rows(terms: Sequence[Term], cells: Sequence[CellName]) -> Tensor:

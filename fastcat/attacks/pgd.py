@@ -25,7 +25,8 @@ from fastcat.kernels.attack_logit_grad import KINDS, attack_logit_grad
 
 # in a network's place: its module is their model, and they read images in a dtype of their own
 StandIn = Frozen | CheckedNetwork
-AttackLoss = Literal["ce", "kl", "margin", "dlr", "boosted_ce"]
+# a name of ATTACK_LOSSES, or a formula of one's own from logits [B, C] and labels [B] to [B]
+AttackLoss = Literal["ce", "kl", "margin", "dlr", "boosted_ce"] | Callable[[Tensor, Tensor], Tensor]
 
 # by the name that `attack(loss=...)` and the objectives use: what is climbed, from logits [B, C]
 # and a target (labels [B], or for "kl" the clean logits [B, C]) to [B]
@@ -42,7 +43,8 @@ ATTACK_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 class PGD(TrainingAttack):
     """Projected gradient ascent on a loss; the view is its last iterate.
 
-    loss: what is climbed
+    loss: what is climbed, a name of `ATTACK_LOSSES`, or a formula from logits [B, C] and labels [B]
+        to a loss [B] of each image
     start: "zero" (the image), "uniform" in the ball, "unclipped" (uniform, may leave [0, 1]),
         "gaussian" (near the image)
     bn: "eval" normalises by the running statistics, "train" by those of the batch, "moving" too and
@@ -75,7 +77,7 @@ class PGD(TrainingAttack):
         }
         for field, names in known.items():
             name = getattr(self, field)
-            if name not in [*names]:
+            if name not in [*names] and not (field == "loss" and callable(name)):
                 raise InputError(f"unknown attack {field} {name!r}: {nearest(name, names)}")
         if self.target == "teacher" and self.loss != "kl":
             raise InputError(f"the attack loss {self.loss} has no teacher: expected kl")
@@ -218,7 +220,15 @@ class Goal:
         """Belongs where the networks are in the modes of their attacks."""
         self.inners, self.y, self.y_mixed, self.share = inners, y, y_mixed, share
         self.grad_scale = grad_scale
-        self.kinds = [KINDS[inner.loss] for inner in inners]
+        self.losses = [
+            ATTACK_LOSSES[inner.loss] if isinstance(inner.loss, str) else inner.loss
+            for inner in inners
+        ]
+        self.formulas = [k for k, inner in enumerate(inners) if not isinstance(inner.loss, str)]
+        # the kernel climbs nothing else, and of formulas it computes what is not used
+        self.kinds = [
+            KINDS[inner.loss if isinstance(inner.loss, str) else "ce"] for inner in inners
+        ]
         # clean logits are constant during the attack, so computed once and not once a step
         self.clean: dict[int, Tensor] = {}
         for k, inner in enumerate(inners):
@@ -240,18 +250,33 @@ class Goal:
 
         def by(labels: Tensor) -> Tensor:
             target = z if self.target is None else self.target
-            return attack_logit_grad(z, labels, target, self.kinds, self.grad_scale)
+            grad = attack_logit_grad(z, labels, target, self.kinds, self.grad_scale)
+            for k in self.formulas:
+                grad[k] = self.formula_grad(k, z[k], labels)
+            return grad
 
         if self.y_mixed is None or self.share is None:
             return by(self.y)
         return by_share(by(self.y), by(self.y_mixed), self.share[:, None])
+
+    def formula_grad(self, k: int, z: Tensor, labels: Tensor) -> Tensor:
+        """The gradient like z [B, classes] of network k's own formula, by autograd."""
+        leaf = at_least_float32(z.detach()).requires_grad_()
+        with torch.enable_grad():
+            values = self.losses[k](leaf, labels)
+        if not isinstance(values, Tensor) or values.shape != labels.shape:
+            raise InputError(
+                f"the attack loss gives {tuple(getattr(values, 'shape', ()))} values for "
+                f"{len(labels)} images, expected one for each: leave mean() and sum() out"
+            )
+        return torch.autograd.grad(self.grad_scale * values.sum(), leaf)[0].to(z.dtype)
 
     def loss(self, k: int, z: Tensor) -> Tensor:
         """The climbed loss [B] of network k's logits z [B, classes], without grad_scale.
 
         NaN where these are no answer, as some losses of them are and others are not.
         """
-        z, loss = at_least_float32(z), ATTACK_LOSSES[self.inners[k].loss]
+        z, loss = at_least_float32(z), self.losses[k]
         if k in self.clean:
             values = loss(z, at_least_float32(self.clean[k]))
         elif self.y_mixed is None or self.share is None:
@@ -379,7 +404,8 @@ def attack(
     another float type gets the images in that.
     x: float32 or float64. y: class indices [B], of any integer type, also as an array or a list.
     loss: "ce", "kl" (from the clean prediction, TRADES), "margin" (Carlini-Wagner), "dlr" (Croce
-    & Hein, from three classes on) or "boosted_ce" (MART).
+    & Hein, from three classes on), "boosted_ce" (MART), or a function from logits [B, classes] and
+    labels [B] to a loss [B] of each image.
     generator: of the start noise, on the images' device. None: torch's own.
     It climbs under no_grad and inference_mode too. An image whose logits become NaN is left there,
     pixels whose gradient is NaN where they are, with a RuntimeWarning.

@@ -15,11 +15,10 @@ from torch import Tensor
 from fastcat.batch import by_share
 from fastcat.errors import InputError
 from fastcat.guard import answers
-from fastcat.kernels.multi_peer_loss import multi_peer_loss
 from fastcat.objective import Place, own_views
 from fastcat.step.blueprint import Blueprint
 from fastcat.step.cells import places_of
-from fastcat.terms import Sum, Term, term_rows
+from fastcat.terms import Sum, Term, TermTable
 
 
 class TableLoss:
@@ -100,7 +99,7 @@ class TableLoss:
             dtype=dtype,
             device=device,
         )
-        self.rows = term_rows(terms, places).to(device)
+        self.terms = TermTable(terms, places, device)
         self.weights = torch.tensor([term.weight for term in terms], dtype=dtype, device=device)
         self.begins = [(n, epoch) for n, epoch in enumerate([*term_begins, *own_begins]) if epoch]
         # 1 for what counts: on the device, so that a captured step follows the epochs
@@ -133,7 +132,7 @@ class TableLoss:
         of a `Batch`, of which the accuracy counts the label with the larger share; which: by peer
         the numbers [B] of the threat models that made its images, for terms with `only`.
         """
-        weights = self.weights * self.counting[: len(self.rows)]
+        weights = self.weights * self.counting[: len(self.weights)]
         upstream = scale(weights / len(y))[:, None].expand(-1, len(y))
         if self.only:
             assert which is not None
@@ -141,20 +140,17 @@ class TableLoss:
             for n, k, number in self.only:
                 counted[n] = which[k] == number
             upstream = upstream * counted
-        if len(self.rows):
-            losses, dz = multi_peer_loss(z, y, self.rows, upstream)
-        else:  # methods of one's own alone
-            losses, dz = upstream, torch.zeros_like(z)
+        losses, dz = self.terms(z, y, upstream)
         if y_mixed is not None and share is not None:
             assert not self.own
-            other_losses, other_dz = multi_peer_loss(z, y_mixed, self.rows, upstream)
+            other_losses, other_dz = self.terms(z, y_mixed, upstream)
             losses = by_share(losses, other_losses, share)
             dz = by_share(dz, other_dz, share[:, None])
             y = torch.where(share < 0.5, y_mixed, y)
         if self.only:
             losses = torch.where(counted == 0, 0, losses)
         hits = answers(z.index_select(0, self.tested)) == y
-        measured, count = [losses.mean(1)], len(self.rows)
+        measured, count = [losses.mean(1)], len(self.weights)
         for alpha, outer, cells, views in self.own:
             row = {v: z[n].detach().to(losses.dtype) for v, n in cells.items()}
             learning = [row[v].requires_grad_() for v in views]
