@@ -271,6 +271,29 @@ def test_an_epoch_is_given_by_seed_and_number_alone() -> None:
     assert all(map(torch.equal, pixels(1, 5)[4:], pixels(1, 5, first=4)))
 
 
+def test_each_epoch_has_an_order_of_its_own() -> None:
+    """Catches order drawn by the seed alone."""
+    loader = make(random_split(), shuffle=True)
+    first, second = (torch.cat([batch.indices for batch in loader.epoch(k)]) for k in (0, 1))
+    assert not torch.equal(first, second)
+    assert torch.equal(first.sort().values, second.sort().values)
+
+
+@pytest.mark.parametrize("mixing", [{"mixup": 0.8}, {"cutmix": 1.0}], ids=["mixup", "cutmix"])
+def test_the_label_mixed_in_is_that_of_the_image_mixed_in(mixing: dict[str, float]) -> None:
+    """Every image has one brightness, its label: what a mixed one shows tells both. Catches the
+    own label in place of the other's, and shares of the other image.
+    """
+    labels = np.arange(23) % 5
+    shades = np.broadcast_to(labels[:, None, None, None], (23, 12, 12, 1)).astype(np.uint8)
+    for batch in make(Split(shades, labels), augmentation=Augmentation(**mixing), shuffle=True):
+        assert batch.y_mixed is not None
+        assert batch.share is not None
+        shown = 255 * batch.x.mean((1, 2, 3))
+        expected = batch.share * batch.y + (1 - batch.share) * batch.y_mixed
+        torch.testing.assert_close(shown, expected.float(), rtol=0, atol=1e-4)
+
+
 def test_inputs_say_all_that_gather_needs() -> None:
     """A captured graph sees nothing but these: the same inputs are the same batch, at any time.
 
