@@ -49,7 +49,8 @@ class Collaboration:
     """The loss of peer k is objective_weights[k] * L_k + guidance[k]; all descend the sum of all.
 
     guidance: for each peer a weighted sum over cells (peer, view) of the table; empty for a peer
-        that nobody teaches. Where other peers' cells are constant in it, it moves peer k alone
+        that nobody teaches. Other peers' cells are constant in it, unless the collaboration says
+        otherwise
     teacher_of: of each peer whose objective reads a teacher, that teacher's number
     """
 
@@ -72,7 +73,11 @@ class Collaboration:
 def taught_by(
     teachers: Sequence[Place], k: int, view: str, constant: Side | None = "teacher"
 ) -> Sum:
-    """sum of mean KL(p_teacher || p_k(view)); constant: as in `kl`."""
+    """The sum over teachers of mean KL(p_teacher || p_k(view)).
+
+    teachers: the cells of those who teach
+    constant: whose logits get no gradient, as in `kl`
+    """
     return sum((kl(place, (k, view), constant=constant) for place in teachers), Sum())
 
 

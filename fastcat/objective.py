@@ -100,10 +100,13 @@ def adjusted(
     bn: str = "own",
     log_forward: bool = False,
 ) -> Objective:
-    """The objective of the method called `name` with what every method may be asked for.
+    """An objective with the settings that every method has.
 
-    start, bn: of all its attacks, as `PGD` has them; own: the method's. log_forward: forward the
-    clean images in train mode after the update, as public code does for an accuracy that it logs.
+    name: the method's, for errors
+    start, bn: of all its attacks, as `PGD` has them; "own" leaves them
+    log_forward: whether the clean images are forwarded in train mode after the update, as public
+        code does for an accuracy that it logs
+
     Raises InputError for a start or bn where there is no attack before the step.
     """
     values = {"start": start, "bn": bn}
@@ -133,8 +136,8 @@ SEVERAL: dict[str, type[PGD]] = {
 def under(objective: Objective, threats: Threats) -> Objective:
     """The objective of a peer that these threat models attack.
 
-    Several of them change the attack, and under `avg` there is a view for each (`spread`). Raises
-    InputError for several without exactly one adversarial view to begin with.
+    One changes nothing; several change the attack, and under `avg` give a view for each (`spread`).
+    Raises InputError for several where there is not exactly one adversarial view to begin with.
     """
     if threats.way is None:
         return objective
@@ -150,9 +153,10 @@ def under(objective: Objective, threats: Threats) -> Objective:
 
 
 def spread(objective: Objective, norms: Sequence[str]) -> Objective:
-    """The mean of an objective with one adversarial view over a view for each norm, "linf.adv".
+    """The mean of an objective over an adversarial view for each norm, "linf.adv", "l2.adv", ...
 
-    It is AVG of Tramer & Boneh 2019 (arXiv 1904.13000); terms without the adversary count once.
+    It is AVG of Tramer & Boneh 2019 (arXiv 1904.13000). Terms that do not read the adversarial view
+    count once.
     """
     outer, share = objective.outer, 1 / len(norms)
     assert isinstance(objective.inner, TrainingAttack)

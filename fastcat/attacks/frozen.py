@@ -29,19 +29,22 @@ class CannotFreeze(Exception):
 
 
 class Frozen:
-    """The twin of a model: images [B, C, H, W] in `dtype` -> logits, differentiable in the images.
+    """A copy of a model for attacks: BatchNorm folded into convolutions, weights constant.
 
-    fused: whether cuDNN adds bias, residual and ReLU inside the convolution; in_place: whether its
-    first operation writes to the images that it is given.
+    It maps images [B, C, H, W] in `dtype` to logits, differentiably in the images.
+    fused: whether cuDNN adds bias, residual and ReLU inside the convolution
+    in_place: whether its first operation writes to the images that it is given
     """
 
     def __init__(
         self, model: nn.Module, dtype: torch.dtype, example: Tensor, fuse: bool = True
     ) -> None:
-        """Raises CannotFreeze for a network that cannot be traced or whose twin disagrees.
+        """Trace and fold the model.
 
-        example: a few images [B, C, H, W] like those that are attacked, in the model's dtype.
-        fuse: let cuDNN fuse on a GPU, where it can and gives the same.
+        example: a few images [B, C, H, W] like those that are attacked, in the model's dtype
+        fuse: let cuDNN fuse on a GPU, where it can and gives the same
+
+        Raises CannotFreeze for a network that cannot be traced, or whose copy disagrees with it.
         """
         self.model = model
         self.dtype = dtype
@@ -96,7 +99,7 @@ class Frozen:
 
     @torch.no_grad()
     def refold(self) -> None:
-        """Take over the model's present weights and statistics; asks the host nothing."""
+        """Take over the model's present weights and statistics, without waiting for the device."""
         for folded in self._maps.values():
             folded.refold()
 

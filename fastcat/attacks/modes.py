@@ -16,7 +16,10 @@ NormMode = Literal["eval", "train", "moving"]
 
 @contextmanager
 def attack_mode(network: Callable, bn: str) -> Iterator[None]:
-    """`network` in eval mode or in train mode, restored on leaving; bn: a `NormMode`."""
+    """Within it the network is in eval mode or in train mode; afterwards each module is as before.
+
+    bn: a `NormMode`
+    """
     if not isinstance(network, nn.Module):
         yield
         return

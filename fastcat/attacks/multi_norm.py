@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastcat.attacks.pgd import (
     PGD,
-    Goal,
+    ClimbedLoss,
     Network,
     Views,
     attacked,
@@ -32,10 +32,16 @@ from fastcat.batch import Batch
 from fastcat.errors import InputError
 
 
-def worst_of(network: Network, goal: Goal, candidates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of candidates [M, B, C, H, W] the worst of each image: views, places [B], and losses [B]."""
+def worst_of(
+    network: Network, climbed: ClimbedLoss, candidates: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each image the candidate of largest loss: views [B, C, H, W], their places [B], losses
+    [B].
+
+    candidates: [M, B, C, H, W]
+    """
     with torch.no_grad():
-        losses = torch.stack([goal.loss(0, constant_logits(network, one)) for one in candidates])
+        losses = torch.stack([climbed.loss(0, constant_logits(network, one)) for one in candidates])
     # of equals the first; NaN is the largest
     loss, place = losses.max(0)
     return candidates[place, torch.arange(len(place), device=place.device)], place, loss
@@ -46,11 +52,13 @@ def worst(
 ) -> tuple[Tensor, Tensor]:
     """Views [B, C, H, W] by `worst_of`, and of each image which candidate they are.
 
-    target: as in `Goal`.
+    target: as in `ClimbedLoss`.
     """
     with attacked([network], [inner]):
-        goal = Goal([network], [inner], batch.x, batch.y, 1.0, batch.y_mixed, batch.share, [target])
-        return worst_of(network, goal, candidates)[:2]
+        climbed = ClimbedLoss(
+            [network], [inner], batch.x, batch.y, 1.0, batch.y_mixed, batch.share, [target]
+        )
+        return worst_of(network, climbed, candidates)[:2]
 
 
 def msd_start(attack: TrainingAttack) -> Start:
@@ -75,23 +83,25 @@ def msd(
 ) -> Tensor:
     """Adversarial views [B, C, H, W] by multi steepest descent, in the largest number of steps.
 
-    noise: [B, C, H, W], of `msd_start`. grad_scale, target: as in `Goal`. step: in place
-    of `ascend`.
+    models: the threat models
+    noise: start noise [B, C, H, W], of the start that `msd_start` gives
+    grad_scale, target: as in `ClimbedLoss`
+    step: what moves the images under one threat model, in place of `ascend`
     """
     x = batch.x.detach()
     views = Views([network], x)
     with attacked([network], [inner]):
-        goal = Goal(
+        climbed = ClimbedLoss(
             [network], [inner], x, batch.y, grad_scale, batch.y_mixed, batch.share, [target]
         )
         views.begin([models[0].start(x, msd_start(inner), noise)])
         best, best_loss = x, torch.full((len(x),), -torch.inf, device=x.device)
         for t in range(max(model.steps for model in models)):
-            grad = views.gradients(goal.logit_grad)
+            grad = views.gradients(climbed.logit_grad)
             candidates = room_for(len(models), x).copy_(views.x_adv)
             for model, candidate in zip(models, candidates, strict=True):
                 step(t, model, candidate[None], x, grad)
-            chosen, _, loss = worst_of(network, goal, candidates)
+            chosen, _, loss = worst_of(network, climbed, candidates)
             views.begin([chosen])
             larger = worse(loss, best_loss)
             best = torch.where(larger[:, None, None, None], chosen, best)

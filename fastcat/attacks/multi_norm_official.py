@@ -29,7 +29,15 @@ import torch
 from torch import Tensor
 
 from fastcat.attacks.multi_norm import msd, worst
-from fastcat.attacks.pgd import PGD, Goal, Network, Views, attacked, constant_logits, room_for
+from fastcat.attacks.pgd import (
+    PGD,
+    ClimbedLoss,
+    Network,
+    Views,
+    attacked,
+    constant_logits,
+    room_for,
+)
 from fastcat.attacks.threat import L1_SPARSITY, Start, ThreatModel, Threats
 from fastcat.attacks.training import PeerAttack, TrainingAttack, Work
 from fastcat.batch import Batch
@@ -40,9 +48,11 @@ FEWEST = 5
 
 
 def draw_counts(noise: Tensor, steps: int) -> Tensor:
-    """How many coordinates [steps] of each image steps of l1 move; noise: uniform in [-1, 1].
+    """How many coordinates of each image a step of l1 moves, for each of the steps: [steps].
 
     Whole numbers in the float type of noise.
+    noise: uniform in [-1, 1]
+    steps: how many are drawn
     """
     uniform = noise.flatten()
     uniform = uniform[torch.arange(steps, device=noise.device) % len(uniform)]
@@ -53,7 +63,11 @@ def draw_counts(noise: Tensor, steps: int) -> Tensor:
 def moved_l1(
     x_adv: Tensor, x: Tensor, grad: Tensor, model: ThreatModel, count: Tensor, gap: Tensor | float
 ) -> Tensor:
-    """x_adv [B, C, H, W] after one step of l1 in the ball around x; count: n, on the device."""
+    """x_adv [B, C, H, W] after one step of l1 in the ball around x.
+
+    count: coordinates that it moves, n, on the device
+    gap: distance from 0 and 1 at which a coordinate does not move towards that side
+    """
     grad = grad.to(x_adv.dtype).nan_to_num()
     at_edge = (x_adv <= 0) | (x_adv >= 1)
     near_edge = ((grad < 0) & (x_adv <= gap)) | ((grad > 0) & (x_adv >= 1 - gap))
@@ -84,9 +98,11 @@ def msd_official(
     noise: Tensor,
     grad_scale: float = 1.0,
 ) -> Tensor:
-    """Adversarial views [B, C, H, W]; noise: [1, B, C, H, W], of `Official.starts`.
+    """Adversarial views [B, C, H, W].
 
-    grad_scale: as in `Goal`.
+    models: the threat models
+    noise: [1, B, C, H, W], of `OfficialMSD.starts`
+    grad_scale: as in `ClimbedLoss`
     """
     counts = draw_counts(noise[0], max(model.steps for model in models))
 
@@ -108,20 +124,23 @@ def ends_official(
     noise: Tensor,
     grad_scale: float = 1.0,
 ) -> Tensor:
-    """Ends [M, B, C, H, W] of the attacks under M threat models, for avg and max.
+    """The ends [M, B, C, H, W] of the attacks under M threat models, for avg and max.
 
-    noise: [2, B, C, H, W], of `Official.starts`. grad_scale: as in `Goal`.
+    noise: [2, B, C, H, W], of `Official.starts`
+    grad_scale: as in `ClimbedLoss`
     """
     x = batch.x.detach()
     views = Views([network], x)
     with attacked([network], [inner]):
-        goal = Goal([network], [inner], x, batch.y, grad_scale, batch.y_mixed, batch.share)
+        climbed = ClimbedLoss(
+            [network], [inner], x, batch.y, grad_scale, batch.y_mixed, batch.share
+        )
 
         def gradient() -> Tensor:
             if inner.bn == "moving":
                 # of a prediction that only their test reads
                 constant_logits(network, views.seen_by(0))
-            return views.gradients(goal.logit_grad)
+            return views.gradients(climbed.logit_grad)
 
         def climb_l1(start: Tensor, model: ThreatModel, counts: Tensor) -> None:
             views.begin([start])
@@ -150,7 +169,7 @@ def ends_official(
 
 @dataclass(frozen=True, kw_only=True)
 class Official(PGD):
-    """The attack of `max-official`; in those of the others find differs."""
+    """The attack of `max-official`; its subclasses find other views."""
 
     def check(self, threats: Threats, peer: int) -> None:
         if self.loss != "ce":
@@ -181,7 +200,7 @@ class Official(PGD):
 
 @dataclass(frozen=True, kw_only=True)
 class OfficialAvg(Official):
-    """The attack of `avg-official`, under the threat model whose turn it is."""
+    """The attack of `avg-official`: under the threat model whose turn it is."""
 
     def find(self, task: PeerAttack, work: Work) -> dict[str, Tensor]:
         models = task.threats.models[work.turn : work.turn + 1]

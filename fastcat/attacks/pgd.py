@@ -159,15 +159,15 @@ def room_for(views: int, x: Tensor) -> Tensor:
 
 
 def stack_images(images: Sequence[Tensor]) -> Tensor:
-    """[K, B, C, H, W], channels-last, as networks give gradients; `torch.stack` would rearrange."""
+    """Images [K, B, C, H, W], channels-last within each, as networks give gradients."""
     return torch.stack([one.permute(0, 2, 3, 1) for one in images]).permute(0, 1, 4, 2, 3)
 
 
 class Views:
-    """Adversarial views under way, one for each network, on which they are updated in place.
+    """The adversarial images of K networks during an attack, which each step moves in place.
 
-    They are float32, since a step would be lost in less; frozen networks that compute in less read
-    a copy in their own type.
+    x_adv: [K, B, C, H, W] in the images' dtype, in which no step is lost
+    low: a copy in the dtype of frozen networks that compute in less, which they read
     """
 
     def __init__(self, networks: Sequence[Network], x: Tensor) -> None:
@@ -183,6 +183,8 @@ class Views:
             self.low.copy_(self.x_adv)
 
     def seen_by(self, k: int) -> Tensor:
+        """The images [B, C, H, W] that network k reads."""
+
         reads_low = self.low is not None and isinstance(self.networks[k], StandIn)
         return self.low[k] if reads_low else self.x_adv[k]  # type: ignore[index]
 
@@ -198,12 +200,16 @@ class Views:
         return stack_images(grads)
 
 
-class Goal:
-    """What the attacks on K networks climb on one batch, and how steeply.
+class ClimbedLoss:
+    """The losses that attacks on K networks climb on one batch, and their gradients in the logits.
 
-    grad_scale multiplies the climbed loss, which changes no sign but keeps float16 gradients from
-    underflowing. y_mixed, share: those of a `Batch`. targets: of each network the clean logits
-    [B, classes] that "kl" climbs away from, None for its own.
+    networks: those attacked, in the modes of their attacks
+    inners: settings of their attacks
+    x, y: clean images and labels
+    grad_scale: factor of the loss, which changes no sign but keeps float16 gradients from
+        underflowing
+    y_mixed, share: of a `Batch`
+    targets: by network the clean logits [B, classes] that "kl" moves away from. None: its own
     """
 
     def __init__(
@@ -287,9 +293,10 @@ class Goal:
 
 
 def logits(network: Network, images: Tensor) -> Tensor:
-    """Logits of a network for images in any float type, in its present mode; differentiable.
+    """Logits of a network in its present mode, differentiable; images may have any float type.
 
-    It gets a copy, as its first operation may work in place; of a frozen one that is known.
+    The network gets a copy, as it may write to its input; of a frozen one it is known whether it
+    does.
     """
     dtype = network.dtype if isinstance(network, StandIn) else images.dtype
     return network(images.to(dtype, copy=not isinstance(network, Frozen) or network.in_place))
@@ -318,13 +325,13 @@ def gradient(network: Network, z: Tensor, images: Tensor, dz: Tensor) -> Tensor:
 
 
 def module_of(network: Network) -> Network:
-    """Whose mode counts."""
+    """The module whose train or eval mode a network has."""
     return network.model if isinstance(network, StandIn) else network
 
 
 @contextmanager
 def attacked(networks: Sequence[Network], inners: Sequence[PGD]) -> Iterator[None]:
-    """Networks in the modes of their attacks."""
+    """Within it the networks are in the modes of their attacks."""
     with ExitStack() as modes:
         for network, inner in zip(networks, inners, strict=True):
             modes.enter_context(attack_mode(module_of(network), inner.bn))
@@ -332,7 +339,7 @@ def attacked(networks: Sequence[Network], inners: Sequence[PGD]) -> Iterator[Non
 
 
 def worse(loss: Tensor, than: Tensor) -> Tensor:
-    """Where a loss is larger; NaN counts as the largest, as it does for argmax."""
+    """Where `loss` is larger than `than`; NaN is larger than all else."""
     return ~(loss <= than) & ~than.isnan()
 
 
@@ -348,15 +355,19 @@ def attack_all(
     share: Tensor | None = None,
     targets: Sequence[Tensor | None] | None = None,
 ) -> Tensor:
-    """Adversarial views [K, B, C, H, W] of x, one for each of K networks.
+    """Adversarial images [K, B, C, H, W], one set for each of K networks, which advance together.
 
-    noise: [restarts, K, B, C, H, W] from `ThreatModel.draw_noise`. Of several restarts each image
-    keeps the one of the largest inner loss. grad_scale, y_mixed, share, targets: as in `Goal`.
+    networks, inners: K networks and the settings of their attacks
+    x, y: clean images and labels
+    threat: the threat model of all
+    noise: [restarts, K, B, C, H, W] from `ThreatModel.draw_noise`; of several restarts each image
+        keeps the end of largest loss
+    grad_scale, y_mixed, share, targets: as in `ClimbedLoss`
     """
     x = x.detach()
     views = Views(networks, x)
     with attacked(networks, inners):
-        goal = Goal(networks, inners, x, y, grad_scale, y_mixed, share, targets)
+        climbed = ClimbedLoss(networks, inners, x, y, grad_scale, y_mixed, share, targets)
         worst = x.expand(len(networks), *x.shape)
         worst_loss = torch.full((len(networks), len(x)), -torch.inf, device=x.device)
         for noise_KB in noise:
@@ -367,7 +378,7 @@ def attack_all(
                 ]
             )
             for _ in range(threat.steps):
-                threat.ascend(views.x_adv, x, views.gradients(goal.logit_grad), views.low)
+                threat.ascend(views.x_adv, x, views.gradients(climbed.logit_grad), views.low)
             if len(noise) == 1:
                 for k, inner in enumerate(inners):
                     if inner.last and inner.bn == "moving":
@@ -376,7 +387,7 @@ def attack_all(
             with torch.no_grad():
                 loss_KB = torch.stack(
                     [
-                        goal.loss(k, constant_logits(network, views.seen_by(k)))
+                        climbed.loss(k, constant_logits(network, views.seen_by(k)))
                         for k, network in enumerate(networks)
                     ]
                 )
@@ -399,19 +410,24 @@ def attack(
 ) -> Tensor:
     """Adversarial images of x under `threat`, like x in shape and dtype.
 
-    model: any nn.Module or callable from images [B, C, H, W] in [0, 1] to logits [B, classes]; it
-    is attacked in the BatchNorm mode `bn` and left exactly as it was. One whose weights are all of
-    another float type gets the images in that.
-    x: float32 or float64. y: class indices [B], of any integer type, also as an array or a list.
-    loss: "ce", "kl" (from the clean prediction, TRADES), "margin" (Carlini-Wagner), "dlr" (Croce
-    & Hein, from three classes on), "boosted_ce" (MART), or a function from logits [B, classes] and
-    labels [B] to a loss [B] of each image.
-    generator: of the start noise, on the images' device. None: torch's own.
-    It climbs under no_grad and inference_mode too. An image whose logits become NaN is left there,
-    pixels whose gradient is NaN where they are, with a RuntimeWarning.
-    Raises InputError for an unknown loss, start or bn, for images outside [0, 1], for labels that
-    are not one of the classes for each image, and for a network that gives no logits, gives them
-    without gradient, or raises an exception itself.
+    model: any nn.Module or callable from images [B, C, H, W] in [0, 1] to logits [B, classes]. It
+        is left as it was. Where all its weights have another float type, it gets the images in that
+    x: images, float32 or float64
+    y: class indices [B] of any integer type, as a tensor, an array or a list
+    threat: norm, radius, step size, steps and restarts
+    loss: "ce", "kl" (from the clean prediction, TRADES), "margin" (Carlini-Wagner), "dlr" (Croce &
+        Hein, from three classes on), "boosted_ce" (MART), or a function from logits [B, classes]
+        and labels [B] to a loss [B] of each image
+    start: "zero" (the image), "uniform" in the ball, "unclipped" (uniform, may leave [0, 1]),
+        "gaussian"
+    bn: BatchNorm normalises by its running statistics ("eval") or by those of the batch ("train")
+    generator: of the start noise, on the images' device. None: torch's own
+
+    It works under no_grad and inference_mode too. Where logits become NaN the image stays as it is,
+    and where a gradient is NaN the pixel does; a RuntimeWarning tells how many images that
+    concerns. Raises InputError for an unknown loss, start or bn, for images outside [0, 1], for
+    labels that are not one of the classes for each image, and for a network that gives no logits,
+    gives them without gradient, or raises an exception itself.
     """
     x, y = as_batch(x, y)
     inner = PGD(loss=loss, start=start, bn=bn)

@@ -66,11 +66,14 @@ class Squeeze(TrainingAttack):
 
 
 def select(z: Tensor, y: Tensor, official: bool = False) -> tuple[Tensor, Tensor]:
-    """Places [B] in (adv, clean, col) of lowest and highest p_y; z: logits [3, B, C] in this order.
+    """Which of (adv, clean, col) has the lowest p_y and which the highest: two places [B].
 
-    By the log-odds of p_y, which grow with it: in float32 p_y of sure images is 1, its logarithm 0,
-    for all three alike, and p_y of hopeless ones is 0. official: by p_y itself. NaN counts as the
-    lowest.
+    z: logits [3, B, C], in this order
+    y: labels [B]
+    official: compare p_y itself, as the public code does
+
+    Otherwise its log-odds are compared, which tell sure images apart where p_y is 1 in float32. NaN
+    counts as the lowest.
     """
     label = y.expand(3, -1)[..., None]
     if official:
@@ -85,7 +88,7 @@ def select(z: Tensor, y: Tensor, official: bool = False) -> tuple[Tensor, Tensor
 
 
 def pick(of_three: Sequence[Tensor] | Tensor, place: Tensor) -> Tensor:
-    """[B, ...] like each of the three, row by row from the one at `place` [B]."""
+    """[B, ...], row by row from the one of three tensors at `place` [B]."""
     first, second, third = of_three
     place = place.view(-1, *[1] * (first.dim() - 1))
     return torch.where(place == 0, first, torch.where(place == 1, second, third))
@@ -100,9 +103,14 @@ def squeeze(
     noise: Tensor,
     grad_scale: float = 1.0,
 ) -> Tensor:
-    """Adversarial and collaborative views [2, B, C, H, W] of x; noise: start noise of both.
+    """Adversarial and collaborative views [2, B, C, H, W] of x.
 
-    grad_scale multiplies the climbed loss, as in `attack_all`.
+    network: what is attacked
+    inner: settings of the attack
+    x, y: clean images and labels
+    threat: its threat model
+    noise: start noise of both views, [2, B, C, H, W]
+    grad_scale: factor of the climbed loss
     """
     x = x.detach()
     model, dtype = network, x.dtype

@@ -43,8 +43,10 @@ def _l1_ball(x: Tensor, generator: torch.Generator | None) -> Tensor:
 def _on_radius(
     direction: Tensor, p: int, dimensions: int, generator: torch.Generator | None
 ) -> Tensor:
-    """Points of the unit l_p ball on these directions, as far out as in that many dimensions a
-    uniform draw is: in 1 at any distance alike, in 3072 near the sphere.
+    """Points of the unit l_p ball on the given directions.
+
+    dimensions: that of the ball in which they are uniform draws; with 1 they lie at any distance
+        alike
     """
     norm = direction.flatten(1).norm(p, dim=1)
     radius = torch.empty_like(norm).uniform_(0, 1, generator=generator)
@@ -54,7 +56,11 @@ def _on_radius(
 
 @dataclass(frozen=True)
 class Norm:
-    """order: of the l_p norm; unit_ball: a uniform draw from its unit ball, like x in shape."""
+    """A norm of the ball around an image.
+
+    order: of the l_p norm
+    unit_ball: a uniform draw from its unit ball, like x in shape
+    """
 
     order: float
     unit_ball: Callable[[Tensor, torch.Generator | None], Tensor]
@@ -80,11 +86,14 @@ L1_SPARSITY = 20
 class ThreatModel:
     """A PGD attacker inside a norm ball.
 
-    norm: "linf", "l2" or "l1"; eps: radius in that norm, of pixels in [0, 1], for linf in (0, 1];
-    step_size: of one PGD step, in the same norm, a quarter of eps by default; steps: number of
-    gradients; restarts: independent starts, of which the worst counts; code: a name from CODES, for
-    l2 alone, or None for a start that is uniform in the ball and a step that is scaled to eps
-    first and then clipped to [0, 1].
+    norm: "linf", "l2" or "l1"
+    eps: radius in that norm, of pixels in [0, 1]; for linf in (0, 1]
+    step_size: length of one step in that norm. None: a quarter of eps
+    steps: number of gradients
+    restarts: independent starts, of which the worst counts
+    code: for l2 alone, a name of CODES, whose code it follows. None: the start is uniform in the
+        ball, and a step is projected to the ball and then clipped to [0, 1]
+
     Raises InputError for values that mean nothing.
     """
 
@@ -153,9 +162,12 @@ class ThreatModel:
         return torch.zeros_like(x)
 
     def start(self, x: Tensor, kind: Start, noise: Tensor) -> Tensor:
-        """The first iterate; noise [B, C, H, W] is a draw of `draw_noise` for this kind.
+        """The first iterate, like x.
 
-        Only "uniform" is clipped to [0, 1]; the first step's projection clips the others.
+        kind: where it lies
+        noise: [B, C, H, W], a draw of `draw_noise` for this kind
+
+        Only "uniform" is clipped to [0, 1]; the others are clipped by the first step's projection.
         """
         _check_start(kind)
         if kind == "uniform":
@@ -165,9 +177,11 @@ class ThreatModel:
         return x + GAUSSIAN_START_STD * noise if kind == "gaussian" else x
 
     def ascend(self, x_adv: Tensor, x: Tensor, grad: Tensor, low: Tensor | None = None) -> None:
-        """Move all views by one step: x_adv, grad [K, B, C, H, W], x [B, C, H, W].
+        """Move x_adv one step along the gradient, in place, and back into the ball and [0, 1].
 
-        low: receives the new x_adv in another dtype.
+        x_adv, grad: [K, B, C, H, W]
+        x: the clean images [B, C, H, W]
+        low: gets the new x_adv in another dtype
         """
         box_first = self.code == "trades"
         pgd_update(x_adv, low, x, grad, self.norm, self.eps, self.step, L1_SPARSITY, box_first)
@@ -213,8 +227,11 @@ OFFICIAL = {f"{way}-official": way for way in WAYS}
 
 @dataclass(frozen=True)
 class Threats:
-    """How a peer is attacked: by one threat model, or by several of distinct norms in a way of
-    WAYS; all have as many restarts. official: as `fastcat.attacks.multi_norm_official` has it.
+    """How a peer is attacked.
+
+    models: one threat model, or several of distinct norms and as many restarts
+    way: how several are met, a name of WAYS
+    official: whether as the public code of Maini et al. does, see `multi_norm_official`
     """
 
     models: tuple[ThreatModel, ...]

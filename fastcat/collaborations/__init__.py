@@ -26,11 +26,15 @@ def make_collaboration(
     teachers: str = "all",
     learns: Sequence[bool] | None = None,
 ) -> Collaboration:
-    """The collaboration of `text`, as cat or mat:detach=false, for these peers.
+    """The collaboration that `text` names, as cat or mat:detach=false, for these peers.
 
-    alpha: None is the method's default; teachers: as `parse_teachers` reads it; learns: for each
-    peer whether it is trained, None for all. Raises InputError for an unknown name or setting, an
-    alpha outside [0, 1], who cannot be taught or teach, and for what has no meaning.
+    students: the peers, as they are taught
+    alpha: its weight in [0, 1]. None: the collaboration's default
+    teachers: who teaches whom, as `parse_teachers` reads it
+    learns: whether each peer is trained. None: all are
+
+    Raises InputError for an unknown name or setting, an alpha outside [0, 1], for peers that cannot
+    be taught or teach, and for settings that have no meaning.
     """
     name, *parts = text.split(":")
     method = COLLABORATIONS[name]

@@ -8,12 +8,14 @@ from fastcat.errors import InputError
 
 
 def parse_teachers(text: str, learns: Sequence[bool]) -> Teachers:
-    """Of each peer the numbers of its teachers, ascending; a peer that does not learn has none.
+    """The numbers of each peer's teachers, ascending; a peer that is not trained has none.
 
-    all: everyone else; ring: the peer before, of the first the last; "0>1,1>2": 0 teaches 1, 1
-    teaches 2. learns: for each peer whether it is trained. Raises InputError for what it cannot
-    read, for a peer that there is not, one that does not learn, or one that would teach itself,
-    and where nobody learns or someone neither learns nor teaches.
+    text: "all" (everyone else), "ring" (the peer before; the last teaches the first), or pairs like
+        "0>1,1>2" (0 teaches 1, 1 teaches 2)
+    learns: whether each peer is trained
+
+    Raises InputError for other text, for a number without a peer, for a pupil that is not trained
+    or would teach itself, and where nobody is trained or someone neither learns nor teaches.
     """
     if not any(learns):
         raise InputError("nobody is trained: type peers beside teachers, like at,teacher:...")
@@ -38,9 +40,10 @@ def parse_teachers(text: str, learns: Sequence[bool]) -> Teachers:
 def asked_teachers(
     students: Sequence[Student], teachers: Teachers, learns: Sequence[bool]
 ) -> dict[int, int]:
-    """Of each peer that asks, its one teacher; teachers: of `parse_teachers`.
+    """The one teacher of each peer whose objective reads one, by number.
 
-    Raises InputError for a peer that has none or several.
+    teachers: of `parse_teachers`
+    Raises InputError for such a peer with none or several.
     """
     asking = [k for k, student in enumerate(students) if student.asks]
     for k in asking:

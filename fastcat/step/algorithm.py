@@ -1,7 +1,13 @@
 """One step of collaborative adversarial training, as Algorithm 1 of the paper has it.
 
-Device tensors of static shape in, device tensors out; nothing here asks the host a question.
-K members, B images; z[k, v] are member k's logits on view v.
+    attack_views   adversarial images for every peer
+    forward        logits of every network on every view that a loss reads: the table z
+    losses         all losses, and their gradient in the table
+    descend        each peer's backward pass and update
+
+Tensors in and out are on the device and of static shape, and no function waits for the device, so
+that the step can be captured as a CUDA graph. K members, B images; z[k, v] are member k's logits on
+view v.
 """
 
 from collections.abc import Iterator
@@ -32,10 +38,11 @@ def start_noise(team: Team, x: Tensor, generator: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def clean_logits(team: Team, x: Tensor) -> dict[int | None, Tensor]:
-    """Of those away from whose predictions attacks climb, their logits on the clean images x.
+    """Logits on the clean images x, by member, of those whose prediction another's attack moves
+    away from.
 
-    In the modes in which they teach: peers by statistics of the batch, as in `forward`, the running
-    ones left alone, teachers in eval mode.
+    Peers are in train mode, without change of BatchNorm's running statistics; teachers in eval
+    mode.
     """
     logits: dict[int | None, Tensor] = {}
     for j in team.targets:
@@ -46,8 +53,10 @@ def clean_logits(team: Team, x: Tensor) -> dict[int | None, Tensor]:
 
 
 def attack_views(team: Team, batch: Batch, noise: Tensor, turn: int = 0) -> dict[str, Tensor]:
-    """All views by name, and what else `seek` finds: the clean images, and what is sought;
-    "target0", ...: the `clean_logits` of member 0. turn: as in `Work`.
+    """All views by name: "clean", and what the attacks find ("adv0", "col0", "which0", ...).
+
+    "target0" holds `clean_logits` of member 0.
+    turn: number of the threat model, where a batch has a step for each
     """
     views = {"clean": batch.x}
     targets = clean_logits(team, batch.x)
@@ -67,10 +76,10 @@ def attack_views(team: Team, batch: Batch, noise: Tensor, turn: int = 0) -> dict
 
 
 def forward(team: Team, views: dict[str, Tensor]) -> dict[Place, Tensor]:
-    """The logit table, one forward a cell, in the plan's order: peers in train mode."""
-    # what is not trained has said it before the attack
-    said = [k for k in team.targets if k not in team.learners]
-    z: dict[Place, Tensor] = {(k, "clean"): views[f"target{k}"] for k in said}
+    """The logit table: each cell forwarded once, in the blueprint's order, peers in train mode."""
+    # teachers that attacks ask have been forwarded on the clean images already
+    teachers = [k for k in team.targets if k not in team.learners]
+    z: dict[Place, Tensor] = {(k, "clean"): views[f"target{k}"] for k in teachers}
 
     def fill(group: list[int]) -> None:
         for k in group:
@@ -91,7 +100,7 @@ def forward(team: Team, views: dict[str, Tensor]) -> dict[Place, Tensor]:
 def losses(
     team: Team, z: dict[Place, Tensor], batch: Batch, views: dict[str, Tensor]
 ) -> tuple[Tensor, dict[Place, Tensor]]:
-    """The values of team.loss.names, and the gradients of the logits."""
+    """The values of team.loss.names, and the gradient of the total loss in each cell's logits."""
     table = torch.stack([z[cell.place].detach() for cell in team.blueprint.cells])
     which = {k: views[f"which{k}"] for k in team.learners if f"which{k}" in views}
     values, dz = team.loss(table, batch.y, team.scaler.scale, batch.y_mixed, batch.share, which)
@@ -99,7 +108,7 @@ def losses(
 
 
 def backward(team: Team, k: int, z: dict[Place, Tensor], dz: dict[Place, Tensor]) -> None:
-    """Peer k's gradients from those of its logits, gathered in its optimizer."""
+    """Back-propagate peer k's logits; its optimizer gathers the gradients."""
     optimizer = team.learners[k].optimizer
     optimizer.zero_grad()
     places = [cell.place for cell in team.cells_of(k) if cell.grad]
@@ -111,7 +120,7 @@ def backward(team: Team, k: int, z: dict[Place, Tensor], dz: dict[Place, Tensor]
 
 
 def perturb(team: Team, batch: Batch, views: dict[str, Tensor]) -> None:
-    """Weights of peers with AWP from w to w + v; running statistics stay as they are."""
+    """Move the weights of peers with AWP from w to w + v; running statistics stay as they are."""
     with ExitStack() as modes:
         for peer in team.peers:
             modes.enter_context(attack_mode(peer.model, "train"))
@@ -135,7 +144,10 @@ def perturb(team: Team, batch: Batch, views: dict[str, Tensor]) -> None:
 
 @contextmanager
 def perturbed(team: Team, batch: Batch, views: dict[str, Tensor]) -> Iterator[None]:
-    """At w + v, until `descend` or an exception restores w; without AWP nothing is done."""
+    """Within it the weights of peers with AWP are w + v.
+
+    `descend` puts w back, and so does an exception. Without AWP nothing is done.
+    """
     perturbations = [peer.awp for peer in team.peers if peer.awp is not None]
     try:
         if perturbations:
@@ -154,7 +166,7 @@ def descend(
     batch: Batch,
     views: dict[str, Tensor],
 ) -> None:
-    """Backward through every peer from the gradient of its logits, and the optimizers' steps."""
+    """Back-propagate every peer from the gradient of its logits, and let the optimizers step."""
 
     def update(group: list[int]) -> None:
         for k in group:
@@ -173,7 +185,7 @@ def descend(
 
 
 def forward_after(team: Team, views: dict[str, Tensor]) -> None:
-    """What methods forward after the update, in train mode, for BatchNorm's statistics alone."""
+    """The forwards that methods ask for after the update, for BatchNorm's statistics alone."""
 
     def log(group: list[int]) -> None:
         for k in group:
@@ -186,9 +198,9 @@ def forward_after(team: Team, views: dict[str, Tensor]) -> None:
 
 
 def collaborative_step(team: Team, batch: Batch, noise: Tensor) -> Tensor:
-    """Attack, forward, loss, backward and update of all peers; the values of team.loss.names.
+    """Train all peers for one step: the values of team.loss.names.
 
-    Where a batch has several turns, all of it for each, and the mean of the values.
+    A batch with several turns is trained on once for each, and values are their means.
     """
     if team.turns == 1:
         return step_in_turn(team, batch, noise)
@@ -197,7 +209,10 @@ def collaborative_step(team: Team, batch: Batch, noise: Tensor) -> Tensor:
 
 
 def step_in_turn(team: Team, batch: Batch, noise: Tensor, turn: int = 0) -> Tensor:
-    """`collaborative_step` in one turn, numbered as in `Work`."""
+    """One turn of `collaborative_step`.
+
+    turn: number of the threat model, where a batch has a step for each
+    """
     with team.weights_cached(False):
         views = attack_views(team, batch, noise, turn)
     # no peer's weights are read after its update

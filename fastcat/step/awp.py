@@ -23,9 +23,10 @@ from fastcat.step.sgd import FlatSGD
 
 
 class WeightPerturbation:
-    """strength: gamma on the device, so that a captured step follows the warm-up; 0: no change.
+    """The adversarial perturbation v of one peer's weights w.
 
-    perturbed: whether the optimizer's weights are w + v at present.
+    strength: gamma, on the device, so that a captured step follows the warm-up. 0: v is 0
+    perturbed: whether the optimizer's weights are w + v at present
     """
 
     def __init__(self, model: nn.Module, optimizer: FlatSGD, gamma: float) -> None:
@@ -61,9 +62,11 @@ class WeightPerturbation:
 
     @torch.no_grad()
     def restore(self, scale: Callable[[Tensor], Tensor]) -> None:
-        """w + v <- w, and v's share of the weight decay into the gathered gradients.
+        """Put w back, and add weight_decay * v to the gathered gradients: the update is then that
+        at w + v.
 
-        Belongs between `FlatSGD.gather` and its `step`; scale: the loss scale of the gradients.
+        Call it between `FlatSGD.gather` and its `step`.
+        scale: the loss scale of the gradients
         """
         flat, grad = self.optimizer.flat, self.optimizer.flat.grad
         assert grad is not None

@@ -14,9 +14,10 @@ from fastcat.objective import Objective, Place, own_views, view_name
 
 
 class Cell(NamedTuple):
-    """Peer k forwards this view in train mode, with or without gradient; a teacher in eval mode.
+    """A forward of one member on one view: a peer in train mode, a teacher in eval mode.
 
-    tracked: whether that moves BatchNorm's running statistics.
+    grad: whether the logits get a gradient
+    tracked: whether BatchNorm's running statistics move
     """
 
     peer: int
@@ -58,12 +59,15 @@ def make_plan(
     learning: Collection[Place],
     teacher_of: Mapping[int, int],
 ) -> tuple[Cell, ...]:
-    """Per peer its objective's views with gradient, then what others' objectives, and last what
-    the collaboration alone reads.
+    """The cells of all members, in the order of the forwards.
 
-    cross_cells: cells that the collaboration reads
+    A member's cells are the views of its objective, then those that others' objectives read, then
+    those that the collaboration alone reads.
+
+    objectives: of all members
+    cross_cells: what the collaboration reads
     learning: those of them with gradient; a teacher's have none all the same
-    teacher_of: as `Collaboration` has it
+    teacher_of: of each peer whose objective reads a teacher, that teacher's number
     """
     plan: list[Cell] = []
     read = [place for k in teacher_of for place in places_of(k, objectives, teacher_of).values()]

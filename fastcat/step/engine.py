@@ -21,8 +21,11 @@ from fastcat.step.team import Team
 
 
 def choose_engine(name: str, device: torch.device, say: Callable[[str], object] = print) -> str:
-    """The engine called `name`; "auto" is graph on a GPU, and on a CPU winograd where it can be
-    built, else eager, of which `say` gets a line. Raises InputError for what cannot be had.
+    """The engine called `name`.
+
+    "auto" is graph on a GPU. On a CPU it is winograd where that can be built, else eager.
+    say: gets a line where "auto" has to be eager
+    Raises InputError for what cannot be had.
     """
     if name not in (*ENGINES, "auto"):
         raise InputError(f"unknown engine {name!r}: {nearest(name, [*ENGINES, 'auto'])}")
@@ -45,7 +48,7 @@ def choose_engine(name: str, device: torch.device, say: Callable[[str], object] 
 
 
 class CudaGraph:
-    """A function of device tensors, captured once; calls copy their tensors in and replay it."""
+    """A function of device tensors, captured once; a call copies its tensors in and replays it."""
 
     def __init__(
         self,
@@ -54,10 +57,11 @@ class CudaGraph:
         stream: torch.cuda.Stream | None,
         pool: Any = None,
     ) -> None:
-        """The function must have run before on `static_inputs`, on this stream, in this thread.
+        """Capture the function.
 
-        pool: a `torch.cuda.graph_pool_handle()`, shared by graphs that never run at the same time;
-        None: memory of its own.
+        It must have run before on `static_inputs`, on this stream and in this thread.
+        pool: of `torch.cuda.graph_pool_handle()`, shared by graphs that never run at the same time.
+            None: memory of its own
         """
         self.inputs = static_inputs(inputs)
         self.graph = torch.cuda.CUDAGraph()
@@ -132,12 +136,13 @@ def _end_capture(pool: Any) -> None:
 
 
 class Engine:
-    """Runs steps of `batch_size` images; others run eagerly.
+    """Runs the steps of a team; batches of another size than `batch_size` run eagerly.
 
-    gather: from a loader's inputs to the Batch, on the device. totals: the values of
-    `team.loss.names`, summed over the images since it was last zeroed. say: gets a line for each
-    thing that could not be had. compile_training: whether "compile" is for the training passes
-    too; None: on a GPU, since on a CPU they are no faster and take most of a minute to compile.
+    gather: from a loader's inputs to the Batch, on the device
+    totals: the values of `team.loss.names`, summed over the images since it was last zeroed
+    say: gets a line for each thing that could not be had
+    compile_training: whether "compile" compiles the training passes too. None: on a GPU alone,
+        since on a CPU they are no faster and take most of a minute to compile
     """
 
     def __init__(
@@ -264,7 +269,9 @@ class Engine:
 
     @contextmanager
     def _on_stream(self) -> Iterator[None]:
-        """On the stream of captures, where there is one; the host waits for it in the end."""
+        """Within it work goes to the stream of captures, if there is one; then the host waits for
+        it.
+        """
         if self.stream is None:
             yield
             return
@@ -278,12 +285,12 @@ class Engine:
     def captured(
         self, what: str, function: Callable[..., Tensor], inputs: Sequence[Tensor]
     ) -> Callable[..., Tensor]:
-        """The function as a CUDA graph on the stream and in the memory of the steps, where the
-        engine has graphs and this one can be captured; else the function itself.
+        """The function as a CUDA graph, in the memory of the steps' graph.
 
-        what: what the line about a failure calls it.
-        function: of device tensors of static shape, which asks the host nothing.
-        inputs: tensors of the shapes and layouts that it will get.
+        It is the function itself where the engine has no graphs, or this one cannot be captured.
+        what: what the line about a failure calls it
+        function: of device tensors of static shape; it must not wait for the device
+        inputs: tensors of the shapes and layouts that it will get
         """
         if "graph" not in self.name:
             return function
@@ -298,6 +305,6 @@ class Engine:
 
 
 def _reason(error: Exception) -> str:
-    """An error in one line; of a compiler's, the one that made it fail."""
+    """An error in one line; of a compiler's error, its cause."""
     error = getattr(error, "inner_exception", error)
     return (str(error).strip() or type(error).__name__).splitlines()[0]

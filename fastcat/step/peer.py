@@ -19,7 +19,11 @@ from fastcat.step.swa import WeightAverage
 
 
 class Member:
-    """name: "0-trades"; forward: the model in its mode of training, as an engine runs it."""
+    """A network of a team with what it is trained for.
+
+    name: number and method, as "0-trades"
+    forward: what runs the model in training: the model, or its compiled form
+    """
 
     def __init__(self, name: str, arch: str, model: nn.Module, objective: Objective) -> None:
         self.name = name
@@ -29,8 +33,8 @@ class Member:
         self.objective = objective
 
     def logits(self, images: Tensor) -> Tensor:
-        """Logits by `forward`, of a copy: its first operation may work in place, and other members
-        read the same images.
+        """Logits of a copy of the images: a network may write to its input, and other members read
+        it.
         """
         return self.forward(images.clone())
 
@@ -99,9 +103,10 @@ class Peer(Member):
 
 
 class Teacher(Member):
-    """In eval mode, without gradient, never moved; weights, digest: its file and what is in it.
+    """A member that is not trained: in eval mode, without gradient.
 
-    remarks: what there is to say of its classes.
+    weights, digest: its file, and what is in it
+    remarks: lines about its classes
     """
 
     def __init__(

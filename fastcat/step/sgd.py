@@ -32,13 +32,16 @@ def _norm_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
 
 
 class FlatSGD(torch.optim.Optimizer):
-    """SGD over all parameters of a model.
+    """SGD over all parameters of a model; equals torch.optim.SGD to rounding.
 
-    The parameters become views of one flat buffer, which a single kernel updates; the learning
-    rate, momentum, the average's decay and float16's loss scale are read on the device. Equals
-    torch.optim.SGD to rounding, also in leaving parameters alone that had no gradient.
-    weight_decay: of BatchNorm's parameters too, as most papers train, unless norm_decay is False;
-    ema: decay per step of a moving average of the weights, None for none.
+    The parameters become views of one flat buffer, which a single kernel updates. Learning rate,
+    momentum, the average's decay and float16's loss scale are read on the device. A parameter
+    without gradient is left alone, as torch.optim.SGD leaves it.
+
+    model: the network whose parameters become views
+    lr, momentum, weight_decay, nesterov: as torch.optim.SGD has them
+    norm_decay: whether weight_decay holds for BatchNorm's parameters too, as in most papers
+    ema: decay per step of a moving average of the weights. None: no average
     """
 
     def __init__(
@@ -93,7 +96,7 @@ class FlatSGD(torch.optim.Optimizer):
 
     @torch.no_grad()
     def gather(self) -> None:
-        """Collect the parameters' gradients; belongs between backward and `step`."""
+        """Collect the parameters' gradients; call it between backward and `step`."""
         views, grads, unused = [], [], []
         for view, parameter in zip(self.grad_views, self.parameters, strict=True):
             if parameter.grad is None:
@@ -137,7 +140,7 @@ class FlatSGD(torch.optim.Optimizer):
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """The moving average of the weights, where one is kept, in their place.
+        """Within it the moving average stands in the place of the weights, if there is one.
 
         It begins at the first weights, and the weights w after each update move it by
 

@@ -6,7 +6,10 @@ import torch
 
 
 class Streams:
-    """groups: which peers go together; with one group, one launch serves them all."""
+    """CUDA streams for groups of peers.
+
+    groups: the numbers of peers that share a stream; on a CPU they run one after the other
+    """
 
     def __init__(self, groups: Sequence[Sequence[int]], device: torch.device) -> None:
         self.groups = [list(group) for group in groups]

@@ -20,9 +20,9 @@ from fastcat.attacks.modes import attack_mode
 
 
 def recompute_statistics(model: nn.Module, images: Iterable[Tensor]) -> None:
-    """Set BatchNorm's running statistics to their mean over batches [B, C, H, W], by their images.
+    """Set BatchNorm's running statistics to their mean over batches of images [B, C, H, W].
 
-    All else is in eval mode, so that nothing is drawn; modes are restored.
+    Each batch counts by its images. Other layers are in eval mode, so that nothing is drawn.
     """
     norms = _norms(model)
     momenta = [norm.momentum for norm in norms]
@@ -60,7 +60,10 @@ class WeightAverage:
 
     @torch.no_grad()
     def add(self, images: Iterable[Tensor]) -> None:
-        """Take in the present weights; images: batches for the statistics."""
+        """Take in the present weights.
+
+        images: batches [B, C, H, W] for BatchNorm's statistics
+        """
         self.count += 1
         self.average[0].lerp_(self.live[0], 1 / self.count)
         with self.in_place():
@@ -70,7 +73,7 @@ class WeightAverage:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The average in the model's place; what was there is put back to the bit."""
+        """Within it the average stands in the model, which is afterwards as before, to the bit."""
         before = [tensor.clone() for tensor in self.live]
         _copy(self.average, self.live)
         try:

@@ -22,12 +22,12 @@ from fastcat.terms import Sum, Term, TermTable
 
 
 class TableLoss:
-    """names: of the values, "peer/term": each term as its objective weighted it, the guidance, the
-    total loss, and the accuracy on the view on which the peer is tested; none
-    of a teacher.
+    """All losses of a team as one function of the logit table.
 
-    mixed: images may be mixed of two. Raises InputError then for a peer whose loss is a function of
-    its own: that gives means over the batch, and shares are of single images.
+    names: of the values, as "0-trades/kl": each term as its objective weighted it, the guidance,
+        the total loss, and the accuracy on the view that attacks made; teachers have none
+    mixed: whether images may be mixed of two; InputError for a peer whose loss is a function of its
+        own, which gives means over the batch where single images are needed
     """
 
     def __init__(
@@ -126,11 +126,14 @@ class TableLoss:
         share: Tensor | None = None,
         which: Mapping[int, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Values [names] and the gradient like z of all total losses together, under `scale`.
+        """The values [names], and the gradient of the sum of all total losses, like z.
 
-        z: logits [N, B, C], a slab for each cell of the plan; y: labels [B]; y_mixed, share: those
-        of a `Batch`, of which the accuracy counts the label with the larger share; which: by peer
-        the numbers [B] of the threat models that made its images, for terms with `only`.
+        z: logits [N, B, C], a slab for each cell of the blueprint
+        y: labels [B]
+        scale: applied to the losses before their gradient, against underflow
+        y_mixed, share: of a `Batch`; the accuracy counts the label with the larger share
+        which: by peer the numbers [B] of the threat models that made its images, for terms with
+            `only`
         """
         weights = self.weights * self.counting[: len(self.weights)]
         upstream = scale(weights / len(y))[:, None].expand(-1, len(y))
@@ -171,7 +174,9 @@ class TableLoss:
 
 
 def _placed(term: Term, cells: dict[str, Place], k: int, weight: float) -> Term:
-    """A term of peer k's objective in the table's places; what its teacher says is constant."""
+    """A term of peer k's objective with its cells as places in the table; a teacher's logits are
+    constant.
+    """
     student = cells[term.student]
     teacher = None if term.teacher is None else cells[term.teacher]
     constant = term.constant

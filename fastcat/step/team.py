@@ -51,7 +51,7 @@ class Team:
 
     @cached_property
     def targets(self) -> list[int]:
-        """Those away from whose predictions attacks on others climb."""
+        """The members whose prediction another's attack moves away from."""
         teachers = {task.teacher for task in self.blueprint.attacks}
         return sorted(j for j in teachers if j is not None)
 
@@ -87,11 +87,16 @@ def make_team(
     mixed: bool = False,
     teachers: str = "all",
 ) -> Team:
-    """A team of members whose attacked networks are frozen where they can be.
+    """A team of members; the networks that attacks run on are frozen where they can be.
 
-    example: two images or more [B, C, H, W] like those to come, on the device. side_by_side: give
-    each member a stream of its own on a GPU. mixed: batches are of images mixed of two. teachers:
-    who teaches whom. Raises InputError as `make_blueprint` and `TableLoss` do.
+    collab, alpha, teachers: the collaboration, its weight and who teaches whom, as they are typed
+    precision: arithmetic of the networks
+    classes: of the data
+    example: two images or more [B, C, H, W] like those to come, on the device
+    side_by_side: whether each member gets a stream of its own on a GPU
+    mixed: whether batches are of images mixed of two
+
+    Raises InputError as `make_blueprint` and `TableLoss` do.
     """
     objectives = [member.objective for member in members]
     threats = [member.threats if isinstance(member, Peer) else NO_THREAT for member in members]
