@@ -31,7 +31,7 @@ from fastcat.loaders.dataset import Split
 from fastcat.loaders.loader import Sampling
 from fastcat.models import make_model
 from fastcat.precision import DTYPES, Precision, make_precision
-from fastcat.runs.validate import ValidationAnswers
+from fastcat.runs.validation_answers import ValidationAnswers
 from fastcat.seeds import derive_seed
 from fastcat.step.awp import WeightPerturbation
 from fastcat.step.engine import Engine, choose_engine

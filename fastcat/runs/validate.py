@@ -1,6 +1,5 @@
 """Validation after each epoch: what peers answer, and which of their weights are kept."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,56 +7,19 @@ import torch
 from torch import Tensor
 
 from fastcat.attacks.modes import attack_mode
-from fastcat.attacks.pgd import Network
-from fastcat.attacks.threat import ThreatModel
 from fastcat.config.threats import format_threats
 from fastcat.config.train import TrainConfig
-from fastcat.evaluation import NoiseAttack, evaluate
-from fastcat.evaluation.evaluate import answers_after
+from fastcat.evaluation import evaluate
 from fastcat.guard import NO_ANSWER, answers
 from fastcat.loaders.choose import unchanged_loader
 from fastcat.loaders.dataset import Dataset, as_tensor
 from fastcat.loaders.loader import Loader, Sampling
 from fastcat.precision import Precision
+from fastcat.runs.validation_answers import ValidationAnswers
 from fastcat.step.engine import Engine
 from fastcat.step.peer import Peer
 from fastcat.stop import Stopped, StopRequest
 from fastcat.weights.file import WeightsInfo, save_weights
-
-
-class ValidationAnswers:
-    """What peers answer under attack, by the engine's graphs where it has them."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self.captures: dict[Any, Callable[..., Tensor]] = {}
-
-    def of(self, k: int) -> tuple[Network, Callable[..., Tensor]]:
-        """Peer k as attacks see it, with its weights of now, and what stands in for
-        `fastcat.evaluation.evaluate.answers_after`.
-        """
-        network = self.engine.team.attacked(k)
-
-        def replayed(
-            _: Network,
-            x: Tensor,
-            y: Tensor,
-            attack: NoiseAttack,
-            threat: ThreatModel,
-            noise: Tensor,
-        ) -> Tensor:
-            def eager(x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
-                with self.engine.team.weights_cached(False):
-                    return answers_after(network, x, y, attack, threat, noise)
-
-            if "graph" not in self.engine.name:
-                return eager(x, y, noise)
-            key = (k, attack, threat, x.shape)
-            if key not in self.captures:
-                self.captures[key] = self.engine.captured("validation", eager, [x, y, noise])
-            return self.captures[key](x, y, noise)
-
-        return network, replayed
 
 
 class Validation:

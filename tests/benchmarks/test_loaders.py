@@ -24,7 +24,7 @@ def test_all_loaders_bring_all_images_scaled(folder: Path, tmp_path: Path) -> No
     dataset = loaders.load_dataset(str(folder), tmp_path)
     (tmp_path / "place").mkdir()
     found = loaders.contestants(dataset, folder, 4, CPU, tmp_path / "place")
-    assert list(found) == ["resident", "stream", "ffcv", "torch", "FFCV's own", "torchvision"]
+    assert list(found) == ["ffcv", "resident", "stream", "torch", "FFCV's own", "torchvision"]
     for name, epoch in found.items():
         batches = list(epoch())
         assert [len(x) for x in batches] == [4, 4, 4, 4, 2], name

@@ -23,7 +23,7 @@ from fastcat.models import make_model
 from fastcat.models.ghost import split_norms
 from fastcat.objectives import make_objective
 from fastcat.precision import make_precision
-from fastcat.runs.validate import ValidationAnswers
+from fastcat.runs.validation_answers import ValidationAnswers
 from fastcat.step.awp import WeightPerturbation
 from fastcat.step.engine import Engine
 from fastcat.step.peer import Peer

@@ -33,7 +33,7 @@ def test_every_one_of_many_at_once_has_its_own() -> None:
 @pytest.mark.slow
 def test_it_is_taken_after_all_that_can_be_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a name that is chosen before the data are read, and gone when they are."""
-    from fastcat.runs.api import api as runs
+    from fastcat.runs import api as runs
 
     class Slow(runs.Trainer):
         def __init__(self, *arguments: object) -> None:

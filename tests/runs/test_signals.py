@@ -98,7 +98,7 @@ def test_an_interrupted_run_of_seeds_says_how_to_go_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between two runs nothing is there to be saved, and the first is not to be lost."""
-    from fastcat.runs.api import api as runs
+    from fastcat.runs import api as runs
 
     tiny.register()
     train = runs.train

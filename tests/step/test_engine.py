@@ -16,7 +16,7 @@ from fastcat.config.train import TrainConfig
 from fastcat.errors import InputError
 from fastcat.kernels import winograd
 from fastcat.runs.trainer import Trainer
-from fastcat.runs.validate import ValidationAnswers
+from fastcat.runs.validation_answers import ValidationAnswers
 from fastcat.step.algorithm import collaborative_step, start_noise
 from fastcat.step.engine import ENGINES, Engine, _reason, choose_engine
 from fastcat.step.team import Team

@@ -9,7 +9,7 @@ from fastcat.attacks.pgd import attack
 from fastcat.attacks.threat import ThreatModel
 from fastcat.evaluation.evaluate import answers_after, parse_attacks
 from fastcat.kernels.winograd import Winograd
-from fastcat.runs.validate import ValidationAnswers
+from fastcat.runs.validation_answers import ValidationAnswers
 from tests.harness.engines import engine_of, run
 from tests.harness.networks import images, tiny_net
 from tests.harness.parity import (
