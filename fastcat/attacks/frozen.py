@@ -19,6 +19,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from fastcat.attacks.modes import attack_mode
 from fastcat.kernels import winograd
 from fastcat.kernels.affine_relu import affine_relu
+from fastcat.runtime import exact_float32
 
 _ADDS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _RELUS = (F.relu, torch.relu, "relu", "relu_")
@@ -336,15 +337,8 @@ def _writes_to(network: nn.Module, x: Tensor) -> bool:
 
 def _agree(model: nn.Module, twin: nn.Module, example: Tensor) -> bool:
     """Whether both give the same logits and gradients, up to rounding."""
-    backends: list[Any] = [torch.backends.cudnn, torch.backends.cuda.matmul]
-    before = [backend.allow_tf32 for backend in backends]
-    try:
-        for backend in backends:
-            backend.allow_tf32 = False
+    with exact_float32():
         outcomes = [_outcome(network, example) for network in (model, twin)]
-    finally:
-        for backend, allowed in zip(backends, before, strict=True):
-            backend.allow_tf32 = allowed
     # a ReLU within rounding of zero may switch a gradient on or off
     return all(
         bool((ours - expected).norm() <= tolerance * expected.norm())

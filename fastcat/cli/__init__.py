@@ -3,6 +3,7 @@
 Exit status 2 is bad input, told in one sentence.
 """
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -58,6 +59,10 @@ def _run(arguments: Sequence[str]) -> int:
     try:
         if arguments[0] not in COMMANDS:
             raise InputError(f"unknown command {arguments[0]!r}: {nearest(arguments[0], COMMANDS)}")
+        # methods, attacks and networks of one's own may lie where the command is typed; at the end of
+        # the path, so that they hide no other module
+        if (here := os.getcwd()) not in sys.path:
+            sys.path.append(here)
         with first_signal(interrupt):
             status: int = import_module(f"fastcat.cli.{arguments[0]}").run(arguments[1:])
             return status

@@ -1,5 +1,6 @@
 """Methods of the user's own: found by import path, set from text, refused with a reason."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -114,3 +115,15 @@ def test_own_methods_that_lead_nowhere_are_refused(own_module: str, suffix: str,
     with pytest.raises(InputError) as caught:
         make_objective(suffix, {})
     assert text in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_a_module_in_the_folder_where_the_command_is_typed(tmp_path: Path) -> None:
+    """Catches the installed command, whose path begins with its own folder."""
+    (tmp_path / "my_methods.py").write_text(OWN_METHODS)
+    words = ["train", "--peers", "my_methods:no_such_function", "--data", "digits"]
+    command = Path(sys.executable).with_name("fastcat")
+    done = subprocess.run([command, *words], cwd=tmp_path, capture_output=True, text=True)
+    assert "has no attribute 'no_such_function'" in done.stderr
+    assert done.returncode == 2

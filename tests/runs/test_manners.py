@@ -2,8 +2,11 @@
 
 import json
 import logging
+import os
 import random
 import signal
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -68,6 +71,62 @@ def test_training_leaves_the_process_as_it_was(one_thread: None) -> None:
     assert process() == before
     fastcat.resume("run", quiet=True)
     assert process() == before
+
+
+NEWER = ["cuda.matmul.fp32_precision", "fp32_precision", "cudnn.conv.fp32_precision"]
+
+
+@pytest.mark.slow
+@pytest.mark.process
+@pytest.mark.parametrize(
+    "setting",
+    [
+        *(f"torch.backends.{name} = 'tf32'" for name in NEWER),
+        "torch.set_float32_matmul_precision('medium')",
+        "torch.backends.cuda.matmul.allow_tf32 = True",
+        "pass",
+    ],
+)
+def test_however_the_caller_has_set_tf32(setting: str) -> None:
+    """Catches reading one of torch's interfaces where another was used, which raises."""
+    code = f"""
+import torch, fastcat
+from tests.harness import tiny
+tiny.register()
+{setting}
+def state():
+    backends = torch.backends
+    newer = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
+    found = [backend.fp32_precision == "tf32" for backend in newer]
+    for read in (
+        torch.get_float32_matmul_precision,
+        lambda: backends.cuda.matmul.allow_tf32,
+        lambda: backends.cudnn.allow_tf32,
+    ):
+        # what torch refuses to say before may be anything afterwards
+        try:
+            found.append(read())
+        except RuntimeError:
+            found.append(None)
+    return found
+def same(before):
+    return all(old in (None, new) for old, new in zip(before, state(), strict=True))
+before = state()
+x = torch.rand(4, 1, 8, 8)
+fastcat.evaluate(tiny.Tiny(10, 1), [(x, torch.arange(4))], "clean,pgd2", fastcat.ThreatModel())
+assert same(before), (state(), before)
+fastcat.train(fastcat.TrainConfig(**{SETTINGS | {"epochs": 1}}, out="run"), quiet=True)
+assert same(before), (state(), before)
+fastcat.load("run", peer=0)
+assert same(before), (state(), before)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_call_that_fails_leaves_it_too() -> None:
