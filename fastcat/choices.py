@@ -10,3 +10,5 @@ ENGINES = {
 }
 # what networks compute in, with the name of torch's type of their activations
 PRECISIONS = {"fp32": "float32", "tf32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+# how class folders with numbers for names are ordered: 0, 1, 10, 2 or 0, 1, 2, 10
+CLASS_ORDERS = ("text", "number")

@@ -2,18 +2,21 @@
 
 Where an attack starts, one ascent step inside the ball, and the distance. All lengths are in
 pixels of [0, 1]; nothing here knows of networks or losses.
+torch is imported where something is computed, so that options can name norms without it.
 """
+
+from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from fastcat.errors import InputError, check_number, nearest
-from fastcat.kernels.pgd_update import pgd_update
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 Start = Literal["zero", "uniform", "gaussian", "unclipped"]
 
@@ -22,19 +25,27 @@ GAUSSIAN_START_STD = 0.001
 
 
 def _linf_ball(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    import torch
+
     return torch.empty_like(x).uniform_(-1, 1, generator=generator)
 
 
 def _l2_ball(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    import torch
+
     normal = torch.empty_like(x).normal_(generator=generator)
     return _on_radius(normal, 2, x[0].numel(), generator)
 
 
 def _l2_radius(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    import torch
+
     return _on_radius(torch.empty_like(x).normal_(generator=generator), 2, 1, generator)
 
 
 def _l1_ball(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    import torch
+
     size = torch.empty_like(x).exponential_(generator=generator)
     sign = torch.empty_like(x).uniform_(-1, 1, generator=generator).sign()
     return _on_radius(size * sign, 1, x[0].numel(), generator)
@@ -48,6 +59,8 @@ def _on_radius(
     dimensions: that of the ball in which they are uniform draws; with 1 they lie at any distance
         alike
     """
+    import torch
+
     norm = direction.flatten(1).norm(p, dim=1)
     radius = torch.empty_like(norm).uniform_(0, 1, generator=generator)
     factor = radius ** (1 / dimensions) / norm
@@ -142,6 +155,8 @@ class ThreatModel:
 
         generator: on x's device, None for torch's own. Raises InputError for another one.
         """
+        import torch
+
         _check_start(kind)
         if not (generator is None or isinstance(generator, torch.Generator)):
             raise InputError(
@@ -183,6 +198,8 @@ class ThreatModel:
         x: the clean images [B, C, H, W]
         low: gets the new x_adv in another dtype
         """
+        from fastcat.kernels.pgd_update import pgd_update
+
         box_first = self.code == "trades"
         pgd_update(x_adv, low, x, grad, self.norm, self.eps, self.step, L1_SPARSITY, box_first)
 

@@ -59,8 +59,8 @@ def _run(arguments: Sequence[str]) -> int:
     try:
         if arguments[0] not in COMMANDS:
             raise InputError(f"unknown command {arguments[0]!r}: {nearest(arguments[0], COMMANDS)}")
-        # methods, attacks and networks of one's own may lie where the command is typed; at the end of
-        # the path, so that they hide no other module
+        # methods, attacks and networks of one's own may lie where the command is typed; last, so
+        # that they hide no other module
         if (here := os.getcwd()) not in sys.path:
             sys.path.append(here)
         with first_signal(interrupt):

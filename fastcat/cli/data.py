@@ -4,11 +4,13 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
 from tyro.conf import Positional
 
+from fastcat.choices import CLASS_ORDERS
 from fastcat.cli.parse import parse
+from fastcat.config.choice import one_of
 from fastcat.config.paths import UserPath
 from fastcat.errors import InputError, nearest
 
@@ -31,7 +33,7 @@ class ConvertCommand:
     """Share of each class to hold out as test split, of an .npz file without one."""
     seed: int = 0
     """Which images are held out."""
-    class_order: Literal["text", "number"] = "text"
+    class_order: Annotated[str, one_of(CLASS_ORDERS)] = "text"
     """Order of class folders with numbers for names, and so their labels. text: 0, 1, 10, 2, as
     torchvision has them; number: 0, 1, 2, 10."""
 

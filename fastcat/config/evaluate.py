@@ -6,6 +6,9 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from fastcat.attacks.threat import NORMS
+from fastcat.choices import CLASS_ORDERS
+from fastcat.config.choice import one_of
 from fastcat.config.paths import UserPath
 from fastcat.config.pixels import Pixels
 from fastcat.errors import InputError
@@ -41,10 +44,10 @@ class EvalConfig:
     """Data set or image folder. None: what the weights were trained on."""
     data_dir: UserPath | None = None
     """Where data sets by name are kept or downloaded to. None: as trained, else data."""
-    class_order: Literal["text", "number"] | None = None
+    class_order: Annotated[str, one_of(CLASS_ORDERS)] | None = None
     """Order of class folders with numbers for names. text: 0, 1, 10, 2; number: 0, 1, 2, 10. None:
     as trained, else text."""
-    norm: Literal["linf", "l2", "l1"] | None = None
+    norm: Annotated[str, one_of(NORMS)] | None = None
     """Norm of the attacker. None: every norm the network was trained under."""
     eps: Annotated[Pixels | None, arg(aliases=["--epsilon"])] = None
     """Radius in that norm, of pixels in [0, 1], as 8/255 or 0.03. None: as trained."""

@@ -35,7 +35,7 @@ from fastcat.report.seeds import (
     write_record,
 )
 from fastcat.runs.checkpoint import load_last_checkpoint
-from fastcat.runs.loop import Course, OnEpoch
+from fastcat.runs.loop import Loop, OnEpoch
 from fastcat.runs.recorder import Recorder
 from fastcat.runs.teacher import with_absolute_weights
 from fastcat.runs.trainer import Trainer
@@ -342,7 +342,7 @@ def _run(
             recorder.line(remark)
         recorder.forget_after(trainer.epoch, trainer.steps_done)
         try:
-            Course(trainer, run, recorder, request, on_epoch).follow()
+            Loop(trainer, run, recorder, request, on_epoch).follow()
         except Stopped as stopped:
             recorder.line(
                 f"stopped by {stopped} in epoch {trainer.epoch + 1}/{trainer.config.epochs} "

@@ -59,7 +59,7 @@ def evaluate_run(config: EvalConfig) -> dict[str, Any]:
     """
     parse_attacks(config.attacks)
     if is_over_seeds(config.target):
-        return judge_seeds(config)
+        return evaluate_seeds(config)
     set_threads(None)
     device = make_device(config.device)
     files = find_weights(config.target, config.weights, config.peer)
@@ -100,7 +100,7 @@ def evaluate_run(config: EvalConfig) -> dict[str, Any]:
         for file, (model, info) in zip(files, peers, strict=True):
             if info.data == dataset.name and info.data_digest not in (None, dataset.digest):
                 console.print(f"note: {info.peer} was trained on other images of {info.data}")
-            entry = judge(model, info, loader, config, device, console)
+            entry = evaluate_peer(model, info, loader, config, device, console)
             record["peers"][info.peer] = {"weights": str(file), **entry}
             console.print(table(info, dataset.name, config.split, entry))
         if out is not None:
@@ -131,7 +131,7 @@ def reserved(config: EvalConfig) -> Iterator[Path | None]:
         yield out
 
 
-def judge_seeds(config: EvalConfig) -> dict[str, Any]:
+def evaluate_seeds(config: EvalConfig) -> dict[str, Any]:
     """Judge the run of every seed and record how each peer's accuracies spread over them."""
     runs = runs_of(config.target)
     for run in runs.values():
@@ -165,7 +165,7 @@ def _accuracies(record: dict[str, Any]) -> dict[str, dict[str, float]]:
     }
 
 
-def judge(
+def evaluate_peer(
     model: nn.Module,
     info: WeightsInfo,
     loader: Loader,

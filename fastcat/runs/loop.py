@@ -16,7 +16,7 @@ from fastcat.stop import Stopped, StopRequest
 OnEpoch = Callable[[dict[str, Any]], object]
 
 
-class Course:
+class Loop:
     """Leads a trainer through its run in the folder `run`."""
 
     def __init__(
