@@ -50,11 +50,11 @@ class EvaluationAttack(Protocol):
 
 
 class NoiseAttack(ABC):
-    """An attack that is a function of its start noise and asks the host nothing.
+    """An attack that is a function of its start noise and never waits for the device.
 
     Evaluation restarts it on the images that are still classified correctly, and training replays
-    it as a CUDA graph. Attacks with equal settings are equal and have one hash.
-    has_threat: whether it is another attack under another threat model.
+    it as a CUDA graph. Attacks with equal settings are equal and have the same hash.
+    has_threat: whether it is another attack under another threat model
     """
 
     has_threat = True

@@ -35,9 +35,12 @@ def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[flo
 
 @dataclass(frozen=True)
 class Report:
-    """n images were judged; correct: survivors by attack, and of all attacks as "worst";
-    unanswered: how many of the others got logits that are NaN or infinite, of "worst" under any;
-    without_gradient: images whose gradient had NaN, where no attack moves a pixel.
+    """The outcome of an evaluation.
+
+    n: images
+    correct: by attack, and for all attacks together ("worst"), how many were classified correctly
+    unanswered: by attack, how many of the others got logits that are NaN or infinite
+    without_gradient: images whose gradient had NaN, where no attack moves a pixel
     """
 
     n: int
@@ -82,11 +85,12 @@ def answers_after(
     threat: ThreatModel,
     noise: Tensor,
 ) -> Tensor:
-    """int64 [B]: what the network `answers` after one restart of an attack, in eval mode.
+    """The network's `answers`, int64 [B], after one restart of an attack, in eval mode.
 
-    threat: from `attack.under`.
-    noise: from `attack.noise`.
-    A function of device tensors of static shape, which asks the host nothing.
+    threat: from `attack.under`
+    noise: from `attack.noise`
+
+    A function of device tensors of static shape, which never waits for the device.
     """
     x_adv = attack.find(network, x, y, threat, noise)
     with attacked([network], [PGD()]):
@@ -102,10 +106,10 @@ def last_answers(
     generator: torch.Generator,
     answers_after: Callable[..., Tensor] = answers_after,
 ) -> Tensor:
-    """int64 [B]: of each image the answer after the first restart that fools the network; its label
-    where none does.
+    """Each image's answer after the first restart that fools the network, or else its label: int64
+    [B].
 
-    answers_after: stands in for that of this module.
+    answers_after: in the place of that of this module
     """
     if not isinstance(attack.attack, NoiseAttack):
         return _answers_to_own(network, x, y, attack, threat, generator)
@@ -238,16 +242,20 @@ def evaluate(
 ) -> Report:
     """Accuracy of `model` under each attack.
 
-    model: as for `fastcat.attack`; left as it was. An image whose logits are NaN or infinite has no
-    answer: it counts as wrong, and `Report.unanswered` says how many there are. Where a gradient is
-    NaN no attack moves a pixel: `Report.without_gradient` counts such images.
-    loader: batches whose first two members are images and labels [B], moved to the model's device.
+    model: as for `fastcat.attack`; it is left as it was
+    loader: batches whose first two members are images and labels [B], moved to the model's device
     attacks: names as "clean,fgsm,pgd20,pgd:loss=dlr:steps=40", also in a list; your own as
-    "package.module:function" or as an EvaluationAttack itself, called by its `__name__`.
-    threat: radius, step size and restarts; steps come from the attacks. Under several threat models
-    of distinct norms each attack is made, as "pgd20-l2".
-    precision: None computes as the model is. after_batch gets the images so far; answers_after
-    stands in for that of this module.
+        "package.module:function", or an EvaluationAttack, which is called by its `__name__`
+    threat: radius, step size and restarts; steps come from the attacks. Several threat models of
+        distinct norms: each attack is made under each, as "pgd20-l2"
+    seed: of the attacks' starts
+    precision: arithmetic of the network. None: as the model is
+    after_batch: called with the number of images so far
+    answers_after: in the place of that of this module
+
+    An image whose logits are NaN or infinite has no answer: it counts as wrong, and in
+    `Report.unanswered`. Where a gradient is NaN no attack moves a pixel; `Report.without_gradient`
+    counts such images.
     Raises InputError for unknown attacks, for a loader without images or without labels, and as
     `fastcat.attack` does.
     """

@@ -37,10 +37,10 @@ def renew_report(run: Path, say: Callable[[str], object]) -> None:
 
 
 def write_report(run: Path) -> None:
-    """Write report.html from what there is of metrics.jsonl, config.yaml and eval/*.json.
+    """Write report.html from metrics.jsonl, config.yaml and eval/*.json, as far as they are there.
 
-    That of several seeds links to the reports of their runs.
-    Raises InputError when a record cannot be read or the file not be written.
+    The page of several seeds links to the pages of their runs.
+    Raises InputError when a record cannot be read or the page cannot be written.
     """
     try:
         content = _over_seeds(run) if is_over_seeds(run) else _of_one_run(run)

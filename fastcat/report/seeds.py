@@ -50,7 +50,12 @@ def runs_of(folder: Path) -> dict[int, Path]:
 
 @dataclass(frozen=True)
 class Spread:
-    """values: one a seed; std: of the sample (n - 1), None for a single seed."""
+    """How a value spreads over seeds.
+
+    mean, min, max: over the seeds
+    std: of the sample (n - 1). None: there is a single seed
+    values: one for each seed
+    """
 
     mean: float
     std: float | None
@@ -76,7 +81,7 @@ def spreads_of(accuracies: Sequence[Mapping[str, Mapping[str, float]]]) -> Sprea
 
 
 def read_spreads(record: Mapping[str, Any], which: str) -> Spreads:
-    """The spreads that a JSON record holds under this name; none where it has not got so far."""
+    """The spreads that a JSON record holds under a name; empty where it holds none."""
     return {
         peer: {attack: Spread(**values) for attack, values in attacks.items()}
         for peer, attacks in record.get(which, {}).items()
@@ -84,7 +89,11 @@ def read_spreads(record: Mapping[str, Any], which: str) -> Spreads:
 
 
 def rows(title: str, *labelled: tuple[str, Spreads]) -> Iterator[list[str]]:
-    """Heads and then a row for each attack on each peer; the labels tell several spreads apart."""
+    """A row of heads, and a row for each attack on each peer.
+
+    title: the first head
+    labelled: spreads, each with a label that tells it apart in the first column
+    """
     yield [title, "mean", "std", "min .. max"]
     for label, spreads in labelled:
         for peer, attacks in spreads.items():

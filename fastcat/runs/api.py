@@ -54,9 +54,11 @@ class RunResult:
 
 @dataclass(frozen=True)
 class SeedsResult(RunResult):
-    """The finished runs of several seeds, by seed; in `peers` and `best` are mean accuracies alone.
+    """The finished runs of several seeds; `peers` and `best` hold mean accuracies alone.
 
-    judged_on: "val" or "test"; last_spread, best_spread: the same accuracies with their spread.
+    runs: the result of each seed's run
+    judged_on: images of the accuracies, "val" or "test"
+    last_spread, best_spread: the same accuracies with their spread over the seeds
     """
 
     runs: dict[int, RunResult]
@@ -67,7 +69,7 @@ class SeedsResult(RunResult):
 
 @contextmanager
 def _locked(run: Path) -> Iterator[None]:
-    """Keep a second process out of the run; the kernel frees the lock when this one ends."""
+    """Within it no second process uses the run; the lock ends with this process at the latest."""
     with explained(run):
         handle = os.open(run, os.O_RDONLY)
     try:
@@ -263,7 +265,7 @@ def _means(spreads: Spreads) -> dict[str, dict[str, Any]]:
 
 
 def _finished(run: Path) -> RunResult | None:
-    """The result of a run that is at its end, which is only read; None of another."""
+    """The result of a run that has reached its last epoch; None for a run that has not."""
     if not (run / "checkpoints" / "last.pt").exists():
         return None
     state, _ = load_last_checkpoint(run)

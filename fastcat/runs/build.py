@@ -24,11 +24,15 @@ def make_members(
     device: torch.device,
     last_batch: int,
 ) -> list[Member]:
-    """One for each peer specification, in order, on the device; sets torch's random state.
+    """The members of a team, one for each entry of --peers, on the device.
 
-    normalize: mean and standard deviation that go into each peer's network, None without;
-    last_batch: training images in the last batch of an epoch. Raises InputError for a network that
-    does not fit the data.
+    It sets torch's random state.
+    config, dataset: settings and data of the run
+    normalize: mean and standard deviation that go into each peer's network. None: none do
+    device: where the networks lie
+    last_batch: training images in the last batch of an epoch
+
+    Raises InputError for a network that does not fit the data.
     """
     precision = make_precision(config.precision, device)
     shape, classes = dataset.image_shape, len(dataset.classes)

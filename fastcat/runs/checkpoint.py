@@ -31,7 +31,11 @@ def good_checkpoint(run: Path) -> Path:
 
 
 def save_checkpoint(run: Path, state: dict[str, Any], good: bool = False) -> None:
-    """Write checkpoints/last.pt; the former one becomes previous.pt. good: also as good.pt.
+    """Write checkpoints/last.pt; the former one becomes previous.pt.
+
+    run: folder of the run
+    state: tensors and plain values
+    good: whether a rollback may return to it, from good.pt
 
     Raises InputError when the disk refuses; the former checkpoints are then as they were.
     """
@@ -47,7 +51,7 @@ def save_checkpoint(run: Path, state: dict[str, Any], good: bool = False) -> Non
 
 
 def _name_also(file: Path, name: Path) -> None:
-    """A second name for a file, so that the first is there at every moment; else a copy."""
+    """Give a file a second name, or copy it where the file system has no links."""
     second = name.with_name("second.pt")
     second.unlink(missing_ok=True)
     try:

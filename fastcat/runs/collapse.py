@@ -32,7 +32,7 @@ COLLAPSES = (ONE, DEAD, SILENT, CATASTROPHIC)
 
 
 class Collapse(InputError):
-    """Training came to nothing, for this `reason`; the run is left as a checkpoint holds it."""
+    """Training came to nothing, for `reason`; the last checkpoint holds the run."""
 
     def __init__(self, reason: str, checkpoint: Path) -> None:
         super().__init__(
@@ -48,12 +48,13 @@ def noise(share: float, images: int) -> float:
 
 
 class Watch:
-    """Looks at peers after every epoch.
+    """Looks for signs of a collapse in the record of every epoch.
 
-    attacked: names of the peers that train on adversarial images; of others no robustness is
-    expected. pairs: names in records of accuracies under one step and under many; judged_by: of
-    robust accuracy. images, chance: how many images are monitored, and the share of their most
-    frequent class.
+    attacked: names of the peers that train on adversarial images, of which robustness is expected
+    pairs: names in records of the accuracies under one step and under many, by threat model
+    judged_by: name in records of robust accuracy
+    images: how many images are monitored
+    chance: share of their most frequent class
     """
 
     def __init__(

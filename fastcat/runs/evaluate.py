@@ -1,4 +1,4 @@
-"""`fastcat eval`: the weights of a run, one weight file or checkpoint, judged on a data set."""
+"""`fastcat eval`: robust accuracy of a run's peers, of one weight file, or of a checkpoint."""
 
 import itertools
 import json
@@ -52,10 +52,10 @@ STATISTICS_OF = 50_000
 
 
 def evaluate_run(config: EvalConfig) -> dict[str, Any]:
-    """Judge the chosen peers one after the other, print a table, write and return the JSON record.
+    """Evaluate the chosen peers one after the other, print a table, and return the JSON record.
 
-    Of a folder of several seeds each run is judged, and then mean and spread are recorded.
-    Raises InputError for weights, data or attacks that cannot be used.
+    The record is written too. In a folder of several seeds each run is evaluated, and then mean and
+    spread are recorded. Raises InputError for weights, data or attacks that cannot be used.
     """
     parse_attacks(config.attacks)
     if is_over_seeds(config.target):
@@ -113,11 +113,11 @@ def evaluate_run(config: EvalConfig) -> dict[str, Any]:
 
 @contextmanager
 def reserved(config: EvalConfig) -> Iterator[Path | None]:
-    """The JSON file to write, made now and not only after hours of attacks, gone if not written;
-    None for a single weight file without --out.
+    """The JSON file that will be written; None for a single weight file without --out.
 
-    It is --out, else the first free one of eval/test.json, eval/test-2.json, ... in the run.
-    Raises InputError where --out is there already.
+    It is --out, or the first free one of eval/test.json, eval/test-2.json, ... in the run. It is
+    made before hours of attacks, not after them, and removed if nothing is written. Raises
+    InputError where --out is there already.
     """
     if config.out is None and not config.target.is_dir():
         yield None
@@ -132,7 +132,7 @@ def reserved(config: EvalConfig) -> Iterator[Path | None]:
 
 
 def evaluate_seeds(config: EvalConfig) -> dict[str, Any]:
-    """Judge the run of every seed and record how each peer's accuracies spread over them."""
+    """Evaluate the run of every seed and record how each peer's accuracies spread over them."""
     runs = runs_of(config.target)
     for run in runs.values():
         find_weights(run, config.weights, config.peer)  # before any of them is attacked
@@ -173,7 +173,7 @@ def evaluate_peer(
     device: torch.device,
     console: Console,
 ) -> dict[str, Any]:
-    """The record of one peer: what was attacked how, and how much survived."""
+    """The record of one peer: which attacks were made on it, and its accuracy under each."""
     threats = threats_of(config, info)
     with make_progress(console) as bar:
         bar.add_task(info.peer, total=loader.size)
@@ -206,10 +206,13 @@ def _advance(bar: Progress, done: int) -> None:
 
 
 def find_weights(target: Path, which: str, peer: str) -> list[Path]:
-    """The weight files that `target` means: itself, or those of a run's chosen peers.
+    """The weight files that a target means: itself, or those of a run's chosen peers.
 
-    which: "best" (a peer without a best one gives its last) or "last"; peer: "all", a number or a
-    name. Raises InputError where there are none.
+    target: a weight file, or the folder of a run
+    which: "best" or "last"; a peer without best weights gives its last
+    peer: "all", a number or a name
+
+    Raises InputError where there are none.
     """
     if target.is_file():
         return [target]
@@ -280,9 +283,10 @@ def _note(console: Console, line: str) -> None:
 
 
 def in_its_classes(dataset: Dataset, file: Path, info: WeightsInfo, console: Console) -> Dataset:
-    """The data with labels as a network numbers its classes; a note where these go by number.
+    """The data, with labels as the network numbers its classes.
 
-    Raises InputError for images or classes that the network does not know.
+    A note is printed where classes are matched by number. Raises InputError for images or classes
+    that the network does not know.
     """
     labels = outputs_of(file, info, dataset)
     for remark in by_number(dataset.classes, dataset.name, info.classes, info.peer):
@@ -291,9 +295,10 @@ def in_its_classes(dataset: Dataset, file: Path, info: WeightsInfo, console: Con
 
 
 def find_data(config: EvalConfig, info: WeightsInfo | None) -> tuple[str, Path]:
-    """--data and --data-dir as asked for, else of the run; a lone weight file knows only a name.
+    """The data set and its folder: --data and --data-dir, or else those of the run.
 
-    Raises InputError for a name that says nothing on another machine.
+    A weight file outside of its run knows its data set by name only. Raises InputError for a name
+    that means nothing on another machine.
     """
     if info is None:
         return str(config.data), config.data_dir or Path("data")
@@ -324,9 +329,9 @@ def make_loader(dataset: Dataset, config: EvalConfig, device: torch.device) -> L
 
 
 def threats_of(config: EvalConfig, info: WeightsInfo) -> list[ThreatModel]:
-    """The attackers asked for; what is not said is as the network was trained.
+    """The threat models asked for; what is left open is as the network was trained.
 
-    Raises InputError for a step size where there are several of them.
+    Raises InputError for a step size where there are several threat models.
     """
     trained = parse_threats(info.threats, ThreatModel(restarts=config.restarts))
     if config.norm is not None:

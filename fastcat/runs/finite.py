@@ -18,7 +18,7 @@ def broken_loss(means: dict[str, float]) -> str | None:
 
 
 def broken_weight(peers: Iterable[Peer]) -> str | None:
-    """The first weight or statistic that is not finite, in words; the host waits for the device."""
+    """The first weight or statistic that is not finite, in words; it waits for the device."""
     for peer in peers:
         state = peer.model.state_dict()
         finite = torch.stack([tensor.isfinite().all() for tensor in state.values()]).tolist()

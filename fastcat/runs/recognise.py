@@ -32,12 +32,15 @@ def recognise(
     statistics: Statistics,
     say: Callable[[str], object],
 ) -> tuple[nn.Module, WeightsInfo]:
-    """The network among those of the same names that is right most often, and what it is.
+    """The network and its description, as the architecture that classifies most images correctly.
 
-    Only the usual architecture of a name stands for the others; another that was typed stays. `say`
-    gets a line about each choice, one that tells which normalisation before the network would be
-    much better, and one about a network near chance.
-    statistics: mean and standard deviation of the data's channels, which code may normalise by.
+    Several architectures have weights of the same names and shapes; only the usual one of them
+    gives way to another. An architecture that was typed by another name stays.
+    model, info: network and description, as they were loaded
+    loader: images that all candidates classify
+    statistics: mean and standard deviation of the data's channels, by which code may normalise
+    say: gets a line about each choice, about a normalisation before the network that would be much
+        better, and about a network near chance
     """
     x, y = _sample(loader)
     n, channels = len(y), info.channels
@@ -94,7 +97,7 @@ def _sample(loader: Loader) -> tuple[Tensor, Tensor]:
 
 
 def _right(network: nn.Module, x: Tensor, y: Tensor) -> int:
-    """How many images the network is right on; logits that are no numbers are wrong."""
+    """How many images the network classifies correctly; logits that are no numbers are wrong."""
     z = torch.cat([network(part) for part in x.split(64)])
     return int((answers(z) == y).sum())
 

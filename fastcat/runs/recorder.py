@@ -13,10 +13,13 @@ from fastcat.report.html import headline, renew_report
 
 
 class Recorder:
-    """Lines go to the console and to log.txt, records to metrics.jsonl and steps.jsonl.
+    """Writes what a run reports: lines to the console and log.txt, records to *.jsonl.
 
-    A context manager: on a terminal a progress bar with the time left stands below the lines,
-    elsewhere a plain line tells of the progress at every logging interval.
+    As a context manager it shows a progress bar with the time left on a terminal; elsewhere a line
+    tells of the progress at every logging interval.
+    run: folder of the run
+    total_steps: steps of the whole run
+    console: where lines are printed
     """
 
     def __init__(self, run: Path, total_steps: int, console: Console) -> None:
@@ -34,7 +37,7 @@ class Recorder:
         self.progress.stop()
 
     def line(self, text: str) -> None:
-        """A line for people; names that would break it are escaped."""
+        """Print and log a line; line breaks and control characters in names are escaped."""
         text = one_line(text)
         self.console.print(text)
         self._append("log.txt", text)
@@ -90,8 +93,8 @@ class Recorder:
 def table(record: dict[str, Any]) -> tuple[str, str]:
     """The heads of an epoch's columns and its row, of equal widths.
 
-    Accuracies name the images they are measured on, of several threat models those under the worst;
-    a star marks a peer's best so far.
+    Heads name the images on which accuracies are measured. Of several threat models the worst
+    accuracies are shown. A star marks a peer's best epoch so far.
     """
     digits = len(str(record["epochs"]))
     heads, cells = (

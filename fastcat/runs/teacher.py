@@ -16,7 +16,7 @@ from fastcat.weights.file import load_weights, outputs_of
 
 
 class Reordered(nn.Module):
-    """A network whose logits stand in another order of the classes."""
+    """A network whose logits are put into another order of the classes."""
 
     order: Tensor
 
@@ -30,11 +30,16 @@ class Reordered(nn.Module):
 
 
 def load_teacher(name: str, weights: str, arch: str | None, dataset: Dataset) -> Teacher:
-    """The teacher of a .safetensors file, on the CPU; arch: what it is said to be, if anything.
+    """The teacher of a .safetensors file, on the CPU.
 
     Where its classes are the data's in another order, its logits are put into the data's.
-    Raises InputError for a file that cannot be read, and for one of another architecture, or of
-    other classes or channels than the data.
+    name: of the member, as "1-teacher"
+    weights: the file
+    arch: the architecture that was typed for it, or None
+    dataset: the data of the run
+
+    Raises InputError for a file that cannot be read, or that holds another architecture, or other
+    classes or channels than the data.
     """
     path = find_path(weights)
     model, info = load_weights(path)

@@ -259,7 +259,7 @@ class Trainer:
         self.last_record = record
 
     def _mean_metrics(self) -> dict[str, float]:
-        """Means over this epoch's images so far; the host waits for the device here."""
+        """Means over this epoch's images so far; it waits for the device."""
         if not self.step:
             return {}
         size, replays = self.config.batch_size, self.config.replays

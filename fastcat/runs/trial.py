@@ -19,12 +19,16 @@ def check_network(
     precision: Precision,
     last_batch: int | None = None,
 ) -> None:
-    """Raise InputError for a network that cannot be trained or judged on such images.
+    """Raise InputError for a network that cannot be trained or evaluated on such images.
 
     Weights, buffers, modes and random states stay as they are.
-    who: in what is raised, as "0-at (resnet18)"; shape: [H, W, C] of the images; classes: how many
-    there are; last_batch: images in the last batch of an epoch where it is trained, None where it
-    is only judged.
+    model: the network
+    who: its name in errors, as "0-at (resnet18)"
+    shape: [H, W, C] of the images
+    classes: how many there are
+    precision: arithmetic of the trial
+    last_batch: images in the last batch of an epoch in which it is trained. None: it is only
+        evaluated
     """
     tensors = [*model.parameters(), *model.buffers()]
     check_initialised(tensors, who)

@@ -23,12 +23,13 @@ from fastcat.weights.file import WeightsInfo, save_weights
 
 
 class Validation:
-    """Measures peers on the monitored images and keeps the last and the best weights of each.
+    """Measures peers on the monitored images, and keeps the last and the best weights of each.
 
-    monitored_on, monitor: name and loader of the images of validation, None for none;
-    chance: the share of their most frequent class. selected_by: the accuracy that counts, PGD's or
-    under several threat models the worst of all attacks. best: by peer the epoch where that was
-    largest and what was measured then.
+    monitored_on, monitor: name and loader of the images of validation. None: there are none
+    chance: share of their most frequent class
+    selected_by: name of the accuracy that selects the best epoch: PGD's, or under several threat
+        models that under the worst of all attacks
+    best: by peer the epoch where that accuracy was largest, and what was measured then
     """
 
     def __init__(
@@ -130,7 +131,12 @@ class Validation:
         return best is None or accuracy[self.selected_by] > best["accuracy"][self.selected_by]
 
     def keep(self, run: Path, epoch: int, peers: dict[str, dict[str, Any]]) -> None:
-        """Write the weights after this many epochs; peers: their entries in the epoch's record."""
+        """Write the weights of all peers.
+
+        run: folder of the run
+        epoch: finished epochs
+        peers: the peers' entries in the epoch's record
+        """
         for peer in self.engine.team.peers:
             self._save_weights(run, peer, epoch, "last", "last")
             if peers[peer.name]["best"]:

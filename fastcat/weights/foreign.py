@@ -52,8 +52,11 @@ class Loaded:
 class _Copy:
     """A network in a file, as far as one was found.
 
-    keys: under which its tensors lie; prefix: what stands before its names; state: its tensors by
-    the network's names; normalize, remarks: as in Loaded; misfit: what is wrong, "" for nothing.
+    keys: under which its tensors lie
+    prefix: what stands before its names
+    state: its tensors by the network's names
+    normalize, remarks: as in Loaded
+    misfit: why it does not fit the network; "" if it does
     """
 
     keys: tuple[str, ...]
@@ -78,9 +81,13 @@ class _Copy:
 def load_foreign(path: Path, model: nn.Module, which: str | None = None) -> Loaded:
     """Put the tensors of a checkpoint into `model`.
 
-    which: key or prefix of one network in a file of several, None for the one that its authors
-    judge. Raises InputError for a file that cannot be read, holds no weights, or those of another
-    network; then `model` is as it was.
+    path: the file
+    model: a network of the right architecture
+    which: key or prefix of one network in a file of several. None: the one that its authors
+        evaluate
+
+    Raises InputError for a file that cannot be read, holds no weights, or those of another network;
+    then `model` is as it was.
     """
     wanted = _shapes(model.state_dict())
     found = _read(path)
@@ -146,7 +153,7 @@ def _entries(found: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
 
 
 def _copies(keys: tuple[str, ...], tensors: State, wanted: Shapes) -> list[_Copy]:
-    """The networks with the wanted names among these tensors; without any what comes nearest."""
+    """The networks with the wanted names among these tensors, or else what comes nearest."""
     votes: Counter[str] = Counter()
     for name in tensors:
         parts = name.split(".")
