@@ -3,12 +3,17 @@
 import json
 from collections.abc import Callable, Sequence
 from html import escape
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from fastcat.errors import InputError
 from fastcat.files import write_text
+from fastcat.report.records import (
+    EpochRecord,
+    EvaluationRecord,
+    PeerEvaluation,
+    SeedsEvaluation,
+)
 from fastcat.report.seeds import is_over_seeds, read_record, read_spreads, rows, runs_of
 from fastcat.report.signs import new_signs
 
@@ -58,8 +63,11 @@ def write_report(run: Path) -> None:
 
 
 def _of_one_run(run: Path) -> list[str]:
-    epochs = [json.loads(line) for line in _read(run / "metrics.jsonl").splitlines()]
-    evaluations = [_evaluation(*each) for each in _evaluations(run)]
+    lines = _read(run / "metrics.jsonl").splitlines()
+    epochs = [EpochRecord.read(json.loads(line)) for line in lines]
+    evaluations = [
+        _evaluation(name, EvaluationRecord.read(values)) for name, values in _evaluations(run)
+    ]
     return [
         *_curves(epochs),
         *_signs(epochs),
@@ -74,12 +82,13 @@ def _over_seeds(folder: Path) -> list[str]:
     best, last = (read_spreads(record, which) for which in ("best", "last"))
     title = f"percent of {record['judged_on']} images"
     tables = [list(rows(title, ("best", best), ("last", last)))]
-    for name, evaluation in _evaluations(folder):
+    for name, values in _evaluations(folder):
+        evaluation = SeedsEvaluation.read(values)
         title = (
-            f"{name}: percent of {evaluation['n']} {evaluation['split']} images, "
+            f"{name}: percent of {evaluation.n} {evaluation.split} images, "
             f"{threats_in_words(evaluation)}"
         )
-        tables.append(list(rows(title, ("", read_spreads(evaluation, "spread")))))
+        tables.append(list(rows(title, ("", read_spreads(values, "spread")))))
     links = [
         f'<li><a href="{run.name}/report.html">seed {seed}</a></li>'
         for seed, run in runs_of(folder).items()
@@ -110,21 +119,21 @@ def _read(path: Path) -> str:
     return path.read_text("utf-8") if path.exists() else ""
 
 
-def _curves(epochs: Sequence[dict[str, Any]]) -> list[str]:
+def _curves(epochs: Sequence[EpochRecord]) -> list[str]:
     accuracy: list[Curve] = []
     loss: list[Curve] = []
-    names = list(epochs[0]["peers"]) if epochs else []
-    split = epochs[0]["judged_on"] if names else None
+    names = list(epochs[0].peers) if epochs else []
+    split = epochs[0].judged_on if names else None
     for k, name in enumerate(names):
-        entries = [epoch["peers"][name] for epoch in epochs]
+        peers = [epoch.peers[name] for epoch in epochs]
         color = COLORS[k % len(COLORS)]
-        loss.append((name, color, False, [entry["train"]["loss"] for entry in entries]))
-        for attack in headline(entries[0]["accuracy"]):
-            values = [100 * entry["accuracy"][attack] for entry in entries]
+        loss.append((name, color, False, [peer.train["loss"] for peer in peers]))
+        for attack in headline(peers[0].accuracy):
+            values = [100 * peer.accuracy[attack] for peer in peers]
             accuracy.append((f"{name} {attack}", color, attack != "clean", values))
     parts = []
     if accuracy:
-        chosen = " (chooses the best weights)" if epochs[0]["select_on"] == split else ""
+        chosen = " (chooses the best weights)" if epochs[0].select_on == split else ""
         parts += [f"<h2>Accuracy in percent on {split} images{chosen}</h2>", _svg(accuracy, 0, 100)]
     if loss:
         finite = [value for *_, values in loss for value in values]
@@ -132,13 +141,13 @@ def _curves(epochs: Sequence[dict[str, Any]]) -> list[str]:
     return parts
 
 
-def _signs(epochs: Sequence[dict[str, Any]]) -> list[str]:
+def _signs(epochs: Sequence[EpochRecord]) -> list[str]:
     """What the watch named, and what was done about it."""
     lines = [
         f"epochs {back['to'] + 1} to {back['from']} were begun again: {back['reason']}"
-        for back in (epochs[-1].get("rollbacks", ()) if epochs else ())
+        for back in (epochs[-1].rollbacks if epochs else ())
     ]
-    for former, epoch in pairwise([{"peers": {}}, *epochs]):
+    for former, epoch in zip([None, *epochs], epochs, strict=False):
         lines += new_signs(epoch, former)
     items = "".join(f"<li>{escape(line)}</li>" for line in lines)
     return [f"<h2>Watch</h2><ul>{items}</ul>"] if lines else []
@@ -193,68 +202,67 @@ def _svg(curves: Sequence[Curve], low: float, high: float) -> str:
     )
 
 
-def _evaluation(name: str, record: dict[str, Any]) -> str:
+def _evaluation(name: str, record: EvaluationRecord) -> str:
     """One eval/*.json: attacks as columns, peers as rows, with 95 % intervals."""
-    peers = record["peers"]
-    attacks = list(next(iter(peers.values()))["attacks"])
+    first = next(iter(record.peers.values()))
+    attacks = list(first.attacks)
     rows = []
-    for peer, entry in peers.items():
-        cells = [f"{peer}, {entry['info']['selected']}"]
+    for name_of_peer, peer in record.peers.items():
+        cells = [f"{name_of_peer}, {peer.info['selected']}"]
         for attack in attacks:
-            result = entry["attacks"][attack]
-            low, high = (100 * end for end in result["ci95"])
-            cells.append(f"{100 * result['accuracy']:.2f} ({low:.1f} .. {high:.1f})")
+            result = peer.attacks[attack]
+            low, high = (100 * end for end in result.ci95)
+            cells.append(f"{100 * result.accuracy:.2f} ({low:.1f} .. {high:.1f})")
         rows.append(cells)
-    first = next(iter(peers.values()))
     text = (
-        f"{name}: percent of {first['n']} {record['split']} images, "
+        f"{name}: percent of {first.n} {record.split} images, "
         f"{threats_in_words(first)}, 95 % interval"
     )
-    remarks = [line for each in peers.items() for line in doubts(*each)]
+    remarks = [line for each in record.peers.items() for line in doubts(*each)]
     silent = "".join(f"<p>{escape(remark)}</p>" for remark in remarks)
     return f"<h2>{escape(text)}</h2>" + _table(["", *attacks], rows) + silent
 
 
-def threats_in_words(entry: dict[str, Any]) -> str:
-    """Under which attackers a peer was judged."""
-    each = [f"{one['norm']} eps {one['eps']} step {one['step_size']}" for one in entry["threats"]]
-    return f"{'; '.join(each)}; restarts {entry['restarts']}"
+def threats_in_words(record: PeerEvaluation | SeedsEvaluation) -> str:
+    """The threat models of an evaluation."""
+    each = [f"{one['norm']} eps {one['eps']} step {one['step_size']}" for one in record.threats]
+    return f"{'; '.join(each)}; restarts {record.restarts}"
 
 
-def doubts(peer: str, entry: dict[str, Any]) -> list[str]:
-    """What a judged peer's accuracies do not say: logits that are no answer, images that attacks
-    could not move.
+def doubts(peer: str, record: PeerEvaluation) -> list[str]:
+    """Lines about what a peer's accuracies do not tell: logits that are no numbers, and images that
+    attacks could not move.
     """
     lines = []
-    found = {name: result.get("unanswered", 0) for name, result in entry["attacks"].items()}
+    found = {name: result.unanswered for name, result in record.attacks.items()}
     counts = ", ".join(f"{count} under {name}" for name, count in found.items() if count)
     if counts:
         lines.append(
             f"{peer}: NaN or infinite logits are no answer and count as wrong; "
-            f"of {entry['n']} images they are {counts}"
+            f"of {record.n} images they are {counts}"
         )
-    if entry.get("without_gradient"):
+    if record.without_gradient:
         lines.append(
-            f"{peer}: gradients have NaN for {entry['without_gradient']} of {entry['n']} images, "
+            f"{peer}: gradients have NaN for {record.without_gradient} of {record.n} images, "
             "where attacks cannot follow them: little is known of their robustness"
         )
     return lines
 
 
-def _epoch_table(epochs: Sequence[dict[str, Any]]) -> str:
+def _epoch_table(epochs: Sequence[EpochRecord]) -> str:
     heads = ["epoch", "learning rate"]
     rows = []
     for epoch in epochs:
-        heads, row = ["epoch", "learning rate"], [str(epoch["epoch"]), f"{epoch['lr']:.5f}"]
-        for name, entry in epoch["peers"].items():
-            for attack, value in entry["accuracy"].items():
-                heads.append(f"{name} {epoch['judged_on']} {attack}")
+        heads, row = ["epoch", "learning rate"], [str(epoch.epoch), f"{epoch.lr:.5f}"]
+        for name, peer in epoch.peers.items():
+            for attack, value in peer.accuracy.items():
+                heads.append(f"{name} {epoch.judged_on} {attack}")
                 row.append(f"{100 * value:.2f}")
-            for term, value in entry["train"].items():
+            for term, value in peer.train.items():
                 heads.append(f"{name} train {term}")
                 row.append(f"{value:.4f}")
         heads += ["images/s", "seconds"]
-        rows.append([*row, f"{epoch['images_per_second']:.0f}", f"{epoch['seconds']:.1f}"])
+        rows.append([*row, f"{epoch.images_per_second:.0f}", f"{epoch.seconds:.1f}"])
     return _table(heads, rows)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastcat.errors import InputError
+from fastcat.report.records import EpochRecord
 from fastcat.report.signs import new_signs
 
 # other classes are answered so much more rarely than they occur: no classifier that has learnt
@@ -152,5 +153,5 @@ class Watch:
 
 def collapse(record: dict[str, Any]) -> str | None:
     """The signs of an epoch's record that training came to nothing, in words."""
-    lines = new_signs(record, {"peers": {}}, COLLAPSES)
+    lines = new_signs(EpochRecord.read(record), None, COLLAPSES)
     return "; ".join(lines) or None

@@ -37,6 +37,7 @@ from fastcat.models import canonical_arch, make_model, normalized
 from fastcat.precision import make_precision
 from fastcat.progress import make_console, make_progress, task
 from fastcat.report.html import doubts, renew_report, threats_in_words
+from fastcat.report.records import PeerEvaluation
 from fastcat.report.seeds import is_over_seeds, rows, runs_of, spreads_of, write_record
 from fastcat.report.seeds import table as table_of
 from fastcat.runs.recognise import recognise
@@ -102,7 +103,8 @@ def evaluate_run(config: EvalConfig) -> dict[str, Any]:
                 console.print(f"note: {info.peer} was trained on other images of {info.data}")
             entry = evaluate_peer(model, info, loader, config, device, console)
             record["peers"][info.peer] = {"weights": str(file), **entry}
-            console.print(table(info, dataset.name, config.split, entry))
+            evaluation = PeerEvaluation.read(record["peers"][info.peer])
+            console.print(table(info, dataset.name, config.split, evaluation))
         if out is not None:
             write_text(out, json.dumps(record, indent=2) + "\n")
             console.print(f"written to {out}")
@@ -150,7 +152,8 @@ def evaluate_seeds(config: EvalConfig) -> dict[str, Any]:
         record["seeds"] = list(runs)
         record["spread"] = spreads = spreads_of([_accuracies(one) for one in records])
         write_record(out, record)
-        console.print(f"{entry['n']} {config.split} images, {threats_in_words(entry)}")
+        under = threats_in_words(PeerEvaluation.read(entry))
+        console.print(f"{entry['n']} {config.split} images, {under}")
         console.print(table_of(rows(f"{len(runs)} seeds, percent", ("", spreads))))
         console.print(f"written to {out}")
     renew_report(config.target, console.print)
@@ -348,19 +351,19 @@ def threats_of(config: EvalConfig, info: WeightsInfo) -> list[ThreatModel]:
     return [replace(trained[0], step_size=config.step_size)]
 
 
-def table(info: WeightsInfo, data: str, split: str, entry: dict[str, Any]) -> str:
-    """A peer's record in lines for people."""
+def table(info: WeightsInfo, data: str, split: str, record: PeerEvaluation) -> str:
+    """An evaluation of one peer in lines for people."""
     epoch = f", epoch {info.epoch}" if info.epoch else ""
     lines = [
-        f"{info.peer}  {info.arch}, {info.selected}{epoch}: {entry['n']} {split} "
-        f"images of {data}, {threats_in_words(entry)}"
+        f"{info.peer}  {info.arch}, {info.selected}{epoch}: {record.n} {split} "
+        f"images of {data}, {threats_in_words(record)}"
     ]
-    width = max(8, *map(len, entry["attacks"]))
-    for name, result in entry["attacks"].items():
-        low, high = result["ci95"]
+    width = max(8, *map(len, record.attacks))
+    for name, result in record.attacks.items():
+        low, high = result.ci95
         lines.append(
-            f"  {name:{width}} {100 * result['accuracy']:6.2f}%   "
+            f"  {name:{width}} {100 * result.accuracy:6.2f}%   "
             f"95% interval {100 * low:5.2f} .. {100 * high:5.2f}"
         )
-    lines += [f"note: {doubt}" for doubt in doubts(info.peer, entry)]
+    lines += [f"note: {doubt}" for doubt in doubts(info.peer, record)]
     return "\n".join(lines)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fastcat.report.records import EpochRecord
 from fastcat.report.signs import new_signs
 from fastcat.runs.checkpoint import good_checkpoint, last_checkpoint, read_checkpoint
 from fastcat.runs.collapse import MOST_ROLLBACKS, Collapse, collapse
@@ -70,7 +71,8 @@ class Loop:
         # from here on nothing is interrupted: what is written belongs together
         trainer.validation.keep(self.run, trainer.epoch + 1, record["peers"])
         self.recorder.epoch(record)
-        for line in new_signs(record, trainer.last_record):
+        former = EpochRecord.read(trainer.last_record) if trainer.epoch else None
+        for line in new_signs(EpochRecord.read(record), former):
             self.recorder.line(line)
         trainer.begin_epoch(trainer.epoch + 1, record)
         trainer.save(self.run)

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from fastcat.report.records import EpochRecord
 from fastcat.report.signs import new_signs
 from fastcat.runs.collapse import DEAD_EPOCHS, OVERFIT_EPOCHS, Watch, collapse
 
@@ -17,6 +18,11 @@ HEALTHY = (
     (0.81, 0.57, 0.52, 0.55),
     (0.82, 0.57, 0.51, 0.60),
 )
+# of an epoch's record what no sign depends on
+EPOCH = {
+    "epochs": 9, "lr": 0.1, "seconds": 1.0, "images_per_second": 1.0, "judging_seconds": 1.0,
+    "peak_memory_mib": 1.0, "select_on": "val", "judged_on": "val",
+}  # fmt: skip
 
 
 def look(
@@ -40,10 +46,11 @@ def look(
             "unanswered": {"clean": 0, "fgsm": 0, "pgd10": silent if last else 0},
             "train": {"accuracy": train},
             "commonest": {"class": "frog", "share": share if last else 0.14},
+            "best": False,
         }
         peers: dict[str, dict[str, Any]] = {name: entry}
         watch.look(peers)
-        records.append({"epoch": number, "peers": peers})
+        records.append({**EPOCH, "epoch": number, "peers": peers})
     return records
 
 
@@ -72,7 +79,7 @@ def test_a_peer_without_answers_is_named_and_has_collapsed() -> None:
     records = look(*HEALTHY, HEALTHY[-1], silent=3)
     assert set(records[-1]["peers"]["0-at"]["signs"]) == {"no answer"}
     assert "NaN or infinite logits for images of 1024: 3 under pgd10" in str(collapse(records[-1]))
-    assert new_signs(records[-1], records[-2])
+    assert new_signs(*map(EpochRecord.read, (records[-1], records[-2])))
 
 
 def test_before_anything_is_learnt_one_class_is_no_collapse() -> None:
@@ -168,6 +175,7 @@ def test_without_monitored_images_there_are_no_signs() -> None:
 def test_a_sign_is_told_when_it_appears() -> None:
     records = look(*HEALTHY, CATASTROPHE, CATASTROPHE)
     before, first, again = records[-3:]
+    before, first, again = map(EpochRecord.read, (before, first, again))
     assert len(new_signs(first, before)) == 1
     assert new_signs(again, first) == []
     assert new_signs(again, before)[0].startswith("0-at in epoch 8: catastrophic overfitting: ")
