@@ -17,9 +17,11 @@ from torch import Tensor
 class Batch(NamedTuple):
     """Images, labels and places in the data set, on the device that computes.
 
-    x: [B, C, H, W] in [0, 1], channels-last; y, indices: [B] int64. Where images are mixed of two,
-    y_mixed: [B] int64, the labels of the images mixed in, and share: [B] float32 in [0, 1], how
-    much of an image is its own; else both are None.
+    x: images [B, C, H, W] in [0, 1], channels-last
+    y: labels [B], int64
+    indices: places of the images in the data set [B], int64
+    y_mixed: labels of the images mixed in [B], int64. None: images are not mixed
+    share: how much of each image is its own [B], float32 in [0, 1]. None: images are not mixed
     """
 
     x: Tensor

@@ -66,7 +66,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def set_threads(threads: int | None) -> None:
-    """Let torch use so many CPU threads; None: as it chose, but no more than the usable CPUs."""
+    """Set how many CPU threads torch uses. None: as torch chose, but at most the usable CPUs."""
     if threads is None and "OMP_NUM_THREADS" not in os.environ:
         threads = min(torch.get_num_threads(), usable_cpus())
     if threads is not None:

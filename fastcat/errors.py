@@ -18,7 +18,12 @@ def nearest(name: Any, known: Iterable[str]) -> str:
 
 
 def check_number(name: str, value: Any, example: str, whole: bool = False) -> None:
-    """Raise InputError for what is no number, or with `whole` no integer; True is none."""
+    """Raise InputError for a value that is no number.
+
+    name: what errors call it
+    example: a value to type instead
+    whole: whether it must be an integer; True and False are no numbers
+    """
     kind = numbers.Integral if whole else numbers.Real
     if isinstance(value, bool) or not isinstance(value, kind):
         expected = "a whole number" if whole else "a number"

@@ -58,11 +58,11 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 @contextmanager
 def claimed(paths: Iterable[Path]) -> Iterator[Path | None]:
-    """The first of the paths that no file is at, as an empty file with its folder, which keeps all
-    others from it while entered; None where there is none. What is not replaced by then is removed.
+    """An empty file at the first path that is free, which no other process takes; None if none is
+    free.
 
-    An empty file that nobody holds any more, as a killed process leaves it, counts as free.
-    Raises InputError when the system refuses.
+    What was not replaced by the end is removed. An empty file that a killed process left counts as
+    free. Raises InputError when the system refuses.
     """
     for path in paths:
         with explained(path):
@@ -81,7 +81,7 @@ def claimed(paths: Iterable[Path]) -> Iterator[Path | None]:
 
 
 def _hold(path: Path) -> int | None:
-    """A descriptor of the empty file, made if need be, with its lock; None if it is another's."""
+    """A descriptor of the empty file at `path`, locked; None if another process holds it."""
     try:
         handle, fresh = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL), True
     except FileExistsError:

@@ -19,9 +19,10 @@ NO_ANSWER = -1
 
 
 def answers(z: Tensor) -> Tensor:
-    """The class [...] of the largest of logits [..., C]; NO_ANSWER where that is NaN or infinite.
+    """The class with the largest logit [...], from logits [..., C].
 
-    There softmax gives no probabilities. Single logits may be -inf: classes that are masked out.
+    It is NO_ANSWER where that logit is NaN or infinite, as softmax gives no probabilities there.
+    Other logits may be -inf: classes that are masked out.
     """
     top = z.max(-1)
     return torch.where(top.values.isfinite(), top.indices, NO_ANSWER)
@@ -55,8 +56,10 @@ def check_images(x: Tensor) -> None:
 def as_batch(x: Any, y: Any) -> tuple[Tensor, Tensor]:
     """Images [B, C, H, W] and labels int64 [B] as an attack reads them, on the images' device.
 
-    x: float32 or float64 in [0, 1], any layout; y: class indices in a tensor, an array or a list of
-    any integer type. Neither is changed. Raises InputError for anything else.
+    x: float32 or float64 in [0, 1], of any layout
+    y: class indices of any integer type, in a tensor, an array or a list
+
+    Neither is changed. Raises InputError for anything else.
     """
     if not isinstance(x, Tensor):
         raise InputError(
@@ -164,10 +167,11 @@ def check_initialised(weights: Iterable[Tensor], who: str) -> None:
 
 
 class CheckedNetwork:
-    """A network of the caller's, at images and labels that are attacked or judged.
+    """A network that a caller hands in, which is checked when it is asked for logits.
 
-    model: what was given; dtype: in which it reads images, that of its weights where all have the
-    same, else that of x; without_gradient: the most images [] of a call whose gradients had NaN.
+    model: the network as it was given
+    dtype: of the images that it reads: that of its weights, or that of x where these differ
+    without_gradient: the most images [] of a call whose gradients had NaN
     """
 
     def __init__(self, model: Any, x: Tensor, y: Tensor) -> None:
@@ -184,7 +188,7 @@ class CheckedNetwork:
         self.without_gradient = torch.zeros((), dtype=torch.int64, device=x.device)
 
     def look_at(self, grad: Tensor) -> None:
-        """Count the images whose gradient, of [B, C, H, W], has NaN."""
+        """Count the images whose gradient [B, C, H, W] has NaN."""
         count = grad.flatten(1).isnan().any(1).sum()
         self.without_gradient = torch.maximum(self.without_gradient, count)
 

@@ -23,10 +23,11 @@ def one_line(text: str) -> str:
 
 
 class Output:
-    """A text stream that takes everything.
+    """A text stream that never fails.
 
-    What its encoding lacks is escaped. Once nobody reads it any more, or the disk behind it is
-    full, the rest is dropped, and `error` says why. Its other attributes are the stream's.
+    Characters that its encoding lacks are escaped. When nobody reads it any more, or the disk is
+    full, the rest is dropped and `error` holds the reason. Other attributes are those of the
+    stream.
     """
 
     def __init__(self, stream: TextIO | None) -> None:
@@ -55,7 +56,7 @@ class Output:
 
 @contextmanager
 def unfailing_output() -> Iterator[Output]:
-    """Standard output and standard error as `Output` while entered; yields the former."""
+    """Within it standard output and standard error are `Output`; yields the former."""
     _open_standard_files()
     former = sys.stdout, sys.stderr
     outputs = [Output(stream) for stream in former]

@@ -13,7 +13,11 @@ DTYPES: dict[str, torch.dtype] = {name: getattr(torch, dtype) for name, dtype in
 
 @dataclass(frozen=True)
 class Precision:
-    """Weights, images, losses and updates stay float32; `name` is what the networks compute in."""
+    """The arithmetic of the networks; weights, images, losses and updates stay float32.
+
+    name: a name of PRECISIONS
+    device_type: "cpu" or "cuda"
+    """
 
     name: str
     device_type: str
@@ -39,7 +43,7 @@ class Precision:
 def make_precision(name: str, device: torch.device) -> Precision:
     """The precision called `name`; "auto" is bf16 on a GPU that has it, else fp32.
 
-    Sets torch's global switch for TF32. Raises InputError for an unknown name.
+    It sets torch's process-wide switches for TF32. Raises InputError for an unknown name.
     """
     if name == "auto":
         name = (

@@ -39,7 +39,7 @@ def has_bar(console: Console) -> bool:
 
 
 def make_progress(console: Console) -> Progress:
-    """A bar with the time left, which vanishes when done; nothing where there is no terminal."""
+    """A progress bar with the time left, which vanishes at the end; nothing without a terminal."""
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),

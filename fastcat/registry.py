@@ -23,7 +23,7 @@ def names(package: str) -> tuple[str, ...]:
 
 
 def described(package: str) -> dict[str, str]:
-    """By choice, the first line of its file's docstring; nothing is imported."""
+    """By choice the first line of its file's docstring; no choice is imported."""
     texts = {
         file.stem.replace("_", "-"): ast.get_docstring(ast.parse(file.read_text("utf-8"))) or ""
         for file in _files(package)

@@ -48,8 +48,8 @@ def _rise_and_fall(peak: float, epochs: int) -> Schedule:
 def onecycle(epochs: int, per_epoch: bool = False) -> Schedule:
     """Cosine rise from 1/25 to the peak at 2.5 %, cosine fall to 0 (Rebuffi et al. 2021).
 
-    per_epoch: as torch's OneCycleLR, stepped once an epoch, has it. The peak is then an epoch
-    earlier, and the last epoch has 1/250000.
+    per_epoch: whether it is stepped once an epoch, as torch's OneCycleLR may be. The peak is then
+        an epoch earlier, and the last epoch has 1/250000
     """
     height, rise = _onecycle_height(epochs, per_epoch), _onecycle_rise(epochs, per_epoch)
 
@@ -144,11 +144,16 @@ def make_schedule(
     points: Sequence[tuple[float, float]] = (),
     per_epoch: bool = False,
 ) -> Schedule:
-    """The schedule called `name`, with a linear rise from 0 over the first `warmup_epochs`.
+    """The schedule called `name`: a factor of the peak learning rate by epochs elapsed.
 
-    milestones, decay: of `multistep`. points: of `linear`. per_epoch: it is asked once an epoch.
-    Raises InputError for an unknown name, for settings that the schedule has no use for, and for
-    a decay that is none.
+    epochs: of the run
+    milestones, decay: of `multistep`
+    warmup_epochs: epochs of linear rise from 0 at the beginning
+    points: of `linear`
+    per_epoch: whether the rate is read once an epoch
+
+    Raises InputError for an unknown name, for settings that the schedule does not have, and for a
+    decay outside (0, 1).
     """
     if name not in SCHEDULES:
         raise InputError(f"unknown schedule {name!r}: {nearest(name, SCHEDULES)}")
@@ -172,10 +177,10 @@ def make_schedule(
 def make_momentum(
     name: str, epochs: int, momentum: float, peak_momentum: float, per_epoch: bool = False
 ) -> Schedule:
-    """Momentum that moves against the rate of the schedule called `name`, as torch's schedulers do.
+    """Momentum that moves against the learning rate of a schedule, as in torch's schedulers.
 
-    It falls from `momentum` to `peak_momentum` while the rate rises to its peak, and returns
-    (Smith 2018, arXiv 1803.09820). Raises InputError for a schedule that does not rise and fall.
+    It falls from `momentum` to `peak_momentum` while the rate rises to its peak, and returns (Smith
+    2018, arXiv 1803.09820). Raises InputError for a schedule that does not rise and fall.
     """
     heights = {"cyclic": cyclic, "triangular": triangular}
     if name not in (*heights, "onecycle"):

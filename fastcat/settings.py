@@ -15,9 +15,10 @@ from fastcat.errors import InputError
 
 
 def split_settings(parts: Sequence[str], where: str, example: str) -> dict[str, str]:
-    """ "key=value" of each part; InputError says `where`, and the example, for one that is not.
+    """The settings of texts "key=value", by key; a dash in a key becomes an underscore.
 
-    A dash in a key is an underscore; a key twice is refused.
+    where, example: what an error begins with, and what it shows
+    Raises InputError for other text, and for a key that comes twice.
     """
     settings: dict[str, str] = {}
     for part in parts:
@@ -41,7 +42,10 @@ def _parameters(
 
 
 def usage(name: str, function: Callable[..., Any], apart: Collection[str] = ()) -> str:
-    """The settings of a function with their defaults, in a line; apart: arguments that are none."""
+    """The settings of a function with their defaults, in a line.
+
+    apart: arguments that are no settings
+    """
     parameters = _parameters(function, apart).values()
     settings = [p.name if p.default is p.empty else f"{p.name}={p.default}" for p in parameters]
     return f"{name} takes {', '.join(settings) or 'no settings'}"
@@ -54,10 +58,14 @@ def read_settings(
     apart: Collection[str] = (),
     also: str = "",
 ) -> dict[str, Any]:
-    """Arguments of the function called `name` from settings as typed; apart: as in `usage`.
+    """Arguments for a function from settings as typed.
 
-    also: what there is to type beside these settings, which errors tell too. Raises InputError with
-    the usage for a setting that is unknown, missing or unreadable.
+    name: what errors call the function
+    settings: texts by key
+    apart: arguments that are no settings
+    also: what else may be typed there, for errors
+
+    Raises InputError with the usage for a setting that is unknown, missing or unreadable.
     """
     parameters = _parameters(function, apart)
     takes = "; ".join([usage(name, function, apart), *filter(None, [also])])

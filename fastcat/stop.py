@@ -10,7 +10,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stopped(Exception):
-    """The run was asked to stop and has saved itself; `signum` is the signal that asked."""
+    """The run was asked to stop and has saved itself.
+
+    signum: the signal that asked
+    """
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
@@ -18,7 +21,10 @@ class Stopped(Exception):
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal ended what was under way where it stood; `signum` is the signal."""
+    """A signal ended the work at the point where it was.
+
+    signum: the signal
+    """
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
@@ -27,9 +33,9 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def first_signal(receive: Callable[[int], object]) -> Iterator[None]:
-    """While entered, the first of SIGNALS goes to `receive`; from then on they act as before.
+    """Within it the first of SIGNALS is handed to `receive`; later ones act as before.
 
-    SIGHUP stays ignored where it was, as `nohup` has it.
+    SIGHUP stays ignored where it was, as under `nohup`.
     """
     former: dict[int, object] = {}
 

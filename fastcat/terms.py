@@ -67,7 +67,9 @@ class Term:
 
 @dataclass(frozen=True)
 class Sum:
-    """Terms that add up; `a + b`, `2.0 * a`, `a * 2.0` and `a.named("pairing")` make new ones."""
+    """Weighted terms that add up; `a + b`, `2.0 * a`, `a * 2.0` and `a.named("pairing")` make new
+    ones.
+    """
 
     terms: tuple[Term, ...] = ()
 
@@ -92,10 +94,13 @@ class Sum:
         return tuple(dict.fromkeys(cell for term in self.terms for cell in term.cells))
 
     def __call__(self, z: Mapping[CellName, Tensor], y: Tensor) -> dict[str, Tensor]:
-        """Weighted scalars by name from logits [B, C] by cell and labels [B]; differentiable.
+        """Weighted means over the batch by name, differentiable.
+
+        z: logits [B, C] by cell
+        y: labels [B]; those on a GPU are not checked
 
         Raises InputError for cells without logits, for logits of different shapes, and for labels
-        that are not one class for each image; what labels a GPU holds is not looked at.
+        that are not one class for each image.
         """
         y = self._checked(z, y)
         table = torch.stack([z[cell] for cell in self.cells])
@@ -139,7 +144,11 @@ class Sum:
 
 
 def by_formula(term: Term, z: Mapping[CellName, Tensor], y: Tensor) -> Tensor:
-    """The loss [B] of a term with a formula, from logits [B, C] by cell; differentiable."""
+    """The loss [B] of a term with a formula, differentiable.
+
+    z: logits [B, C] by cell
+    y: labels [B]
+    """
     assert term.formula is not None
     logits = [
         (z[cell].detach() if cell == term.constant_cell else z[cell]) / term.temperature
@@ -266,10 +275,12 @@ def term_rows(terms: Sequence[Term], cells: Sequence[CellName]) -> Tensor:
 
 
 def ce(cell: CellName, smoothing: float = 0.0) -> Sum:
-    """Cross-entropy with the label, of which `smoothing`, in [0, 1), is spread over all classes.
+    """Cross-entropy with the label.
 
-    (1 - s) CE(z, y) + s CE(z, uniform), one value by name (Szegedy et al. 2016, section 7). Raises
-    InputError for a smoothing outside its range.
+    smoothing: share of the label, in [0, 1), that is spread over all classes: (1 - s) CE(z, y) +
+        s CE(z, uniform), reported as one value (Szegedy et al. 2016, section 7)
+
+    Raises InputError for a smoothing outside its range.
     """
     check_number("smoothing", smoothing, "0.1")
     if not 0 <= smoothing < 1:
@@ -293,12 +304,15 @@ def kl(
     temperature: float = 1.0,
     by_class: bool = False,
 ) -> Sum:
-    """KL(softmax(z_teacher / T) || softmax(z_student / T)), T the temperature in [0.001, 1000].
+    """KL(softmax(z_teacher / T) || softmax(z_student / T)), with gradient into both.
 
-    With gradient into both, but for the one that is constant. Distillation multiplies it by T^2
-    (Hinton et al. 2015), which is a weight: `T**2 * kl(..., temperature=T)`. by_class: the mean
-    over images and classes, as KLDivLoss has it by default. Raises InputError for a temperature
-    outside its range, and for a constant that is neither.
+    teacher, student: cells
+    constant: the one of them that gets no gradient
+    temperature: T, in [0.001, 1000]; distillation also multiplies by T^2 (Hinton et al. 2015),
+        which is a weight: `T**2 * kl(..., temperature=T)`
+    by_class: whether it is the mean over images and classes, as KLDivLoss has it by default
+
+    Raises InputError for a temperature outside its range and an unknown `constant`.
     """
     check_number("temperature", temperature, "4.0")
     if constant not in (None, *get_args(Side)):
