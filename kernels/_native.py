@@ -27,7 +27,11 @@ class CannotBuild(Exception):
 
 
 def load(name: str, flags: Sequence[str] = ()) -> ctypes.CDLL:
-    """The library of NAME.cpp, with further compiler flags; raises CannotBuild."""
+    """The library of NAME.cpp, built if need be.
+
+    flags: further compiler flags
+    Raises CannotBuild.
+    """
     source = Path(__file__).with_name(f"{name}.cpp")
     if sys.platform != "linux":
         raise CannotBuild("it is for Linux")
@@ -88,7 +92,7 @@ def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
 
 
 def _kept(file: str) -> Path | None:
-    """Where a library stands that is built; None for a user without a home."""
+    """The file in which a library is kept once built; None for a user without a home."""
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError:

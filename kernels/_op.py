@@ -21,7 +21,9 @@ except ModuleNotFoundError:  # it is for Linux; elsewhere the references run
     HAS_TRITON = False
 
     class _Absent:
-        """Lets a kernel's file be imported; what it decorates is never called."""
+        """Stands for Triton where it is not installed: a kernel's file can be imported, not
+        launched.
+        """
 
         def __getattr__(self, name: str) -> "_Absent":
             return self
@@ -52,11 +54,12 @@ _cache = _private_cache() if HAS_TRITON else None
 
 @dataclass(frozen=True, kw_only=True)
 class Op:
-    """A kernel and its specification, called with positional arguments alone.
+    """A kernel with its specification; it takes positional arguments alone.
 
-    reference: plain torch, without casts. fused: the Triton launcher of the same signature, which
-    computes in float32. fake: the outputs' shapes, from the same arguments; None for an op that
-    only writes into `mutates`, the names of the arguments it changes.
+    reference: the specification, plain torch without casts
+    fused: the Triton launcher of the same signature, which computes in float32
+    fake: the outputs' shapes, from the same arguments. None for an op without outputs
+    mutates: names of the arguments that it changes
     """
 
     name: str

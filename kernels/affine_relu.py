@@ -20,9 +20,10 @@ from ._op import Op, block_sizes, tl, triton
 
 
 def affine_relu(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """relu(x * scale + shift) like x [B, C, H, W], best channels-last; scale, shift: [C].
+    """relu(x * scale + shift), like x; the gradient flows into x alone.
 
-    All of one float type. The gradient flows into x alone; scale and shift are constants.
+    x: [B, C, H, W], fastest channels-last
+    scale, shift: [C], of x's float type
     """
     return OP(x, scale, shift)
 

@@ -63,11 +63,15 @@ def _check(z: Tensor, y: Tensor, kinds: Sequence[int]) -> None:
 def attack_logit_grad(
     z: Tensor, y: Tensor, clean: Tensor, kinds: Sequence[int], scale: float
 ) -> Tensor:
-    """dz [K, B, C] like z, logits of K attacked peers in any float type; y: int64 [B], in [0, C).
+    """The gradient dz of the climbed losses, like z.
 
-    clean: [K, B, C], read for peers that climb kl; kinds: a code of KINDS for each peer; scale is
-    any number. Raises ValueError for labels and kinds that do not fit z, and for dlr without three
-    classes.
+    z: logits [K, B, C] of K attacked peers, in any float type
+    y: labels int64 [B], in [0, C)
+    clean: clean logits [K, B, C], read for peers that climb kl
+    kinds: a code of KINDS for each peer
+    scale: factor of the losses
+
+    Raises ValueError for labels and kinds that do not fit z, and for dlr without three classes.
     """
     return OP(z, y, clean, list(kinds), scale)
 

@@ -26,8 +26,10 @@ ROWS = ("index", "dy", "dx", "flip", "top", "bottom", "left", "right", "hole_y",
 def augment(images: Tensor, draws: Tensor, hole: int = 0, reflect: bool = False) -> Tensor:
     """A new batch [B, C, H, W], float32 in [0, 1], channels-last.
 
-    images: uint8, or float in [0, 1], [N, H, W, C]; draws: int64 [10, B], rows as in ROWS, in
-    pixels, windows within the image, with `reflect` shifts of less than its sides; hole: pixels.
+    images: [N, H, W, C], uint8 or float in [0, 1]
+    draws: int64 [10, B], rows as in ROWS, in pixels; windows lie within the image
+    reflect: whether shifts show the image mirrored at its edges; they are then less than its sides
+    hole: side of the black square, in pixels
     """
     _, height, width, channels = images.shape
     out = torch.empty((draws.shape[1], height, width, channels), device=images.device)

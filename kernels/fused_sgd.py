@@ -32,11 +32,12 @@ def fused_sgd(
     ema_shares: Tensor | None = None,
     low: Tensor | None = None,
 ) -> None:
-    """One step on param [N] float32; changes param, momentum_buffer, ema and low.
+    """One step of SGD, in place: changes param, momentum_buffer, ema and low.
 
-    momentum_buffer, ema: float32 [N]; grad, low: [N] of any float type; lr, grad_scale, found_inf:
-    float32 scalars on the device, so that a captured step follows the schedule, as momentum;
-    ema_shares: float32 [2], ema_decay and 1 - ema_decay, where there is ema.
+    param, momentum_buffer, ema: float32 [N]
+    grad, low: [N], of any float type
+    lr, momentum, grad_scale, found_inf: float32 scalars on the device, which a captured step reads
+    ema_shares: float32 [2], ema_decay and 1 - ema_decay, where there is ema
     """
     OP(
         param,

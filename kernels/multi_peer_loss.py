@@ -52,13 +52,16 @@ TERMS: dict[int, tuple[Callable[..., Tensor], Callable[..., tuple[Tensor, ...]],
 
 
 def multi_peer_loss(z: Tensor, y: Tensor, terms: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor]:
-    """losses [T, B], unweighted, and dz [N, B, C] like z; losses are differentiable in z, once.
+    """Unweighted losses [T, B], and dz [N, B, C] like z; losses are differentiable in z, once.
 
-    z: logits of N cells in any float type; y: int64 [B], in [0, C); upstream: [T, B] or [T, 1], the
-    weight of each loss in dz; terms: float32 [T, 5] on z's device, T > 0, with columns kind (a code
-    of KINDS), the student's cell, the teacher's (-1 for kinds without one), the one of them that
-    gets no gradient (-1 for neither), and the temperature, in [0.001, 1000]. losses are float32, or
-    float64 where z is. Terms are not checked. Raises ValueError for labels of another number.
+    z: logits of N cells, in any float type
+    y: labels int64 [B], in [0, C)
+    terms: float32 [T, 5] on z's device, T > 0: kind (a code of KINDS), student's cell, teacher's
+        cell (-1 for kinds without one), the one of them without gradient (-1 for neither),
+        temperature in [0.001, 1000]; they are not checked
+    upstream: [T, B] or [T, 1], the weight of each loss in dz
+
+    losses are float32, or float64 where z is. Raises ValueError for labels of another number.
     """
     if y.shape != z.shape[1:2]:
         raise ValueError(f"labels have shape {tuple(y.shape)}, expected {tuple(z.shape[1:2])}")

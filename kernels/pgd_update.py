@@ -43,11 +43,18 @@ def pgd_update(
     sparsity: int = 20,
     box_first: bool = False,
 ) -> None:
-    """Moves x_adv [K, B, C, H, W] one step up grad, inside the ball around x [B, C, H, W].
+    """Move x_adv one step along grad, in place, inside the ball around x and [0, 1].
 
-    x_adv, x: float32 in [0, 1]; low: x_adv's new value in a lower precision, or None; grad: any
-    float type. Any strides in which H and W count as one axis. norm: one of NORMS; eps, step_size:
-    lengths in that norm, pixels of [0, 1]; sparsity: for l1 alone; box_first: for l2 alone.
+    x_adv: [K, B, C, H, W], float32
+    low: gets x_adv's new value in a lower precision, or None
+    x: [B, C, H, W], float32 in [0, 1]
+    grad: like x_adv, of any float type
+    norm: one of NORMS
+    eps, step_size: lengths in that norm, of pixels in [0, 1]
+    sparsity: of l1: coordinates that a step moves
+    box_first: of l2: clip to [0, 1] before the ball
+
+    Strides are any in which H and W count as one axis.
     """
     if norm not in NORMS:
         raise ValueError(f"unknown norm {norm!r}: expected one of {', '.join(NORMS)}")
@@ -141,7 +148,7 @@ def _sign(grad):
 
 @triton.jit
 def _bits_with_room(x_adv, grad, room):
-    """The bits of |grad|, which are ordered as |grad| is; 0 where room ahead is missing."""
+    """The bits of |grad|, which are ordered as |grad| is; 0 where x_adv is at the edge ahead."""
     ahead = x_adv + room * _sign(grad)
     size = tl.where((ahead >= 0) & (ahead <= 1), tl.abs(grad), 0.0)
     return size.to(tl.int32, bitcast=True)

@@ -62,10 +62,11 @@ def current() -> "Winograd | None":
 
 
 class Winograd(TorchFunctionMode):
-    """Within this context convolutions run so wherever that is faster, under autograd and autocast.
+    """Within it convolutions use Winograd's algorithm wherever that is faster, also under autograd.
 
-    Weights must stand still meanwhile: each is transformed once. trained: whether gradients reach
-    them. Raises CannotBuild.
+    Weights must keep their values meanwhile, as each is transformed once.
+    trained: whether gradients reach the weights
+    Raises CannotBuild.
     """
 
     def __init__(self, trained: bool = True) -> None:
@@ -124,7 +125,7 @@ class Winograd(TorchFunctionMode):
         residual: Tensor | None = None,
         relu: bool = False,
     ) -> Tensor:
-        """`conv3x3_reference` of what it `takes`, in x's type; differentiable."""
+        """`conv3x3_reference` of what `takes` accepts, in x's type; differentiable."""
         if not self._trained:
             # autograd does not say which of the gradients that could be had are asked for
             weight, bias = weight.detach(), None if bias is None else bias.detach()
