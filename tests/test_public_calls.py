@@ -371,7 +371,7 @@ def test_threat_models_under_one_name_are_refused() -> None:
 
 SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "loss CE": ({"loss": "CE"}, "did you mean 'ce'"),
-    "loss function": ({"loss": nn.functional.cross_entropy}, "unknown attack loss"),
+    "loss function": ({"loss": nn.functional.cross_entropy}, "expected one for each: leave mean"),
     "loss None": ({"loss": None}, "unknown attack loss None"),
     "loss list": ({"loss": ["ce"]}, "unknown attack loss"),
     "start": ({"start": "random"}, "unknown attack start"),

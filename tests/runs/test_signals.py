@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,14 @@ from fastcat.cli import main
 from fastcat.stop import Interrupted, first_signal, interrupt, stop_request
 from tests.harness import tiny
 from tests.harness.runs import SMALL, tiny_command
+
+
+@pytest.fixture(autouse=True)
+def _no_nohup() -> Iterator[None]:
+    """A closed terminal stops what is tested, also where the tests run under nohup."""
+    former = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, former)
 
 
 def send(signum: int) -> None:
@@ -30,14 +39,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stop_evaluation(run: Path, signum: int) -> tuple[int, str]:
     """Exit status and standard error of an evaluation that a signal finds at work."""
     process = subprocess.Popen(
-        tiny_command("eval", run, "--attacks", "pgd100000"), stderr=subprocess.PIPE, text=True
+        tiny_command("eval", run, "--attacks", "pgd100000"),
+        stderr=subprocess.PIPE,
+        text=True,
     )
     while not (run / "eval" / "test.json").exists():
         assert process.poll() is None
         time.sleep(0.01)
     time.sleep(0.5)
     process.send_signal(signum)
-    _, error = process.communicate()
+    _, error = process.communicate(timeout=60)
     return process.returncode, error
 
 
