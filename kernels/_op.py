@@ -14,6 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+if not __name__.startswith("fastcat."):
+    # a second copy would register its ops over those in use
+    raise ImportError(f"import fastcat.{__name__.partition('.')[0]}, not the folder itself")
+
 try:
     import triton
     import triton.language as tl

@@ -1,5 +1,6 @@
 """The house: what is installed, which way imports point, and that names lead somewhere."""
 
+import importlib
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
@@ -63,6 +64,13 @@ def test_linked_folders_are_no_packages_of_their_own() -> None:
         assert not (ROOT / folder / "__init__.py").exists()
         assert (ROOT / "fastcat" / folder).is_symlink()
         assert (ROOT / "fastcat" / folder).resolve() == ROOT / folder
+
+
+def test_kernels_have_no_second_copy() -> None:
+    """In a checkout `import kernels.x` finds the folder: its ops would be registered twice."""
+    with pytest.raises(ImportError, match=r"import fastcat\.kernels, not the folder itself"):
+        importlib.import_module("kernels.pgd_update")
+    importlib.import_module("fastcat.kernels.pgd_update")
 
 
 @pytest.mark.slow
