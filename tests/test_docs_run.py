@@ -107,6 +107,7 @@ def shortened(arguments: list[str], **others: str) -> list[str]:
     return arguments + [text for name, value in small.items() for text in (f"--{name}", str(value))]
 
 
+@pytest.mark.slow
 def test_commands_run(here: Path) -> None:
     """Catches commands of the README that do not lead from one to the next."""
     for arguments in commands(README):

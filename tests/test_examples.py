@@ -48,6 +48,7 @@ def test_own_data() -> None:
     assert run.best["0-trades"]["accuracy"]["clean"] > 0.5
 
 
+@pytest.mark.slow
 def test_own_loop() -> None:
     import own_loop
 

@@ -19,6 +19,7 @@ from fastcat.cli import main
 from fastcat.guard import NO_ANSWER, CheckedNetwork, answers
 from fastcat.models import ARCHS
 from fastcat.report.html import doubts
+from fastcat.report.records import PeerEvaluation
 from tests.harness.networks import CLASSES, images
 from tests.harness.runs import SMALL
 from tests.harness.teams import team_of
@@ -226,7 +227,8 @@ def test_images_that_no_attack_can_move_are_counted() -> None:
     batches = [(x, y), (x[:1], y[:1])]
     report = fastcat.evaluate(Masked(), batches, "clean,fgsm", THREAT)
     assert report.without_gradient == report.to_dict()["without_gradient"] == 2
-    (line,) = doubts("0-at", report.to_dict())
+    beside = {"weights": "", "info": {}, "threats": [], "restarts": 1}
+    (line,) = doubts("0-at", PeerEvaluation.read({**beside, **report.to_dict()}))
     assert "gradients have NaN for 2 of 5 images" in line
     assert fastcat.evaluate(Masked(), batches[1:], "clean,fgsm", THREAT).without_gradient == 0
     # a later step or attack that is free of it takes nothing back

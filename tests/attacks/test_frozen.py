@@ -107,6 +107,7 @@ def test_twin_equals_model(name: str) -> None:
         assert torch.equal(model.get_parameter(name).grad, grad), "the twin gave it a gradient"
 
 
+@pytest.mark.slow
 def test_what_can_be_folded_is_folded() -> None:
     """A twin that copies the model is right, too, and slow: no BatchNorm may be left over."""
     folded = [

@@ -76,6 +76,8 @@ def command(folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
+@pytest.mark.process
 def test_a_data_set_and_a_loader_of_one_file_train_a_step(tmp_path: Path) -> None:
     for package, name, text in (("datasets", "stripes_2", STRIPES), ("backends", "plain", PLAIN)):
         (tmp_path / package).mkdir()

@@ -61,6 +61,7 @@ def process() -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_training_leaves_the_process_as_it_was(one_thread: None) -> None:
     # other packages draw random numbers and add filters when they are first imported
     fastcat.train(config(out="first"), quiet=True)
@@ -148,6 +149,7 @@ def test_quiet_lines_go_to_the_logger(
     assert any(line.startswith("epoch") for line in kept)
 
 
+@pytest.mark.slow
 def test_quiet_over_several_seeds(capfd: pytest.CaptureFixture[str]) -> None:
     fastcat.train(config(out="runs", seeds="0,1"), quiet=True)
     fastcat.resume("runs", quiet=True)
@@ -162,6 +164,7 @@ def test_on_epoch_gets_the_records_that_are_written() -> None:
     assert [record["epoch"] for record in records] == [1, 2]
 
 
+@pytest.mark.slow
 def test_on_epoch_over_several_seeds() -> None:
     epochs: list[int] = []
     fastcat.train(
@@ -172,6 +175,7 @@ def test_on_epoch_over_several_seeds() -> None:
     assert epochs == [1, 2, 1, 2]
 
 
+@pytest.mark.slow
 def test_what_on_epoch_raises_ends_a_run_that_can_be_resumed() -> None:
     class Enough(Exception):
         pass

@@ -78,6 +78,7 @@ def test_the_same_seed_gives_the_same_batches_with_every_loader(
     assert not list(found.epoch(0, 5))
 
 
+@pytest.mark.slow
 def test_batches_are_not_overwritten_later(data_dir: Path) -> None:
     """FFCV decodes into a ring of five batches."""
     pytest.importorskip("ffcv", reason="FFCV is not installed", exc_type=ImportError)
