@@ -16,7 +16,7 @@ from fastcat.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """Judge the weights of a run, or one weight file, under attacks; strictly in float32."""
+    """Robust accuracy of a run, a weight file or another project's checkpoint, in float32."""
 
     target: Positional[UserPath]
     """Folder of a run or of several seeds, one peers/*.safetensors file, or with --arch another's
@@ -29,7 +29,7 @@ class EvalConfig:
     """With --arch: deviation that the network divides by, as 0.2471,0.2435,0.2616."""
     state: str | None = None
     """With --arch: key of one network in a file of several, as adv_model. None: the one that its
-    authors judge."""
+    authors evaluate."""
     attacks: str = "clean,fgsm,pgd20,cw20"
     """Attacks by name; see `fastcat list attacks`."""
     peer: str = "all"

@@ -1,7 +1,7 @@
 """How many images of a loader a model still gets right under each attack.
 
 An image counts as robust under an attack when no restart fools the model; "worst" counts the
-images that survive every attack asked for. The last PGD iterate is judged, as in the papers.
+images that survive every attack asked for. The last PGD iterate counts, as in the papers.
 Logits that are NaN or infinite are no answer: such an image is fooled, and counted beside.
 """
 

@@ -2,7 +2,7 @@
 
 Signs are read from an epoch's record and from what is remembered of earlier ones, which travels in
 checkpoints: a resumed run sees what an undisturbed one sees. Without monitored images there are
-none. With averaged weights it is the average that is watched, as it is what is judged.
+none. With averaged weights it is the average that is watched, as it is what is validated.
 """
 
 from collections.abc import Collection, Sequence

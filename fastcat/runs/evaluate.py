@@ -145,7 +145,7 @@ def evaluate_seeds(config: EvalConfig) -> dict[str, Any]:
         for seed, run in runs.items():
             console.print(f"seed {seed}")
             records.append(evaluate_run(replace(config, target=run, out=None)))
-        # what every peer of every seed was judged by, in place of the first one's record
+        # what every peer of every seed was evaluated by, in place of the first one's record
         record = dict(records[0])
         entry = next(iter(record.pop("peers").values()))
         record |= {key: entry[key] for key in ("n", "threats")}

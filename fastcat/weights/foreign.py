@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from fastcat.errors import InputError
 from fastcat.models import ARCHS, make_model
 
-# of several networks that fit, the one that its authors judge
+# of several networks that fit, the one that its authors evaluate
 PREFERRED = ("adv_model", "state_dict", "model_state_dict", "rmodel", "model", "net")
 # what wrappers keep beside the network: a normalisation of its input, numbers of classes, averages
 MEANS, STDS = ("mean", "mu", "new_mean"), ("std", "sigma", "new_std")
