@@ -1,6 +1,7 @@
 """The settings of an evaluation."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -85,19 +86,32 @@ class EvalConfig:
             if self.mean != self.std:
                 raise InputError("--mean and --std need each other: type both")
             return None
-        mean, std = _numbers("mean", self.mean), _numbers("std", self.std)
-        if len(mean) != len(std) or not all(value > 0 for value in std):
-            raise InputError(
-                f"std is {self.std!r}, expected {len(mean)} numbers above 0, as many as in --mean"
-            )
-        return mean, std
+        return normalization(self.mean, self.std, "--mean")
 
 
-def _numbers(name: str, text: str) -> list[float]:
+def normalization(
+    mean: str | Sequence[float], std: str | Sequence[float], other: str
+) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation by channel.
+
+    mean, std: numbers, or text as 0.49,0.48,0.45
+    other: what the error of std calls the mean
+
+    Raises InputError for what are no finite numbers, no deviations, or not as many.
+    """
+    means, stds = _numbers("mean", mean), _numbers("std", std)
+    if len(means) != len(stds) or not all(value > 0 for value in stds):
+        raise InputError(
+            f"std is {std!r}, expected {len(means)} numbers above 0, as many as in {other}"
+        )
+    return means, stds
+
+
+def _numbers(name: str, given: str | Sequence[float]) -> list[float]:
     try:
-        values = [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise InputError(f"{name} is {text!r}, expected numbers as 0.49,0.48,0.45") from error
+        values = [float(part) for part in (given.split(",") if isinstance(given, str) else given)]
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name} is {given!r}, expected numbers as 0.49,0.48,0.45") from error
     if not all(map(math.isfinite, values)):
-        raise InputError(f"{name} is {text!r}, expected finite numbers")
+        raise InputError(f"{name} is {given!r}, expected finite numbers")
     return values

@@ -33,7 +33,7 @@ from fastcat.loaders.class_order import in_order, numeric_order, order_note
 from fastcat.loaders.dataset import Dataset, channel_statistics
 from fastcat.loaders.loader import Loader, Sampling
 from fastcat.loaders.registry import dataset_names, load_dataset
-from fastcat.models import canonical_arch, make_model, normalized
+from fastcat.models import canonical_arch
 from fastcat.precision import make_precision
 from fastcat.progress import make_console, make_progress, task
 from fastcat.report.html import doubts, renew_report, threats_in_words
@@ -44,7 +44,7 @@ from fastcat.runs.recognise import recognise
 from fastcat.runs.trial import check_network
 from fastcat.seeds import derive_seed
 from fastcat.weights.file import WeightsInfo, load_weights, outputs_of
-from fastcat.weights.foreign import load_foreign
+from fastcat.weights.foreign import foreign_network
 
 # of whom nothing is known: the radius of nearly every CIFAR paper
 EPS = 8 / 255
@@ -251,16 +251,17 @@ def foreign_weights(
     """
     assert config.arch is not None
     channels = dataset.image_shape[2]
-    arch = canonical_arch(config.arch)
-    net = make_model(arch, len(dataset.classes), channels)
-    loaded = load_foreign(config.target, net, config.state)
+    net, loaded = foreign_network(
+        config.target,
+        config.arch,
+        len(dataset.classes),
+        channels,
+        config.normalize(),
+        config.state,
+    )
     for remark in loaded.remarks:
         _note(console, remark)
-    normalize = config.normalize() or loaded.normalize
-    if normalize is not None:
-        if len(normalize[0]) not in (1, channels):
-            raise InputError(f"mean has {len(normalize[0])} numbers for {channels} channels")
-        net = normalized(net, *normalize)
+    normalize = loaded.normalize
     # a radius of linf says nothing of another norm
     norm = "linf" if config.eps is None else config.norm or "linf"
     eps = EPS if config.eps is None else config.eps
@@ -268,7 +269,7 @@ def foreign_weights(
         console.print(f"note: eps {format_pixels(eps)} is assumed; --eps says another")
     info = WeightsInfo(
         peer=config.target.stem,
-        arch=arch,
+        arch=canonical_arch(config.arch),
         data=dataset.name,
         classes=dataset.classes,
         channels=channels,
@@ -278,7 +279,7 @@ def foreign_weights(
         epoch=0,
         selected="of others",
     )
-    return net.eval(), info
+    return net, info
 
 
 def _note(console: Console, line: str) -> None:

@@ -5,15 +5,15 @@ from pathlib import Path
 
 from torch import nn
 
+from fastcat.config.evaluate import normalization
 from fastcat.device import make_device
 from fastcat.errors import InputError
 from fastcat.files import find_path
-from fastcat.models import canonical_arch, make_model, normalized
 from fastcat.report.seeds import is_over_seeds
 from fastcat.runs.evaluate import find_weights
 from fastcat.runtime import restored_settings
 from fastcat.weights.file import load_weights
-from fastcat.weights.foreign import load_foreign
+from fastcat.weights.foreign import foreign_network
 
 
 @restored_settings()
@@ -44,14 +44,17 @@ def load(
     state: key of one network in a checkpoint of several
     device: "cpu", "cuda", "cuda:N", or "auto"
 
-    Raises InputError for a folder or file without such a network.
+    Raises InputError for a folder or file without such a network, and for an unusable mean or std.
     """
     path = find_path(str(source))
     where = make_device(device)
     if arch is not None:
         if path.is_dir():
             raise InputError(f"{path} is a run, which knows its networks: leave arch out")
-        model = _foreign(path, arch, classes, channels, mean, std, state)
+        if (mean is None) != (std is None):
+            raise InputError("mean and std need each other: give both")
+        normalize = None if mean is None or std is None else normalization(mean, std, "mean")
+        model, _ = foreign_network(path, arch, classes, channels, normalize, state)
     else:
         if (mean, std, state) != (None, None, None):
             raise InputError("mean, std and state are for a checkpoint of others: say arch too")
@@ -64,24 +67,3 @@ def load(
             raise InputError(f"{path} has several peers: give the number of one, as peer=0")
         model, _ = load_weights(found[0])
     return model.to(where)
-
-
-def _foreign(
-    path: Path,
-    arch: str,
-    classes: int,
-    channels: int,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    state: str | None,
-) -> nn.Module:
-    if (mean is None) != (std is None):
-        raise InputError("mean and std need each other: give both")
-    net = make_model(canonical_arch(arch), classes, channels)
-    loaded = load_foreign(path, net, state)
-    normalize = loaded.normalize if mean is None or std is None else (mean, std)
-    if normalize is not None:
-        if len(normalize[0]) not in (1, channels) or len(normalize[1]) != len(normalize[0]):
-            raise InputError(f"mean has {len(normalize[0])} numbers for {channels} channels")
-        net = normalized(net, *normalize)
-    return net.eval()

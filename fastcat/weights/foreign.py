@@ -9,7 +9,7 @@ import pickle
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcat.errors import InputError
-from fastcat.models import ARCHS, make_model
+from fastcat.models import ARCHS, canonical_arch, make_model, normalized
 
 # of several networks that fit, the one that its authors evaluate
 PREFERRED = ("adv_model", "state_dict", "model_state_dict", "rmodel", "model", "net")
@@ -76,6 +76,35 @@ class _Copy:
         """Which is taken before others."""
         known = [PREFERRED.index(key) for key in self.keys if key in PREFERRED]
         return min(known, default=len(PREFERRED)), len(self.prefix)
+
+
+def foreign_network(
+    path: Path,
+    arch: str,
+    classes: int,
+    channels: int,
+    normalize: tuple[list[float], list[float]] | None,
+    state: str | None,
+) -> tuple[nn.Module, Loaded]:
+    """The network of a checkpoint, in eval mode and normalising within, and how it was loaded.
+
+    arch: its architecture, a name of `fastcat list archs`
+    classes, channels: its logits, and channels of its images
+    normalize: mean and deviation by channel. None: the file's, or none
+    state: as `which` of `load_foreign`
+
+    Raises InputError as `load_foreign`, and for a normalisation of other channels.
+    """
+    net = make_model(canonical_arch(arch), classes, channels)
+    loaded = load_foreign(path, net, state)
+    if normalize is not None:
+        loaded = replace(loaded, normalize=normalize)
+    if loaded.normalize is not None:
+        mean, std = loaded.normalize
+        if len(mean) not in (1, channels):
+            raise InputError(f"mean has {len(mean)} numbers for {channels} channels")
+        net = normalized(net, mean, std)
+    return net.eval(), loaded
 
 
 def load_foreign(path: Path, model: nn.Module, which: str | None = None) -> Loaded:

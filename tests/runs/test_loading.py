@@ -73,6 +73,26 @@ def test_a_checkpoint_of_others(tmp_path: Path) -> None:
     assert torch.equal(fastcat.load(tmp_path / "theirs.pt", arch="tiny", classes=4)(x), theirs(x))
 
 
+@pytest.mark.parametrize(
+    ("mean", "std", "text"),
+    [
+        ([0.5] * 3, [0.2], "std is .*, expected 3 numbers above 0, as many as in mean"),
+        ([0.5] * 3, [0.2, 0.0, 0.2], "expected 3 numbers above 0"),
+        ([0.5] * 3, [0.2, -1.0, 0.2], "expected 3 numbers above 0"),
+        ([float("nan")] * 3, [0.2] * 3, "mean is .*, expected finite numbers"),
+        (0.5, 0.2, "mean is 0.5, expected numbers as"),
+        (["a"] * 3, [0.2] * 3, "mean is .*, expected numbers as"),
+        ([0.5] * 2, [0.2] * 2, "mean has 2 numbers for 3 channels"),
+    ],
+)
+def test_a_normalisation_that_is_none(tmp_path: Path, mean: Any, std: Any, text: str) -> None:
+    """Catches a network that is loaded all the same, whose logits are then NaN."""
+    tiny.register()
+    torch.save(make_model("tiny", 4, 3).state_dict(), tmp_path / "theirs.pt")
+    with pytest.raises(fastcat.InputError, match=text):
+        fastcat.load(tmp_path / "theirs.pt", arch="tiny", classes=4, mean=mean, std=std)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "arguments", "text"),
