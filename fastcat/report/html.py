@@ -8,6 +8,7 @@ from typing import Any
 
 from fastcat.errors import InputError
 from fastcat.files import write_text
+from fastcat.report.figures import Curve, svg, table
 from fastcat.report.records import (
     EpochRecord,
     EvaluationRecord,
@@ -17,7 +18,6 @@ from fastcat.report.records import (
 from fastcat.report.seeds import is_over_seeds, read_record, read_spreads, rows, runs_of
 from fastcat.report.signs import new_signs
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 260, 52, 28, 12
 # told apart by colour-blind readers too (Okabe and Ito)
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 STYLE = """
@@ -29,8 +29,6 @@ th, td { padding: .15rem .8rem .15rem 0; text-align: right; border-bottom: 1px s
 th:first-child, td:first-child { text-align: left; }
 div { overflow-x: auto; } svg { max-width: 100%; } svg text { fill: currentColor; font-size: 12px; }
 """
-
-Curve = tuple[str, str, bool, Sequence[float]]  # name, color, dashed, a value an epoch
 
 
 def renew_report(run: Path, say: Callable[[str], object]) -> None:
@@ -95,7 +93,7 @@ def _over_seeds(folder: Path) -> list[str]:
     ]
     return [
         "<h2>Mean and standard deviation over seeds</h2>",
-        *(_table(heads, body) for heads, *body in tables),
+        *(table(heads, body) for heads, *body in tables),
         "<h2>Runs</h2>",
         f"<ul>{''.join(links)}</ul>",
     ]
@@ -134,10 +132,10 @@ def _curves(epochs: Sequence[EpochRecord]) -> list[str]:
     parts = []
     if accuracy:
         chosen = " (chooses the best weights)" if epochs[0].select_on == split else ""
-        parts += [f"<h2>Accuracy in percent on {split} images{chosen}</h2>", _svg(accuracy, 0, 100)]
+        parts += [f"<h2>Accuracy in percent on {split} images{chosen}</h2>", svg(accuracy, 0, 100)]
     if loss:
         finite = [value for *_, values in loss for value in values]
-        parts += ["<h2>Training loss</h2>", _svg(loss, 0, 1.05 * max(*finite, 1e-6))]
+        parts += ["<h2>Training loss</h2>", svg(loss, 0, 1.05 * max(*finite, 1e-6))]
     return parts
 
 
@@ -151,55 +149,6 @@ def _signs(epochs: Sequence[EpochRecord]) -> list[str]:
         lines += new_signs(epoch, former)
     items = "".join(f"<li>{escape(line)}</li>" for line in lines)
     return [f"<h2>Watch</h2><ul>{items}</ul>"] if lines else []
-
-
-def _svg(curves: Sequence[Curve], low: float, high: float) -> str:
-    """Lines over epochs 1, 2, ... with five grid lines and a legend."""
-    count = len(curves[0][3])
-
-    def x(epoch: int) -> float:
-        return LEFT + (WIDTH - LEFT - 10) * (epoch / (count - 1) if count > 1 else 0.5)
-
-    def y(value: float) -> float:
-        return TOP + (HEIGHT - TOP - BOTTOM) * (high - value) / (high - low)
-
-    shapes = []
-    for i in range(5):
-        value = low + (high - low) * i / 4
-        shapes.append(
-            f'<path d="M{LEFT} {y(value):.1f}H{WIDTH - 10}" stroke="currentColor" '
-            f'stroke-opacity=".2"/><text x="{LEFT - 6}" y="{y(value) + 4:.1f}" '
-            f'text-anchor="end">{value:.3g}</text>'
-        )
-    for epoch in sorted({0, count // 2, count - 1}):
-        shapes.append(
-            f'<text x="{x(epoch):.1f}" y="{HEIGHT - 8}" text-anchor="middle">{epoch + 1}</text>'
-        )
-    for name, color, dashed, values in curves:
-        dash = ' stroke-dasharray="6 4"' if dashed else ""
-        points = " ".join(f"{x(i):.1f},{y(value):.1f}" for i, value in enumerate(values))
-        shapes.append(
-            f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="2"{dash}/>'
-        )
-        shapes += [
-            f'<circle cx="{x(i):.1f}" cy="{y(value):.1f}" r="3" fill="{color}">'
-            f"<title>{escape(name)}, epoch {i + 1}: {value:.4g}</title></circle>"
-            for i, value in enumerate(values)
-        ]
-    legend = HEIGHT + 16
-    for i, (name, color, dashed, _) in enumerate(curves):
-        left, down = LEFT + 200 * (i % 3), legend + 20 * (i // 3)
-        dash = ' stroke-dasharray="6 4"' if dashed else ""
-        shapes.append(
-            f'<path d="M{left} {down - 4}h24" stroke="{color}" stroke-width="2"{dash}/>'
-            f'<text x="{left + 30}" y="{down}">{escape(name)}</text>'
-        )
-    bottom = legend + 20 * ((len(curves) - 1) // 3) + 8
-    return (
-        f'<div><svg viewBox="0 0 {WIDTH} {bottom}" width="{WIDTH}" role="img">'
-        + "".join(shapes)
-        + "</svg></div>"
-    )
 
 
 def _evaluation(name: str, record: EvaluationRecord) -> str:
@@ -220,7 +169,7 @@ def _evaluation(name: str, record: EvaluationRecord) -> str:
     )
     remarks = [line for each in record.peers.items() for line in doubts(*each)]
     silent = "".join(f"<p>{escape(remark)}</p>" for remark in remarks)
-    return f"<h2>{escape(text)}</h2>" + _table(["", *attacks], rows) + silent
+    return f"<h2>{escape(text)}</h2>" + table(["", *attacks], rows) + silent
 
 
 def threats_in_words(record: PeerEvaluation | SeedsEvaluation) -> str:
@@ -263,12 +212,4 @@ def _epoch_table(epochs: Sequence[EpochRecord]) -> str:
                 row.append(f"{value:.4f}")
         heads += ["images/s", "seconds"]
         rows.append([*row, f"{epoch.images_per_second:.0f}", f"{epoch.seconds:.1f}"])
-    return _table(heads, rows)
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in heads)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    return f"<div><table><tr>{head}</tr>{body}</table></div>"
+    return table(heads, rows)
