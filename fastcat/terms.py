@@ -248,7 +248,10 @@ class TermTable:
             losses[n] = values.detach()
             learning = [cell for cell in leaves if cell != term.constant_cell]
             grads = torch.autograd.grad(
-                values, [leaves[cell] for cell in learning], upstream[n].to(values.dtype)
+                values,
+                [leaves[cell] for cell in learning],
+                upstream[n].to(values.dtype),
+                materialize_grads=True,  # a formula need not read all of its logits
             )
             for cell, grad in zip(learning, grads, strict=True):
                 dz[self.cells[cell]] += grad.to(dz.dtype)

@@ -118,18 +118,31 @@ def test_beside_the_kernel_a_formula_gives_what_the_kernel_gives(constant: str |
         torch.testing.assert_close(ours, theirs)
 
 
-def test_images_mixed_of_two_take_a_term() -> None:
+def test_images_mixed_of_two_train_on_a_formula_as_on_the_kernel() -> None:
+    """Catches a second label that a formula is not asked for."""
     x, y = images(0, B)
-    share = torch.linspace(0.1, 0.9, B)
+    share = torch.linspace(0.1, 0.9, B, dtype=torch.float64)
     batch = Batch(x.double(), y, torch.arange(B), y.roll(1), share)
-    team = team_of([as_term()], [tiny_net(0).double()], ["own"], mixed=True)
-    values = collaborative_step(team, batch, start_noise(team, batch.x, seeded()))
-    assert values.isfinite().all()
-    table = torch.stack([logits(0), logits(1)])
-    own = TermTable(focal("adv").terms, ["clean", "adv"], table.device)
-    ones = torch.ones(1, B, dtype=torch.float64)
-    first, second = (own(table, labels, ones)[0] for labels in (y, y.roll(1)))
-    assert not torch.equal(first, second)
+    other_ce = term(lambda z, y: losses.ce(z, y))
+    weights = []
+    for loss in (ce("adv"), other_ce("adv")):
+        net = tiny_net(0).double()
+        team = team_of(
+            [Objective(views=("adv",), inner=PGD(), outer=loss)], [net], ["own"], mixed=True
+        )
+        collaborative_step(team, batch, start_noise(team, batch.x, seeded()))
+        weights.append(list(net.parameters()))
+    for ours, theirs in zip(*weights, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+
+
+def test_a_formula_that_reads_one_of_its_logits_leaves_the_other_alone() -> None:
+    one_sided = term(lambda student, teacher, y: losses.ce(student, y))
+    table = TermTable(one_sided("clean", "adv").terms, ["clean", "adv"], torch.device("cpu"))
+    z = torch.stack([logits(0), logits(1)])
+    _, dz = table(z, Y, torch.ones(1, B, dtype=torch.float64))
+    assert not dz[0].any()
+    assert dz[1].any()
 
 
 def test_an_attack_climbs_a_formula() -> None:
@@ -154,6 +167,11 @@ def test_a_formula_without_a_value_for_each_image_is_refused() -> None:
     x, y = images(0, B)
     with pytest.raises(InputError, match="expected one for each: leave mean"):
         fastcat.attack(tiny_net(0), x, y, ThreatModel(), loss=lambda z, y: losses.ce(z, y).mean())
+
+
+def test_a_term_in_place_of_its_formula_is_refused() -> None:
+    with pytest.raises(InputError, match=r"the term focal, expected its formula"):
+        PGD(loss=focal)  # type: ignore[arg-type]
 
 
 def test_what_a_term_of_ones_own_says_of_itself() -> None:

@@ -79,6 +79,11 @@ class PGD(TrainingAttack):
             name = getattr(self, field)
             if name not in [*names] and not (field == "loss" and callable(name)):
                 raise InputError(f"unknown attack {field} {name!r}: {nearest(name, names)}")
+        if hasattr(self.loss, "formula"):
+            name = getattr(self.loss, "__name__", "")
+            raise InputError(
+                f"the attack loss is the term {name}, expected its formula: type loss={name}.formula"
+            )
         if self.target == "teacher" and self.loss != "kl":
             raise InputError(f"the attack loss {self.loss} has no teacher: expected kl")
         if (self.loss, self.start, self.target) == ("kl", "zero", "own"):
