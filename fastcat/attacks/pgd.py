@@ -82,7 +82,7 @@ class PGD(TrainingAttack):
         if hasattr(self.loss, "formula"):
             name = getattr(self.loss, "__name__", "")
             raise InputError(
-                f"the attack loss is the term {name}, expected its formula: type loss={name}.formula"
+                f"the attack loss is the term {name}, expected its formula: type {name}.formula"
             )
         if self.target == "teacher" and self.loss != "kl":
             raise InputError(f"the attack loss {self.loss} has no teacher: expected kl")
