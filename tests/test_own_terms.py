@@ -69,6 +69,7 @@ def as_function() -> Objective:
     return replace(as_term(), outer=outer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", [None, "avg", "max"])
 def test_a_term_trains_as_a_function_does(way: str | None) -> None:
     x, y = images(0, B)

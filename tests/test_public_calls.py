@@ -261,6 +261,7 @@ NETWORKS: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS)
 def test_networks_of_many_kinds_are_attacked_alike(make: Callable[[], Any]) -> None:
     torch._dynamo.reset()

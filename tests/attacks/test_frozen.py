@@ -130,6 +130,7 @@ def test_what_can_be_folded_is_folded() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_compiled_twin_is_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a question that some versions of dynamo cannot trace, in every convolution."""
 
@@ -172,6 +173,7 @@ def test_the_twin_is_in_eval_mode_whatever_mode_the_model_is_in() -> None:
         assert_same(before, everything(model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "wrn-10-2", "without statistics", "other norms"])
 @pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.05), ("fp16", 0.01)])
 def test_half_precision_twins_are_close_to_autocast(

@@ -101,6 +101,7 @@ METHODS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("twin", [True, False], ids=["twin", "as it is"])
 def test_trained(twin: bool, name: str) -> None:

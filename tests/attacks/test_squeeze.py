@@ -227,6 +227,7 @@ def as_published(
     return adv, col, stayed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_the_official_attack_is_that_of_the_public_code(size: int) -> None:
     """At small batches, where a step without the clean image is often one of swapped roles."""

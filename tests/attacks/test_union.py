@@ -68,6 +68,7 @@ def test_max_takes_the_worst_of_each_image(eps: tuple[float, float, float], seed
     assert torch.allclose(of_found, losses.amax(0), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @PROPERTY
 @given(radii, st.integers(0, 1000))
 def test_msd_takes_the_best_of_three_steps_and_of_all_iterates(

@@ -170,6 +170,7 @@ def test_methods_race_against_the_loops_of_their_papers(
     assert f"{name}: {before:.1f} -> " in printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("peers", "collab", "loop", "settings"),
     [
@@ -218,6 +219,7 @@ def test_ours_collaborate_as_they_are_told() -> None:
     assert ((0, "adv1") in reads[1], (0, "clean") in reads[1]) == (False, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "theirs", "ours"),
     [
@@ -261,6 +263,7 @@ def test_ours_are_attacked_as_the_loop_is() -> None:
     assert [one.models for one in threats[1:]] == [(model,) for model in threats[0].models]
 
 
+@pytest.mark.slow
 def test_the_first_step_of_a_turn_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a time that pays for the caches and the memory that the other contestant took."""
     log: list[str] = []
@@ -327,6 +330,7 @@ def test_comparison_with_an_earlier_file(
     assert f"train tiny trades,alp 4 bf16/eager: not in {tmp_path / 'first.json'}" in printed
 
 
+@pytest.mark.slow
 def test_a_file_is_never_overwritten_and_gets_a_name_of_its_own(
     small: dict[str, Any], tmp_path: Path
 ) -> None:

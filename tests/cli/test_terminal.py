@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pty
+import select
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -56,6 +57,17 @@ def terminal(kind: str) -> Iterator[int]:
         with redirect_stdout(stream):
             yield shown
     os.close(shown)
+
+
+def read_until(shown: int, wanted: bytes) -> bytes:
+    """What a terminal shows up to `wanted`; as much as comes within ten seconds without it.
+
+    One read returns what one write left there, and a bar writes several times.
+    """
+    seen = b""
+    while wanted not in seen and select.select([shown], [], [], 10)[0]:
+        seen += os.read(shown, 1 << 16)
+    return seen
 
 
 def folder(root: str, *classes: str) -> Path:
@@ -185,14 +197,15 @@ def test_a_bar_with_any_name(columns: str, monkeypatch: pytest.MonkeyPatch) -> N
         assert has_bar(console)
         with task(console, "[/b] {x} %s\n") as progress:
             progress(1, 2)
-        assert b"[/b] {x} %s"[: int(columns) // 4] in os.read(shown, 1 << 16)
+        name = b"[/b] {x} %s"[: int(columns) // 4]
+        assert name in read_until(shown, name)
 
 
 def test_where_no_bar_can_stand_there_are_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     with terminal("dumb") as shown:
         with task(make_console(), "packing [red]") as progress:
             progress(1, 2)
-        assert os.read(shown, 1 << 16) == b"packing [red]\r\n"
+        assert read_until(shown, b"\n") == b"packing [red]\r\n"
     # colours may be wanted in a file, a bar that overwrites itself never is
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("FORCE_COLOR", "1")

@@ -161,6 +161,7 @@ def test_every_step_of_a_recipe_has_the_published_rate(name: str) -> None:
                 pytest.fail(f"epoch {epoch}, step {step}: {ours}, published {theirs}")
 
 
+@pytest.mark.slow
 def test_momentum_moves_where_the_published_scheduler_moves_it() -> None:
     """By its defaults torch's CyclicLR takes 0.9 to 0.8 while the rate rises, OneCycleLR 0.95 to
     0.85; no other script moves it.

@@ -208,6 +208,7 @@ def test_a_run_under_several_threats_from_its_steps_to_its_report(
     assert "pgd2-linf" in Path("whole/report.html").read_text()
 
 
+@pytest.mark.slow
 def test_several_updates_a_batch_resume_in_their_midst(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,6 +217,7 @@ def test_several_updates_a_batch_resume_in_their_midst(
     assert_resumes(run, monkeypatch)
 
 
+@pytest.mark.slow
 def test_the_worst_case_chooses_the_best_weights(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,6 +57,7 @@ def test_l2_projection_is_exact(values: list[float], eps: float) -> None:
     assert (project_l2(image(values), eps) - image(exact)).abs().max() < 1e-14
 
 
+@pytest.mark.slow
 @PROPERTY
 @given(
     st.sampled_from(NORMS),

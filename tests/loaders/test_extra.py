@@ -109,6 +109,7 @@ def test_compressed_and_damaged_files_are_refused(tmp_path: Path) -> None:
         load_extra(tmp_path / "ti.pickle", 0.5, DATASET)
 
 
+@pytest.mark.slow
 def test_a_run_with_extra_images_resumes_and_knows_them_again(tmp_path: Path) -> None:
     split = random_split(60, 8, 8, 1)
     extra = save(tmp_path / "extra.npz", image=split.images, label=split.labels)

@@ -113,6 +113,7 @@ def test_torchvision() -> None:
         make_model("torchvision:convnext_tiny", 10, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["squeezenet1_1", "mobilenet_v3_small", "googlenet"])
 def test_torchvisions_networks_train_and_freeze(name: str) -> None:
     torch.manual_seed(0)
@@ -129,6 +130,7 @@ def test_without_timm(monkeypatch: pytest.MonkeyPatch) -> None:
         canonical_arch("timm:convnext_tiny")
 
 
+@pytest.mark.slow
 def test_timm() -> None:
     pytest.importorskip("timm")
     with torch.device("meta"):

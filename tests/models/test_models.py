@@ -277,6 +277,7 @@ SMALL: dict[str, Callable[[int, int], nn.Module]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_they_freeze(name: str) -> None:
     """Frozen refuses a twin that disagrees; also with a normalisation in front."""
@@ -305,6 +306,7 @@ def test_sizes_channels_and_gradients_of_the_others(name: str) -> None:
     assert [n for n in without if not (name == "vgg11" and n.endswith("bias"))] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("arch", ["resnet18", "preactresnet18"])
 def test_sizes_and_channels(arch: str, channels: int) -> None:

@@ -288,6 +288,7 @@ def test_totals_weigh_objective_and_guidance() -> None:
         torch.testing.assert_close(result.totals[k], 0.3 * own[k] + 0.7 * guidance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [["trades"], ["trades", "alp"], ["at", "natural", "mart"]])
 def test_gradients_are_those_of_the_own_total_alone(names: list[str]) -> None:
     """Finite differences of peer k's total in peer k's weights; views do not move with them.

@@ -173,6 +173,7 @@ def test_every_seed_is_judged(capsys: pytest.CaptureFixture[str]) -> None:
     assert "seeds.json cannot be read" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_api_gives_every_run_and_the_means() -> None:
     config = fastcat.TrainConfig(
         arch="tiny", peers="at", data="digits", train_size=20, val_size=10, batch_size=10, steps=1,

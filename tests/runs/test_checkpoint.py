@@ -92,6 +92,7 @@ def test_a_writer_that_fails_leaves_the_file_and_no_debris(tmp_path: Path) -> No
         write_text(tmp_path / "config.yaml" / "x", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalize", [None, ((0.5, 0.4, 0.3), (0.2, 0.2, 0.1))])
 def test_a_weight_file_rebuilds_its_network(
     normalize: tuple[tuple[float, ...], tuple[float, ...]] | None, tmp_path: Path

@@ -154,6 +154,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, until: int) -> None:
     monkeypatch.setattr(Trainer, "train_step", spoiling)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_rolls_back_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is averaged returns with the rest."""
     gentle = [*RUN, "--lr", "0.2", "--epochs", "3", "--on-collapse", "rollback", "--swa", "1"]
@@ -169,6 +170,7 @@ def test_a_loss_that_is_not_finite_rolls_back_too(monkeypatch: pytest.MonkeyPatc
     assert good["step"] == 0
 
 
+@pytest.mark.slow
 def test_after_three_rollbacks_the_run_ends(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

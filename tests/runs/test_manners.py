@@ -156,6 +156,7 @@ def test_quiet_over_several_seeds(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_on_epoch_gets_the_records_that_are_written() -> None:
     records: list[dict[str, Any]] = []
     fastcat.train(config(out="run"), on_epoch=records.append, quiet=True)

@@ -87,6 +87,7 @@ def told(
     return found.arch, lines, model
 
 
+@pytest.mark.slow
 def test_the_usual_name_stands_for_the_function_that_is_right() -> None:
     loader = labelled_by(built("other"))
     arch, lines, model = told("usual", loader)
@@ -122,6 +123,7 @@ def test_a_normalisation_that_is_missing_is_told() -> None:
     assert len(lines) == 1
 
 
+@pytest.mark.slow
 def test_near_chance_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     loader = labelled_by(built("usual"))
     loader.y = torch.randint(CLASSES, (200,), generator=torch.Generator().manual_seed(0))

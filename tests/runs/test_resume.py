@@ -121,6 +121,7 @@ def test_a_damaged_last_checkpoint_falls_back_on_the_previous_one(
     assert_same_end(out, whole_run)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_left_as_it_is(whole_run: Path) -> None:
     before = {p: p.read_bytes() for p in whole_run.rglob("*.safetensors")}
     checkpoint = (whole_run / "checkpoints" / "last.pt").stat().st_mtime_ns

@@ -73,6 +73,7 @@ def test_a_run_with_a_teacher_keeps_and_judges_the_peers_alone() -> None:
     assert main(["eval", "run", "--attacks", "clean", "--n", "20"]) == 0
 
 
+@pytest.mark.slow
 def test_a_run_with_a_teacher_resumes_to_the_same_bits_from_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,6 +91,7 @@ def test_a_run_with_a_teacher_resumes_to_the_same_bits_from_elsewhere(
     assert_same_end(Path("../run"), Path("../half"))
 
 
+@pytest.mark.slow
 def test_other_weights_are_refused_when_a_run_is_resumed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -160,6 +160,7 @@ def test_a_step_takes_rate_momentum_and_decay_where_the_settings_say() -> None:
     assert torch.equal(optimizer.lr, torch.tensor(0.4 / 12))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("lr_at", "full"), [("end", 3), ("epoch", 4)])
 def test_the_rate_of_a_step_is_recorded(lr_at: str, full: int) -> None:
     """A drop after one epoch of 4 steps: at the end of the last one, or with the next epoch."""
@@ -211,6 +212,7 @@ def test_low_precision_trains_close_to_float32(precision: str) -> None:
     assert bool(state["scaler"]) == (precision == "fp16")
 
 
+@pytest.mark.slow
 def test_the_average_is_judged_and_kept_and_the_weights_go_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -271,6 +273,7 @@ def test_every_kind_of_augmentation_trains_and_is_recorded(kind: str) -> None:
     assert re.search(rf"^{name}: {value}(\.0)?$", Path("run", "config.yaml").read_text(), re.M)
 
 
+@pytest.mark.slow
 def test_a_mirrored_border_trains_as_another_than_a_black_one() -> None:
     small_run("--crop-pad", "2", out="black")
     small_run("--crop-pad", "2", "--crop-reflect")

@@ -341,6 +341,7 @@ def test_three_steps_in_float64(case: Case) -> None:
 SAME_VIEWS = ["mat_mp-trades-avg", "mat_mp-at-max", "mat_mp-boosted-msd", "cat-avg", "mixed", "awp"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "tolerance", "steps"),
     [

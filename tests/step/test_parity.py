@@ -90,6 +90,7 @@ def test_the_representatives_have_every_feature() -> None:
     assert {case.values[0].collab for case in CASES} == set(COLLABORATIONS) - {"mat-mp"}
 
 
+@pytest.mark.slow
 @pytest.mark.measured("float64", "ema")
 @pytest.mark.parametrize(
     "ours_as",
@@ -123,6 +124,7 @@ def test_three_steps_in_float32_on_the_same_views(case: Case) -> None:
     check_float32_on_the_same_views(case, *float32_against_float64(case))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", represented(CASES))
 def test_three_steps_in_float32(case: Case) -> None:
     ours, nets = float32_against_float64(case)

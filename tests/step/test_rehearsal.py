@@ -39,6 +39,7 @@ def dropping_team(precision: str) -> Team:
     return team
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("moment", ["never", "forward", "backward"])
 def test_a_rehearsal_leaves_no_trace_also_when_it_fails(

@@ -43,6 +43,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
     return marks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", represented(GIVEN_VIEWS))
 def test_three_steps_in_float32_on_the_same_views(case: Case, launches: list[bool]) -> None:
     """Against the float64 oracle, with the tolerance of other engines."""

@@ -101,6 +101,7 @@ def test_work_by_formula(methods: str, units: int, frozen: bool) -> None:
     assert step_flop(team, 16) == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "units"),
     [
@@ -155,6 +156,7 @@ def test_work_of_one_network(
     assert step_flop(team, 16) == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bn", ["train", "eval"])
 def test_work_of_squeeze_training(bn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Clean images are forwarded once, by a frozen twin in each step; their gradient is taken in
@@ -178,6 +180,7 @@ def test_work_of_squeeze_training(bn: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert found == pytest.approx(units * forward - 3 * first, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_work_of_restarts() -> None:
     """Every start pays its steps and one look at where it ended; targets are computed once."""
     torch.manual_seed(0)

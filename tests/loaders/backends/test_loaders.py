@@ -113,6 +113,7 @@ def test_extra_images_take_their_share_of_every_batch() -> None:
     assert all(len(set(own[e : e + 12])) == 12 for e in (0, 12, 24))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resident", "stream", "torch", "ffcv"])
 @pytest.mark.parametrize("fraction", [0.8, 0.2], ids=["extra", "own"])
 def test_a_small_last_batch_may_be_of_one_kind_alone(

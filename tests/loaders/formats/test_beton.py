@@ -253,6 +253,7 @@ class _Failing:
         pass
 
 
+@pytest.mark.slow
 def test_a_failure_inside_ffcv_is_no_endless_wait(
     betons: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
