@@ -65,6 +65,20 @@ def files_of(bug: Bug, root: Path) -> list[str]:
     return [str(file) for files in found.values() for file in files]
 
 
+def copy_checkout(to: Path) -> None:
+    """What git knows or would add. Raises SystemExit where the copy's tests cannot be imported:
+    they would kill every bug.
+    """
+    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, names.split("\0")):
+        (to / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, to / name, follow_symlinks=False)
+    collect = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider"]
+    if subprocess.run(collect, cwd=to, capture_output=True).returncode:
+        raise SystemExit(f"the tests of a copy of {ROOT} cannot be imported")
+
+
 def is_killed(bug: Bug, root: Path, quick: bool) -> bool:
     """Whether a test fails in the copy at `root`, which is as it was afterwards."""
     place = place_of(bug, root)
@@ -103,8 +117,7 @@ def main() -> int:
     survivors = 0
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, "checkout")
-        ignored = shutil.ignore_patterns(".git", ".venv", "__pycache__", "runs", "site", "build")
-        shutil.copytree(ROOT, copy, symlinks=True, ignore=ignored)
+        copy_checkout(copy)
         for bug in bugs:
             killed = is_killed(bug, copy, options.quick)
             survivors += not killed

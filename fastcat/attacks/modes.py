@@ -1,4 +1,4 @@
-"""The mode in which a network is attacked and judged; afterwards it is as it was."""
+"""The mode in which a network is attacked and evaluated; afterwards it is as it was."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

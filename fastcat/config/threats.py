@@ -16,8 +16,8 @@ def parse_threats(text: str, base: "ThreatModel") -> tuple["ThreatModel", ...]:
     """ "linf:eps=8/255,l2:eps=0.5:steps=50" -> a ThreatModel for each entry.
 
     Grammar: NORM:eps=LENGTH[:step_size=LENGTH][:steps=N][:code=NAME], separated by commas, each
-    norm once. Steps and restarts are those of base unless they are said; a step size is eps/4
-    unless it is; code is one of CODES, for l2.
+    norm once. Steps and restarts are those of base by default, a step size eps/4; code
+    is one of CODES, for l2.
     Raises InputError for what it cannot read.
     """
     from fastcat.attacks.threat import NORMS
@@ -54,7 +54,7 @@ def parse_threats(text: str, base: "ThreatModel") -> tuple["ThreatModel", ...]:
 def format_threats(models: Sequence["ThreatModel"]) -> str:
     """The text that `parse_threats` reads back to the same radii, step sizes and steps.
 
-    Whose code the training attack followed is not in it: everybody is judged alike.
+    Whose code the training attack followed is not in it: all are evaluated alike.
     """
     return ",".join(
         f"{model.norm}:eps={format_length(model.norm, model.eps)}"

@@ -103,7 +103,7 @@ class TrainConfig(Run, Optimization, Threat, Augment, Data, Peers):
     def val_threats(self) -> tuple[ThreatModel, ...]:
         """The attackers of the validation images: they start once, with steps of their own size.
 
-        Everybody is judged alike, whosever code the training attack follows.
+        All are evaluated alike, whosever code the training attack follows.
         """
         models = [replace(model, restarts=1, code=None) for model in self.threat_models()]
         if self.val_step_size is not None:

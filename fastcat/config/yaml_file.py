@@ -111,7 +111,7 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
     """The types that a hint allows."""
     if get_origin(hint) in (Union, UnionType):
         return get_args(hint)
-    # what was said of an option stands around the types that it takes
+    # the notes of an option stand around the types that it takes
     if get_origin(hint) is Annotated and get_origin(get_args(hint)[0]) in (Union, UnionType):
         return get_args(get_args(hint)[0])
     return (hint,)
@@ -121,8 +121,8 @@ def _kind(hint: Any) -> tuple[str, Callable[[str], Any]]:
     """What is expected of a type, in words, and what reads it: a ValueError, LookupError or
     InputError where a text is none.
     """
-    said = getattr(hint, "__metadata__", ())
-    spec = next((one for one in said if isinstance(one, PrimitiveConstructorSpec)), None)
+    notes = getattr(hint, "__metadata__", ())
+    spec = next((one for one in notes if isinstance(one, PrimitiveConstructorSpec)), None)
     if spec is not None:
         from_words = spec.instance_from_str
         expected = f"one of {', '.join(spec.choices)}" if spec.choices else str(spec.metavar)

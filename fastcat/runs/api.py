@@ -154,7 +154,7 @@ def train(
     out = None if config.out is None else find_path(str(config.out))
     if out is not None:
         _refuse_existing(out)
-    # a run can be resumed and judged from another directory
+    # a run can be resumed and evaluated from another directory
     data, extra = config.data, config.extra
     if dataset is not None:
         data = dataset.name

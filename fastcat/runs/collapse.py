@@ -53,7 +53,7 @@ class Watch:
 
     attacked: names of the peers that train on adversarial images, of which robustness is expected
     pairs: names in records of the accuracies under one step and under many, by threat model
-    judged_by: name in records of robust accuracy
+    attack: name in records of the attack whose accuracy is the robust one
     images: how many images are monitored
     chance: share of their most frequent class
     """
@@ -62,13 +62,13 @@ class Watch:
         self,
         attacked: Collection[str],
         pairs: Sequence[tuple[str, str]],
-        judged_by: str,
+        attack: str,
         images: int,
         chance: float,
     ) -> None:
         self.attacked = frozenset(attacked)
         self.pairs = pairs
-        self.judged_by = judged_by
+        self.attack = attack
         self.images = images
         self.chance = chance
         # by peer: whether it ever was better than chance, for how many epochs it has not been; best
@@ -86,16 +86,16 @@ class Watch:
             "learnt": False, "at_chance": 0, "under": {}, "robust": 0.0, "train": 0.0, "fallen": 0
         }  # fmt: skip
         past = self.memory.setdefault(name, first)
-        accuracy, said = entry["accuracy"], entry["commonest"]
+        accuracy, answer = entry["accuracy"], entry["commonest"]
         signs = {}
 
         at_chance = accuracy["clean"] <= self.chance + noise(self.chance, self.images)
         past["at_chance"] = past["at_chance"] + 1 if at_chance else 0
         past["learnt"] = past["learnt"] or not at_chance
-        if 1 - said["share"] < ONE_CLASS * (1 - self.chance):
+        if 1 - answer["share"] < ONE_CLASS * (1 - self.chance):
             # where nothing was learnt yet nothing has collapsed; too long, and it is dead
             sign = ONE if past["learnt"] else ONE_SO_FAR
-            signs[sign] = f"{100 * said['share']:.1f}% of its answers are {said['class']!r}"
+            signs[sign] = f"{100 * answer['share']:.1f}% of its answers are {answer['class']!r}"
         if past["at_chance"] >= DEAD_EPOCHS:
             signs[DEAD] = (
                 f"{100 * accuracy['clean']:.2f}% clean accuracy, "
@@ -114,7 +114,7 @@ class Watch:
     def _overfitting(
         self, past: dict[str, Any], accuracy: dict[str, float], train: float
     ) -> dict[str, str]:
-        robust, best = accuracy[self.judged_by], past["robust"]
+        robust, best = accuracy[self.attack], past["robust"]
         fallen = best - robust > max(OVERFIT_FALL * best, noise(best, self.images))
         past["fallen"] = past["fallen"] + 1 if fallen else 0
         sentences = [self._catastrophic(pair, past["under"], accuracy) for pair in self.pairs]
@@ -122,7 +122,7 @@ class Watch:
             return {CATASTROPHIC: "; ".join(filter(None, sentences))}
         if past["fallen"] >= OVERFIT_EPOCHS and train > past["train"]:
             return {
-                ROBUST: f"{100 * robust:.2f}% against {self.judged_by}, which was "
+                ROBUST: f"{100 * robust:.2f}% against {self.attack}, which was "
                 f"{100 * best:.2f}%, while training accuracy went from "
                 f"{100 * past['train']:.2f}% to {100 * train:.2f}%"
             }

@@ -235,7 +235,7 @@ def find_weights(target: Path, which: str, peer: str) -> list[Path]:
 
 
 def check_foreign(config: EvalConfig) -> None:
-    """Raise InputError where --arch does not belong, or the images are not said."""
+    """Raise InputError where --arch does not belong, or no data are named."""
     if config.target.is_dir():
         raise InputError(f"{config.target} is a run, which knows its networks: leave --arch out")
     if config.data is None:

@@ -51,6 +51,8 @@ def load(
     if arch is not None:
         if path.is_dir():
             raise InputError(f"{path} is a run, which knows its networks: leave arch out")
+        if (peer, weights) != (0, "best"):
+            raise InputError("peer and weights choose a network of a run: leave them or arch out")
         if (mean is None) != (std is None):
             raise InputError("mean and std need each other: give both")
         normalize = None if mean is None or std is None else normalization(mean, std, "mean")

@@ -164,7 +164,7 @@ class Engine:
         self.totals = torch.zeros_like(team.loss.report[:, 0])
         self.batch_size = batch_size
         self.prepared = False
-        self.said: set[str] = set()
+        self.printed: set[str] = set()
         self.graph: CudaGraph | None = None
         on_gpu = self.device.type == "cuda"
         self.compile_training = on_gpu if compile_training is None else compile_training
@@ -238,8 +238,8 @@ class Engine:
         self.say(f"no {what} engine, going on with {self.name}: {_reason(error)}")
 
     def _say_once(self, line: str) -> None:
-        if line not in self.said:
-            self.said.add(line)
+        if line not in self.printed:
+            self.printed.add(line)
             self.say(line)
 
     def _rehearse(self, inputs: Sequence[Tensor], steps: int) -> None:

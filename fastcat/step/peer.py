@@ -78,7 +78,7 @@ class Peer(Member):
             self.attack_state |= attack.state(self.threats, images)
 
     def averaged(self) -> AbstractContextManager[None]:
-        """What is judged and kept, in the place of what is trained: an average, if there is one."""
+        """The network that is evaluated and saved: the average of weights, if there is one."""
         if self.swa is not None and self.swa.count:
             return self.swa.in_place()
         return self.optimizer.averaged()

@@ -105,6 +105,7 @@ def test_a_normalisation_that_is_none(tmp_path: Path, mean: Any, std: Any, text:
         ("one", {"device": "gpu"}, "unknown device 'gpu'"),
         ("several", {}, "holds several runs: give one of them, as .*seed-0"),
         ("one/peers/0-trades.best.safetensors", {"arch": "tiny", "mean": [0.5]}, "give both"),
+        ("one/peers/0-trades.best.safetensors", {"arch": "tiny", "peer": 1}, "leave them or arch"),
     ],
 )
 def test_what_cannot_be_loaded(runs: Path, name: str, arguments: dict[str, Any], text: str) -> None:
