@@ -170,7 +170,7 @@ def random_images() -> tuple[np.ndarray, np.ndarray]:
 
 
 def images(batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The first random images as float32 [B, C, H, W] in [0, 1], and their labels."""
+    """The first random images as float32 [B, C, H, W] in [0, 1], and their labels [B]."""
     pixels, labels = (torch.from_numpy(array[:batch]) for array in random_images())
     x = pixels.permute(0, 3, 1, 2).contiguous() / 255
     return x.to(device), labels.to(device)

@@ -95,7 +95,7 @@ def race(**settings: Any) -> dict[str, Any]:
 
 
 def fastest(device: torch.device) -> str:
-    """The contestant that matters on a GPU; on a CPU, what rehearses it."""
+    """The contestant that is meant for a GPU; on a CPU one that stands in for it."""
     return "bf16/graph" if device.type == "cuda" else "bf16/eager"
 
 
@@ -149,7 +149,7 @@ def graphed(function: Callable[..., Tensor], *inputs: Tensor) -> Callable[[], ob
 
 
 def lanes(arch: str, batch: int, device: torch.device) -> dict[str, float]:
-    """Milliseconds of a step with each peer on its own stream, and with all on one."""
+    """Milliseconds of a step with a stream for each peer, and with one stream for all."""
     specs = list(parse_peers("trades,alp", arch))
     found = {}
     for side_by_side in (True, False):
@@ -262,7 +262,7 @@ def graph_equals_eager(arch: str, batch: int, device: torch.device, steps: int =
 
 
 def floors(record: dict[str, Any]) -> dict[str, float]:
-    """Seconds an epoch of K = 2 TRADES + ALP would take, were it convolutions alone."""
+    """Seconds an epoch of TRADES + ALP would take if only its convolutions took time."""
     found = {}
     for arch, batch in {(row["arch"], row["batch_size"]) for row in record["layers"]}:
         rows = [r for r in record["layers"] if (r["arch"], r["batch_size"]) == (arch, batch)]

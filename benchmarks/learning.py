@@ -1,7 +1,7 @@
 """What the methods learn, side by side: digits, a small network, several seeds, on a CPU.
 
 `python -m benchmarks.learning --out FILE --page PAGE` trains every method with the same schedule
-and attacker, judges the last weights on all test images, prints the accuracies as mean and spread
+and attacker, evaluates the last weights on all test images, prints accuracies as mean and spread
 over the seeds, and writes them as JSON and as a page. A toy: it shows that methods learn what they
 are for, not how they rank on photographs.
 """
@@ -156,7 +156,7 @@ class LearningConfig:
 
 
 def learn(name: str, config: LearningConfig, folder: Path) -> dict[str, Any]:
-    """By peer and attack the accuracies on the test images, one a seed, and how they were made."""
+    """By peer and attack the test accuracies, one for each seed, with the runs' settings."""
     begin = time.perf_counter()
     fastcat.train(
         fastcat.TrainConfig(
@@ -186,7 +186,7 @@ def learn(name: str, config: LearningConfig, folder: Path) -> dict[str, Any]:
 
 
 def page(record: dict[str, Any]) -> str:
-    """What was learnt, as Markdown."""
+    """The comparison as Markdown."""
     seeds, teams = record["config"]["seeds"], record["teams"]
     parts = [
         f"# What the methods learn\n\n{INTRODUCTION}\n\nSeeds {seeds}; test accuracy in percent, "
@@ -213,7 +213,7 @@ def page(record: dict[str, Any]) -> str:
 
 
 def kept(config: LearningConfig) -> dict[str, Any]:
-    """The teams of an earlier record, if they were trained with these seeds."""
+    """The teams of an earlier record that has the same seeds."""
     if config.out is None or not config.out.exists():
         return {}
     record = json.loads(config.out.read_text())

@@ -80,7 +80,7 @@ def measure_loaders(
 def contestants(
     dataset: Dataset, folder: Path, batch: int, device: torch.device, place: Path
 ) -> dict[str, Epoch]:
-    """By name, what makes an epoch of batches on the device."""
+    """By name, a function that makes an epoch of batches on the device."""
     settings = Sampling(
         index=torch.arange(len(dataset.train)),
         batch_size=batch,

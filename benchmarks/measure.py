@@ -42,7 +42,7 @@ def milliseconds(function: Callable[[], object], steps: int, device: torch.devic
 
 @contextmanager
 def busy_processes(count: int) -> Iterator[None]:
-    """Beside so many processes that do nothing but keep a CPU busy."""
+    """Within, so many other processes keep a CPU busy each."""
     processes = [subprocess.Popen([sys.executable, "-c", _BUSY]) for _ in range(count)]
     try:
         yield

@@ -77,14 +77,14 @@ def parse_methods(text: str) -> list[str]:
 
 
 def typed(peers: str, collab: str) -> str:
-    """The team as the command line has it."""
+    """The team as it is typed on the command line."""
     return peers if collab == "cat" or "," not in peers else f"{peers} --collab {collab}"
 
 
 def reference_for(specs: Sequence[PeerSpec], collab: str) -> tuple[type[PlainLoop], dict[str, Any]]:
-    """The loop that a team is timed beside, and its settings.
+    """The reference loop of a team, and its settings.
 
-    Raises InputError for a team whose methods no loop knows, and for one that attacks otherwise.
+    Raises InputError for a team whose methods have no loop, and for one with another attack.
     """
     loop = _loop_for(specs, collab)
     settings: dict[str, Any] = {"gamma": specs[0].awp} if specs[0].awp else {}
@@ -128,6 +128,6 @@ def _spelled(specs: Sequence[PeerSpec]) -> str:
 
 
 def _kind(specs: Sequence[PeerSpec], collab: str) -> tuple[object, ...]:
-    """What decides which code was published for a team."""
+    """The settings of a team that decide which published code computes the same."""
     peers = [(spec.method, spec.objective.inner, bool(spec.awp), spec.threat) for spec in specs]
     return (*peers, collab if len(peers) > 1 else None)

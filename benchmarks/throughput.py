@@ -151,7 +151,7 @@ def _take_turns(
 
 
 def compared(results: list[dict[str, Any]], path: Path) -> str:
-    """What became of each result of an earlier file. Raises InputError for another kind of file."""
+    """The change of each result since an earlier file. Raises InputError for other files."""
     keys = ("what", "arch", "peers", "batch_size", "contestant")
 
     def key_of(result: dict[str, Any]) -> tuple[Any, ...]:
@@ -189,7 +189,7 @@ def check_architectures(config: BenchConfig) -> None:
 
 
 def bench(config: BenchConfig) -> dict[str, Any]:
-    """Run all races, print their tables and write the JSON file; what it holds."""
+    """Run all races, print their tables, write the JSON file and return what it holds."""
     stem = time.strftime("bench-%Y%m%d-%H%M%S")
     names = itertools.chain([stem], (f"{stem}-{i}" for i in itertools.count(2)))
     new = (Path(f"{name}.json") for name in names)

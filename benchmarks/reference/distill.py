@@ -32,7 +32,7 @@ TEACHER = 1
 
 
 def softened_kl(told: Tensor, z: Tensor, temperature: float) -> Tensor:
-    """T^2 KL_batchmean(softmax(told / T) || softmax(z / T))."""
+    """T^2 KL_batchmean(softmax(z_teacher / T) || softmax(z / T))."""
     return temperature**2 * kl_batchmean(told / temperature, z / temperature)
 
 

@@ -70,9 +70,10 @@ class MixedLoop(PlainLoop):
             return super().forward(k, x).float()
 
     def climbed(self, loss: Callable[..., Tensor], *arguments: Any) -> Tensor:
-        """Its gradient's sign is all that an attack takes, and must not underflow in fp16.
+        """The loss of an attack, scaled so that the gradient, of which only the sign is used, does
+        not underflow in fp16.
 
-        Not the GradScaler's scale: that is meant to overflow at times, and an image of NaN would
+        Not by the GradScaler's scale: that is meant to overflow at times, and an image of NaN would
         stay in BatchNorm's statistics.
         """
         with self.autocast():

@@ -149,8 +149,8 @@ class PlainLoop:
     def step(self, x: Tensor, y: Tensor) -> dict[str, float]:
         """One training step on images `[B, C, H, W]` and labels `[B]`.
 
-        Returns loss0, loss1, ... and, of several peers, guidance (what they owe each other, before
-        its weight) and accuracy (of the first peer on x after the step).
+        Returns loss0, loss1, ... and, of several peers, guidance (the sum of what each
+        learns from the others, unweighted) and accuracy (of the first peer on x after the step).
         """
         losses, guidance = self.update(self.all_views(x, y), y)
         log = {f"loss{k}": loss.item() for k, loss in enumerate(losses)}
@@ -194,7 +194,7 @@ class PlainLoop:
     # attacks: BatchNorm in eval mode, weights keep their requires_grad
 
     def attack(self, k: int, x: Tensor, y: Tensor) -> Tensor:
-        """The adversarial view of peer k by its method."""
+        """The adversarial view of peer k, made as its method makes it."""
         self.models[k].eval()
         x_adv = self.seek(k, x, y)
         self.models[k].train()
@@ -232,7 +232,7 @@ class PlainLoop:
     def pgd_attack(
         self, k: int, x: Tensor, y: Tensor, steps: int, loss: Callable[..., Tensor]
     ) -> Tensor:
-        """Of AT and ALP, and of the evaluation; it leaves gradients in the weights' .grad."""
+        """PGD of AT, of ALP and of the evaluation; it leaves gradients in the weights' .grad."""
         delta = self.uniform_start(k, x)
         delta = torch.max(torch.min(delta, 1 - x), -x)
         delta.requires_grad_()
@@ -257,11 +257,11 @@ class PlainLoop:
         return self.models[k](x)
 
     def accuracy(self, k: int, x: Tensor, y: Tensor) -> float:
-        """Of the log and of the evaluation; the forward builds a graph that nobody uses."""
+        """For the log and the evaluation; its forward builds a graph that nobody uses."""
         return (self.forward(k, x).argmax(dim=1) == y).sum().item() / len(y)
 
     def climbed(self, loss: Callable[..., Tensor], *arguments: Any) -> Tensor:
-        """What an attack ascends: forwards and the loss on them."""
+        """The loss that an attack ascends."""
         return loss(*arguments)
 
     def kl_to_clean(self, k: int, x_adv: Tensor, x: Tensor) -> Tensor:
@@ -278,7 +278,7 @@ class PlainLoop:
         return boosted_loss(y, self.forward(k, x_adv))
 
     def losses(self, views: dict[str, Tensor], y: Tensor) -> tuple[list[Tensor], Tensor | None]:
-        """Each peer's own loss, and what peers owe each other, None of one peer."""
+        """Each peer's own loss, and the guidance term, None of one peer."""
         peers = range(len(self.models))
         losses: list[Tensor] = []
         z: list[dict[str, Tensor]] = []
@@ -300,7 +300,7 @@ class PlainLoop:
         return losses, guidance
 
     def lessons(self, k: int, z: list[dict[str, Tensor]]) -> Tensor:
-        """What peer k owes the others; z: every peer's logits by view."""
+        """The guidance term of peer k; z: every peer's logits by view."""
         log_own = F.log_softmax(z[k][self.taught_view[k]], dim=1)
         total = torch.zeros_like(log_own[0, 0])
         for j in range(len(z)):

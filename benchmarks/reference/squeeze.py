@@ -29,7 +29,7 @@ VIEWS = ("adv", "clean", "col")
 
 
 def masks(z: dict[str, Tensor], y: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """For each view of whom it is upper, and of whom it is lower, `[B]`.
+    """For each view, the images [B] whose upper it is, and those whose lower it is.
 
     Of equals the first is upper and the last lower.
     """
@@ -45,7 +45,7 @@ def masks(z: dict[str, Tensor], y: Tensor) -> tuple[dict[str, Tensor], dict[str,
 
 
 def picked(masks: dict[str, Tensor], of: dict[str, Tensor]) -> Tensor:
-    """Each image's row of the view whose mask has it."""
+    """Each image's row of the view that its mask chooses."""
     result = torch.zeros_like(of["adv"])
     for view, mask in masks.items():
         if view in of:
