@@ -144,14 +144,17 @@ class Sum:
 
 
 def by_formula(term: Term, z: Mapping[CellName, Tensor], y: Tensor) -> Tensor:
-    """The loss [B] of a term with a formula, differentiable.
+    """The loss [B] of a term with a formula, differentiable; of half-precision logits in float32.
 
     z: logits [B, C] by cell
     y: labels [B]
     """
     assert term.formula is not None
     logits = [
-        (z[cell].detach() if cell == term.constant_cell else z[cell]) / term.temperature
+        (z[cell].detach() if cell == term.constant_cell else z[cell]).to(
+            torch.promote_types(z[cell].dtype, torch.float32)
+        )
+        / term.temperature
         for cell in (term.student, term.teacher)[: 1 if term.teacher is None else 2]
     ]
     values = term.formula(*logits, y)

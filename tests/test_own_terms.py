@@ -119,6 +119,16 @@ def test_beside_the_kernel_a_formula_gives_what_the_kernel_gives(constant: str |
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_logits_in_half_precision_are_read_in_float32(dtype: torch.dtype) -> None:
+    """Catches a formula in half precision, where log p loses most of its digits."""
+    z = {"clean": logits(1).to(dtype), "adv": logits(2).to(dtype)}
+    wide = {cell: one.float() for cell, one in z.items()}
+    total = focal("clean") + jensen("clean", "adv")
+    for name, value in total(wide, Y).items():
+        assert torch.equal(total(z, Y)[name], value)
+
+
 def test_images_mixed_of_two_train_on_a_formula_as_on_the_kernel() -> None:
     """Catches a second label that a formula is not asked for."""
     x, y = images(0, B)
