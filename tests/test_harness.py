@@ -7,7 +7,7 @@ from tests.plant_bugs import BUGS, files_of, place_of, read_bugs
 
 TESTS = Path(__file__).parent
 # methods_page and plant_bugs are commands, and have tests
-SHARED = {"harness", "reference", "methods_page", "plant_bugs"}
+SHARED = {"harness", "reference", "stand_in", "methods_page", "plant_bugs"}
 
 
 def imported(path: Path) -> set[str]:

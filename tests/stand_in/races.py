@@ -7,7 +7,7 @@ number. An access to it is a race where its stream's clock does not have the oth
 import inspect
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 from unittest import mock
@@ -84,9 +84,9 @@ def on_gpu(values: Any) -> list[Tensor]:
 class _Watch(TorchDispatchMode):
     """Every operation of torch that launches something."""
 
-    def __init__(self, races: Races) -> None:
+    def __init__(self, add: Callable[[str, list[Tensor], list[Tensor]], object]) -> None:
         super().__init__()
-        self.races = races
+        self.add = add
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         before = launched()
@@ -99,14 +99,17 @@ class _Watch(TorchDispatchMode):
                 for argument in func._schema.arguments
                 if argument.alias_info is not None and argument.alias_info.is_write
             ]
-            self.races.add(str(func), on_gpu(given), on_gpu([changed, out]))
+            self.add(str(func), on_gpu(given), on_gpu([changed, out]))
         return out
 
 
 @contextmanager
-def watched() -> Iterator[Races]:
-    """The races of what is launched within it, by torch or by our kernels."""
-    races, run = Races(), Op._run
+def launches_watched(add: Callable[[str, list[Tensor], list[Tensor]], object]) -> Iterator[None]:
+    """Within it what torch or our kernels launch is added, in order.
+
+    add: gets an operation's name, the tensors that it reads and those that it writes
+    """
+    run = Op._run
 
     def noted(op: Op, *args: Any) -> Any:
         before = launched()
@@ -114,8 +117,16 @@ def watched() -> Iterator[Races]:
         if launched() != before:
             names = inspect.signature(op.reference).parameters
             changed = [arg for name, arg in zip(names, args, strict=False) if name in op.mutates]
-            races.add(op.name, on_gpu(args), on_gpu([changed, out]))
+            add(op.name, on_gpu(args), on_gpu([changed, out]))
         return out
 
-    with mock.patch.object(Op, "_run", noted), _Watch(races):
+    with mock.patch.object(Op, "_run", noted), _Watch(add):
+        yield
+
+
+@contextmanager
+def watched() -> Iterator[Races]:
+    """The races of what is launched within it."""
+    races = Races()
+    with launches_watched(races.add):
         yield races
