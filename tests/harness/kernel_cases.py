@@ -14,6 +14,7 @@ from fastcat.kernels import (
     affine_relu,
     attack_logit_grad,
     augment,
+    epilogue,
     fused_sgd,
     multi_peer_loss,
     pgd_update,
@@ -228,6 +229,37 @@ def affine_relu_cases(dtype: torch.dtype) -> Iterator[Case]:
         yield Case(name, affine_relu.BACKWARD, (dy, y, scale), typical=seed == 0)
 
 
+def epilogue_cases(dtype: torch.dtype) -> Iterator[Case]:
+    for seed, (batch, channels, height, width, layout, *parts) in enumerate(
+        [
+            (2, 64, 32, 32, "channels_last", "residual", "residual_bias"),
+            (2, 64, 32, 32, "channels_last"),
+            (3, 67, 5, 3, "sliced", "residual"),
+            (1, 1, 9, 7, "nchw", "residual", "residual_bias"),
+            (2, 16, 7, 41, "nchw"),
+            (2, 160, 1, 1, "channels_last", "residual"),
+        ]
+    ):
+        generator = torch.Generator().manual_seed(seed)
+        shape = (4, batch, channels, height, width)
+        conv, residual, grad, other = torch.randn(shape, generator=generator).to(dtype)
+        bias, residual_bias = torch.randn((2, channels), generator=generator).to(dtype)
+        # zeros: neither they nor their gradients may come out as -0 or NaN
+        conv[0, 0] = residual[0, 0] = 0
+        bias[0] = residual_bias[0] = 0
+        name = "-".join([f"{batch}x{channels}x{height}x{width}", layout, *parts])
+        conv, other_layout = laid_out(conv, layout), "nchw" if seed % 2 else "channels_last"
+        args = (
+            conv,
+            bias,
+            laid_out(residual, other_layout) if "residual" in parts else None,
+            residual_bias if "residual_bias" in parts else None,
+        )
+        yield Case(name, epilogue.EPILOGUE, args, typical=seed < 2)
+        grads = (laid_out(grad, other_layout), laid_out(other, layout) if parts else None)
+        yield Case(name, epilogue.MASKED_SUM, (conv.relu(), *grads), typical=seed < 2)
+
+
 def logit_cases(dtype: torch.dtype) -> Iterator[Case]:
     """A few for the ops on logits, which tests/harness/logit_cases.py tries harder."""
     codes = attack_logit_grad.KINDS
@@ -258,6 +290,7 @@ MAKERS: list[Callable[[torch.dtype], Iterator[Case]]] = [
     augment_cases,
     fused_sgd_cases,
     affine_relu_cases,
+    epilogue_cases,
     logit_cases,
 ]
 
