@@ -16,14 +16,15 @@ import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import date
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastcat.attacks.frozen import Frozen
+from fastcat.attacks.frozen import Epilogue, Frozen
 from fastcat.attacks.pgd import PGD, Network, attack_all
 from fastcat.attacks.threat import ThreatModel
 from fastcat.benchmarks.config import BenchConfig
@@ -40,6 +41,7 @@ from fastcat.benchmarks.throughput import bench
 from fastcat.config.peers import parse_peers
 from fastcat.environment import environment
 from fastcat.files import write_text
+from fastcat.kernels.epilogue import epilogue as add_epilogue
 from fastcat.step.engine import CudaGraph, static_inputs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -99,16 +101,26 @@ def fastest(device: torch.device) -> str:
     return "bf16/graph" if device.type == "cuda" else "bf16/eager"
 
 
+def twin(model: nn.Module, example: Tensor, epilogue: Epilogue) -> Frozen:
+    """Raises RuntimeError where it cannot have that epilogue."""
+    twin = Frozen(model, torch.bfloat16, example, epilogue)
+    if twin.refused:
+        raise RuntimeError(f"the epilogue by {epilogue} gives something else")
+    return twin
+
+
 def compiled_twin(model: nn.Module, example: Tensor) -> Frozen:
-    twin = Frozen(model, torch.bfloat16, example)
+    twin = Frozen(model, torch.bfloat16, example, "torch")
     twin.compile()
     return twin
 
 
 ATTACKED: dict[str, Callable[[nn.Module, Tensor], Network]] = {
     "model under autocast": lambda model, example: model,
-    "twin": lambda model, example: Frozen(model, torch.bfloat16, example, fuse=False),
-    "twin, cuDNN epilogues": lambda model, example: Frozen(model, torch.bfloat16, example),
+    **{
+        f"twin, epilogue by {epilogue}": partial(twin, epilogue=epilogue)
+        for epilogue in get_args(Epilogue)
+    },
     "twin, Inductor": compiled_twin,
 }
 
@@ -205,11 +217,15 @@ def grouped_convolution(batch: int, device: torch.device) -> dict[str, float]:
 
 
 def fused_epilogue(batch: int, device: torch.device) -> dict[str, Any]:
-    """Whether cuDNN fuses convolution, bias, residual and ReLU, and what that gains."""
+    """Which epilogues are right for ResNet-18 in which arithmetic, and their milliseconds."""
     dtypes = (torch.float32, torch.bfloat16, torch.float16)
     network = make_network(0, "resnet18").to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     x = images(2, device)[0].contiguous(memory_format=torch.channels_last)
-    found: dict[str, Any] = {str(dtype): Frozen(network, dtype, x).fused for dtype in dtypes}
+    found: dict[str, Any] = {
+        f"{epilogue}, {dtype}": not Frozen(network, dtype, x, epilogue).refused
+        for epilogue in get_args(Epilogue)
+        for dtype in dtypes
+    }
     for channels, side in ((64, 32), (256, 8)):
         x, residual, w = (
             torch.randn(shape, device=device, dtype=torch.bfloat16).contiguous(
@@ -230,7 +246,12 @@ def fused_epilogue(batch: int, device: torch.device) -> dict[str, Any]:
         def fused(x: Tensor, residual: Tensor, w: Tensor, b: Tensor, g: Any = geometry) -> Tensor:
             return torch.cudnn_convolution_add_relu(x, w, residual, 1.0, b, *g)
 
-        for name, function in (("plain", plain), ("fused", fused)):
+        def ours(x: Tensor, residual: Tensor, w: Tensor, b: Tensor) -> Tensor:
+            out = F.conv2d(x, w, None, 1, 1)
+            add_epilogue(out, b, residual)
+            return out
+
+        for name, function in (("torch", plain), ("kernel", ours), ("cudnn", fused)):
             ms = milliseconds(graphed(function, x, residual, w, b), 20, device)
             found[f"{channels} channels, {name}, ms"] = ms
     return found

@@ -19,14 +19,16 @@ BLOCK = 2048
 
 
 def epilogue(
-    conv: Tensor, bias: Tensor, residual: Tensor | None = None, residual_bias: Tensor | None = None
+    conv: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None = None,
+    residual_bias: Tensor | None = None,
 ) -> None:
     """conv <- relu(conv + bias + residual + residual_bias), in place, without gradient.
 
     conv: [B, C, H, W] of any float type, of which the others are too
-    bias: [C]
-    residual: like conv
-    residual_bias: [C]
+    bias, residual_bias: [C], or None for 0
+    residual: like conv, or None for 0
     """
     EPILOGUE(conv, bias, residual, residual_bias)
 
@@ -36,14 +38,15 @@ def masked_sum(y: Tensor, grad: Tensor, other: Tensor | None = None) -> Tensor:
 
     y, grad, other: [B, C, H, W] of one float type
     """
-    return MASKED_SUM(y, grad, other)  # type: ignore[no-any-return]
+    return MASKED_SUM(y, grad, other)
 
 
 def epilogue_reference(
-    conv: Tensor, bias: Tensor, residual: Tensor | None, residual_bias: Tensor | None
+    conv: Tensor, bias: Tensor | None, residual: Tensor | None, residual_bias: Tensor | None
 ) -> None:
     """The specification of `epilogue`."""
-    conv += bias[:, None, None]
+    if bias is not None:
+        conv += bias[:, None, None]
     if residual is not None:
         conv += residual
     if residual_bias is not None:
@@ -60,7 +63,7 @@ def masked_sum_reference(y: Tensor, grad: Tensor, other: Tensor | None) -> Tenso
 @triton.jit
 def _epilogue_kernel(
     conv_ptr,
-    bias_ptr,
+    bias_ptr,  # or None
     residual_ptr,  # or None
     residual_bias_ptr,  # or None
     size,
@@ -72,7 +75,8 @@ def _epilogue_kernel(
     here = n < size
     channel = (n // channel_stride) % channels
     value = tl.load(conv_ptr + n, mask=here).to(tl.float32)
-    value += tl.load(bias_ptr + channel, mask=here).to(tl.float32)
+    if bias_ptr is not None:
+        value += tl.load(bias_ptr + channel, mask=here).to(tl.float32)
     if residual_ptr is not None:
         value += tl.load(residual_ptr + n, mask=here).to(tl.float32)
     if residual_bias_ptr is not None:
@@ -121,12 +125,12 @@ def _like(tensor: Tensor, other: Tensor | None) -> Tensor | None:
 
 
 def epilogue_fused(
-    conv: Tensor, bias: Tensor, residual: Tensor | None, residual_bias: Tensor | None
+    conv: Tensor, bias: Tensor | None, residual: Tensor | None, residual_bias: Tensor | None
 ) -> None:
     values = _dense(conv)
     size = values.numel()
     assert size < 2**31 - BLOCK
-    assert bias.is_contiguous()
+    assert bias is None or bias.is_contiguous()
     assert residual_bias is None or residual_bias.is_contiguous()
     _epilogue_kernel[(triton.cdiv(size, BLOCK),)](
         values,

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from fastcat.attacks.frozen import CannotFreeze, Frozen
+from fastcat.attacks.frozen import CannotFreeze, Epilogue, Frozen
 from fastcat.attacks.modes import attack_mode
 from fastcat.attacks.pgd import PGD, attack_all
 from fastcat.attacks.threat import ThreatModel
@@ -75,8 +75,9 @@ def everything(net: nn.Module) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("epilogue", ["torch", "kernel"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_twin_equals_model(name: str) -> None:
+def test_twin_equals_model(name: str, epilogue: Epilogue) -> None:
     """Before and after the weights and statistics change, and without a trace in the model.
 
     Where something cannot be folded, it is left as it is.
@@ -86,7 +87,8 @@ def test_twin_equals_model(name: str) -> None:
     """
     model = randomised(NETWORKS[name]())
     before = everything(model)
-    twin = Frozen(model, torch.float64, images64(5, 2))
+    twin = Frozen(model, torch.float64, images64(5, 2), epilogue)
+    assert not twin.refused
     assert_same(before, everything(model))
     assert_same_function(model, twin, images64(), TOLERANCE)
     assert_same(before, everything(model))
@@ -338,3 +340,30 @@ def test_each_attack_is_on_the_weights_of_its_step() -> None:
         assert (view - former).abs().max() > 1e-3
         former = view.clone()
         collaborative_step(team, Batch(x, y, y), noise)
+
+
+def test_an_epilogue_that_gives_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastcat.attacks.frozen.masked_sum", lambda y, *grads: sum(grads))
+    model = tiny_net(0).double().eval()
+    twin = Frozen(model, torch.float64, images64(), "kernel")
+    assert (twin.refused, twin.epilogue) == (True, "torch")
+    assert_same_function(model, twin, images64(), TOLERANCE)
+
+
+def test_the_gradients_of_all_readers_arrive() -> None:
+    """Catches a gradient that is dropped where three read one block, or where nobody learns."""
+
+    class Three(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3, padding=1)
+            self.linear = nn.Linear(4, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out = self.conv(x).relu()
+            return self.linear((out + out.square() + out.sin()).mean((2, 3)))
+
+    model = Three().double().eval()
+    twin = Frozen(model, torch.float64, images64(), "kernel")
+    assert not twin.refused
+    assert_same_function(model, twin, images64(), TOLERANCE)

@@ -3,7 +3,7 @@ no question to the host, one graph launch a step.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, get_args
 from unittest import mock
 
 import pytest
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import fastcat.step.algorithm
 import fastcat.step.engine
-from fastcat.attacks.frozen import Frozen
+from fastcat.attacks.frozen import Epilogue, Frozen
 from fastcat.evaluation import NoiseAttack, parse_attacks
 from fastcat.evaluation.evaluate import answers_after
 from fastcat.kernels.augment import augment
@@ -342,7 +342,7 @@ def test_an_overflow_in_fp16_skips_the_step_and_halves_the_scale() -> None:
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "preactresnet18"])
-@pytest.mark.parametrize("fuse", [True, False], ids=["cudnn", "plain"])
+@pytest.mark.parametrize("epilogue", get_args(Epilogue))
 @pytest.mark.parametrize(
     ("dtype", "tolerances"),
     [
@@ -352,7 +352,7 @@ def test_an_overflow_in_fp16_skips_the_step_and_halves_the_scale() -> None:
     ],
 )
 def test_the_twin_equals_the_model(
-    dtype: torch.dtype, tolerances: tuple[float, float], fuse: bool, arch: str
+    dtype: torch.dtype, tolerances: tuple[float, float], epilogue: Epilogue, arch: str
 ) -> None:
     """Tolerances of the logits and of the gradient, in their own length."""
     make_precision("fp32", DEVICE)
@@ -364,7 +364,8 @@ def test_the_twin_equals_the_model(
             nn.init.normal_(module.running_mean, 0.0, 0.2)
     model = model.to(DEVICE, memory_format=torch.channels_last).eval()
     x = images(0, 8, 32)[0].to(DEVICE).contiguous(memory_format=torch.channels_last)
-    twin = Frozen(model, dtype, x[:2], fuse=fuse)
+    twin = Frozen(model, dtype, x[:2], epilogue)
+    assert not twin.refused
     outcomes = []
     for network, door in ((model, x), (twin, x.to(dtype))):
         door = door.detach().requires_grad_()

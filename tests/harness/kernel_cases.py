@@ -237,7 +237,7 @@ def epilogue_cases(dtype: torch.dtype) -> Iterator[Case]:
             (3, 67, 5, 3, "sliced", "residual"),
             (1, 1, 9, 7, "nchw", "residual", "residual_bias"),
             (2, 16, 7, 41, "nchw"),
-            (2, 160, 1, 1, "channels_last", "residual"),
+            (2, 160, 1, 1, "channels_last", "residual", "no_bias"),
         ]
     ):
         generator = torch.Generator().manual_seed(seed)
@@ -251,7 +251,7 @@ def epilogue_cases(dtype: torch.dtype) -> Iterator[Case]:
         conv, other_layout = laid_out(conv, layout), "nchw" if seed % 2 else "channels_last"
         args = (
             conv,
-            bias,
+            None if "no_bias" in parts else bias,
             laid_out(residual, other_layout) if "residual" in parts else None,
             residual_bias if "residual_bias" in parts else None,
         )

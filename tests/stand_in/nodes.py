@@ -1,7 +1,7 @@
 """`python -m tests.stand_in.nodes [ARCH [BATCH [plain]]]`: the graph of a step of TRADES and ALP.
 
 Prints a JSON object: nodes, gigabytes (read and written, each tensor of an operation once), kinds
-(nodes by kernel) and moved (gigabytes by operation). plain: cuDNN fuses nothing
+(nodes by kernel) and moved (gigabytes by operation). plain: without epilogues of twins
 """
 
 import json
@@ -65,5 +65,5 @@ def contents(arch: str, batch: int) -> dict[str, Any]:
 if __name__ == "__main__":
     arch = sys.argv[1] if len(sys.argv) > 1 else "resnet18"
     batch = int(sys.argv[2]) if len(sys.argv) > 2 else 128
-    with numbers_unread(fuses="plain" not in sys.argv):
+    with numbers_unread(epilogues="plain" not in sys.argv):
         print(json.dumps(contents(arch, batch), indent=1))
