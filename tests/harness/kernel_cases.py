@@ -14,6 +14,7 @@ from fastcat.kernels import (
     affine_relu,
     attack_logit_grad,
     augment,
+    batch_norm,
     epilogue,
     fused_sgd,
     multi_peer_loss,
@@ -260,6 +261,42 @@ def epilogue_cases(dtype: torch.dtype) -> Iterator[Case]:
         yield Case(name, epilogue.MASKED_SUM, (conv.relu(), *grads), typical=seed < 2)
 
 
+def batch_norm_cases(dtype: torch.dtype) -> Iterator[Case]:
+    # groups, images of each, C, H, W, layout; several parts, a part that is not full, one pixel
+    shapes = [
+        (2, 6, 64, 16, 16, "channels_last", "alone", "relu", "residual"),
+        (3, 2, 67, 5, 3, "sliced", "residual"),
+        (1, 2, 3, 9, 7, "nchw", "relu"),
+        (2, 3, 160, 1, 1, "channels_last", "residual"),
+    ]
+    for seed, (groups, images, channels, height, width, layout, *kinds) in enumerate(shapes):
+        for kind in kinds:
+            generator = torch.Generator().manual_seed(seed)
+            shape = (4, groups * images, channels, height, width)
+            x, residual, dy, other_dy = torch.randn(shape, generator=generator).to(dtype)
+            # a mean far from 0, next to which the spread is small
+            x += torch.linspace(-30, 30, channels)[:, None, None].to(dtype)
+            weight, bias, running_mean = torch.randn((3, channels), generator=generator)
+            running_var = 0.5 + torch.rand(channels, generator=generator)
+            relu, has_residual = kind != "alone", kind == "residual"
+            x, other_layout = laid_out(x, layout), "nchw" if seed % 2 else "channels_last"
+            residual = laid_out(residual, other_layout) if has_residual else None
+            args = (
+                x, weight, bias, running_mean, running_var, torch.tensor(7), residual,
+                0.1, 1e-5, groups, relu, seed != 2,
+            )  # fmt: skip
+            name = f"{kind}-{groups}x{images}x{channels}x{height}x{width}-{layout}"
+            yield Case(name, batch_norm.BATCH_NORM, args, typical=seed == 0)
+            spare = tuple(arg.clone() if isinstance(arg, Tensor) else arg for arg in args)
+            y, mean, inverse = batch_norm.batch_norm_reference(*spare)
+            two = has_residual or seed % 2 == 1
+            backward_args = (
+                laid_out(dy, other_layout), laid_out(other_dy, layout) if two else None, x,
+                y if has_residual else None, weight, bias, mean, inverse, relu, has_residual,
+            )  # fmt: skip
+            yield Case(name, batch_norm.BACKWARD, backward_args, typical=seed == 0)
+
+
 def logit_cases(dtype: torch.dtype) -> Iterator[Case]:
     """A few for the ops on logits, which tests/harness/logit_cases.py tries harder."""
     codes = attack_logit_grad.KINDS
@@ -291,6 +328,7 @@ MAKERS: list[Callable[[torch.dtype], Iterator[Case]]] = [
     fused_sgd_cases,
     affine_relu_cases,
     epilogue_cases,
+    batch_norm_cases,
     logit_cases,
 ]
 
