@@ -8,7 +8,6 @@ up to rounding.
 """
 
 import copy
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -25,13 +24,17 @@ from fastcat.kernels.affine_relu import affine_relu
 from fastcat.kernels.epilogue import epilogue as add_epilogue
 from fastcat.kernels.epilogue import masked_sum
 from fastcat.runtime import exact_float32
+from fastcat.traced import (
+    called_module,
+    give_each_reader_its_own,
+    only_reader,
+    relu_after,
+    sum_after,
+)
 
 # what adds bias, residual and ReLU to a convolution: torch, our kernel, or cuDNN where there is a
 # residual, else our kernel
 Epilogue = Literal["torch", "kernel", "cudnn"]
-
-_ADDS = (operator.add, operator.iadd, torch.add, "add", "add_")
-_RELUS = (F.relu, torch.relu, "relu", "relu_")
 
 
 class CannotFreeze(Exception):
@@ -270,16 +273,9 @@ def _fused(network: fx.GraphModule, cudnn: bool) -> fx.GraphModule:
             # a shortcut: its bias is added here, not in a pass of its own
             residual_bias = residual.args[2]
             residual.args = (*residual.args[:2], None, *residual.args[3:])
-        readers = list(node.users)
+        readers = give_each_reader_its_own(node)
         node.target = fused_block
-        node.args = (x, weight, bias, residual, residual_bias, geometry, len(readers), cudnn)
-        with fused.graph.inserting_after(node):
-            outcomes = [
-                fused.graph.call_function(operator.getitem, (node, n))
-                for n in range(len(readers) if len(readers) > 1 else 0)
-            ]
-        for reader, outcome in zip(readers, outcomes, strict=False):
-            reader.replace_input_with(node, outcome)
+        node.args = (x, weight, bias, residual, residual_bias, geometry, readers, cudnn)
     fused.recompile()
     return fused
 
@@ -322,11 +318,11 @@ class _Rewriter:
 
     def rewrite(self) -> None:
         for node in list(self.network.graph.nodes):
-            if isinstance(self.module(node), _DropoutNd):
+            if isinstance(called_module(self.network, node), _DropoutNd):
                 node.replace_all_uses_with(node.args[0])
                 self.network.graph.erase_node(node)
         for node in list(self.network.graph.nodes):
-            module = self.module(node)
+            module = called_module(self.network, node)
             if node in self.replaced:
                 continue
             if type(module) is nn.Conv2d and module.padding_mode == "zeros":
@@ -334,24 +330,21 @@ class _Rewriter:
             elif type(module) is nn.Linear:
                 self.put([node], module, None, F.linear, node.args[0])
             elif _is_eval_norm(module):
-                relu = self.relu_after(node)
+                relu = relu_after(self.network, node)
                 chain = [node, relu] if relu else [node]
                 self.put(chain, None, module, affine_relu if relu else _affine, node.args[0])
 
     def convolution(self, node: fx.Node, layer: nn.Conv2d) -> None:
         chain, norm, residual = [node], None, None
-        user = self.only_user(chain[-1])
-        if user is not None and _is_eval_norm(self.module(user)):
-            norm = self.module(user)
+        user = only_reader(chain[-1])
+        if user is not None and _is_eval_norm(called_module(self.network, user)):
+            norm = called_module(self.network, user)
             chain.append(user)
-        user = self.only_user(chain[-1])
-        if user is not None and _calls(user, _ADDS) and not user.kwargs and len(user.args) == 2:
-            other = user.args[1] if user.args[0] is chain[-1] else user.args[0]
-            own = other is chain[-1]
-            if isinstance(other, fx.Node) and not own and _shape(other) == _shape(chain[-1]):
-                residual = other
-                chain.append(user)
-        relu = self.relu_after(chain[-1])
+        total = sum_after(chain[-1])
+        if total is not None:
+            chain.append(total[0])
+            residual = total[1]
+        relu = relu_after(self.network, chain[-1])
         if relu is not None:
             chain.append(relu)
         geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
@@ -378,36 +371,10 @@ class _Rewriter:
         self.replaced |= set(chain)
         return new
 
-    def module(self, node: fx.Node) -> nn.Module | None:
-        """The module that is called; None also for one with hooks, or with arguments by name."""
-        if node.op != "call_module" or node.kwargs:
-            return None
-        module = self.network.get_submodule(str(node.target))
-        return None if module._forward_hooks or module._forward_pre_hooks else module
-
-    def only_user(self, node: fx.Node) -> fx.Node | None:
-        return next(iter(node.users)) if len(node.users) == 1 else None
-
-    def relu_after(self, node: fx.Node) -> fx.Node | None:
-        user = self.only_user(node)
-        is_relu = user is not None and (
-            _calls(user, _RELUS) or isinstance(self.module(user), nn.ReLU)
-        )
-        return user if is_relu else None
-
-
-def _calls(node: fx.Node, functions: tuple[Any, ...]) -> bool:
-    """Whether it calls one of these functions or methods; a module's name may be any of theirs."""
-    return node.op != "call_module" and node.target in functions
-
 
 def _is_eval_norm(module: nn.Module | None) -> bool:
     """Whether it is a BatchNorm that normalises by running statistics in eval mode."""
     return isinstance(module, nn.BatchNorm2d) and module.running_mean is not None
-
-
-def _shape(node: fx.Node) -> torch.Size | None:
-    return getattr(node.meta.get("tensor_meta"), "shape", None)
 
 
 def _affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

@@ -264,7 +264,7 @@ def epilogue_cases(dtype: torch.dtype) -> Iterator[Case]:
 def batch_norm_cases(dtype: torch.dtype) -> Iterator[Case]:
     # groups, images of each, C, H, W, layout; several parts, a part that is not full, one pixel
     shapes = [
-        (2, 6, 64, 16, 16, "channels_last", "alone", "relu", "residual"),
+        (2, 6, 64, 8, 8, "channels_last", "alone", "relu", "residual"),
         (3, 2, 67, 5, 3, "sliced", "residual"),
         (1, 2, 3, 9, 7, "nchw", "relu"),
         (2, 3, 160, 1, 1, "channels_last", "residual"),
