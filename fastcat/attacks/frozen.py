@@ -28,6 +28,7 @@ from fastcat.traced import (
     called_module,
     give_each_reader_its_own,
     only_reader,
+    pool_by_means,
     relu_after,
     sum_after,
 )
@@ -296,6 +297,7 @@ def _trace(model: nn.Module, example: Tensor) -> tuple[fx.GraphModule, dict[str,
     network = fx.GraphModule(model, fx.Tracer().trace(model))
     with torch.no_grad():
         ShapeProp(network).propagate(example.clone())
+    pool_by_means(network)
     rewriter = _Rewriter(network)
     rewriter.rewrite()
     network.recompile()

@@ -163,6 +163,11 @@ def room_for(views: int, x: Tensor) -> Tensor:
     return torch.empty_strided(shape, strides, dtype=x.dtype, device=x.device)
 
 
+def stacked(tensors: Sequence[Tensor]) -> Tensor:
+    """As torch.stack has it; a single one is not copied."""
+    return torch.stack([*tensors]) if len(tensors) > 1 else tensors[0][None]
+
+
 def stack_images(images: Sequence[Tensor]) -> Tensor:
     """Images [K, B, C, H, W], channels-last within each, as networks give gradients."""
     return torch.stack([one.permute(0, 2, 3, 1) for one in images]).permute(0, 1, 4, 2, 3)
@@ -198,7 +203,7 @@ class Views:
         leaves = [self.seen_by(k).detach().requires_grad_() for k in range(len(self.networks))]
         with torch.enable_grad():
             z = [logits(network, leaf) for network, leaf in zip(self.networks, leaves, strict=True)]
-        dz = logit_grad(torch.stack([z_k.detach() for z_k in z]))
+        dz = logit_grad(stacked([z_k.detach() for z_k in z]))
         grads = list(map(gradient, self.networks, z, leaves, dz))
         if len(grads) == 1:
             return grads[0][None]
@@ -252,7 +257,7 @@ class ClimbedLoss:
             for k in range(len(inners))
             if self.clean
         ]
-        self.target = torch.stack(padded) if padded else None
+        self.target = stacked(padded) if padded else None
 
     def logit_grad(self, z: Tensor) -> Tensor:
         """Gradients of the climbed losses like z [K, B, classes]."""

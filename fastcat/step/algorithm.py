@@ -12,6 +12,7 @@ view v.
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -84,14 +85,15 @@ def forward(team: Team, views: dict[str, Tensor]) -> dict[Place, Tensor]:
     def fill(group: list[int]) -> None:
         for k in group:
             member = team.members[k]
+            cells = [cell for cell in team.cells_of(k) if cell.place not in z]
             # one autocast region a member: weights are cast once, for the cells with gradient first
             with team.precision.autocast():
-                for cell in team.cells_of(k):
-                    if cell.place in z:
-                        continue
-                    mode = nullcontext() if cell.tracked else attack_mode(member.model, "train")
-                    with torch.set_grad_enabled(cell.grad), mode:
-                        z[cell.place] = member.logits(views[cell.view])
+                for (grad, tracked), group_of in groupby(cells, lambda c: (c.grad, c.tracked)):
+                    alike = list(group_of)
+                    mode = nullcontext() if tracked else attack_mode(member.model, "train")
+                    with torch.set_grad_enabled(grad), mode:
+                        logits = member.logits_on([views[cell.view] for cell in alike])
+                    z.update(zip((cell.place for cell in alike), logits, strict=True))
 
     team.streams.run(fill)
     return z

@@ -14,6 +14,7 @@ from fastcat.attacks.threat import Threats
 from fastcat.objective import Objective, under
 from fastcat.objectives.teacher import teacher
 from fastcat.step.awp import WeightPerturbation
+from fastcat.step.merged_views import MergedViews
 from fastcat.step.sgd import FlatSGD
 from fastcat.step.swa import WeightAverage
 
@@ -38,12 +39,17 @@ class Member:
         """
         return self.forward(images.clone())
 
+    def logits_on(self, views: Sequence[Tensor]) -> list[Tensor]:
+        """The `logits` of several views, in their order."""
+        return [self.logits(images) for images in views]
+
 
 class Peer(Member):
     """A member that is trained.
 
     threats: how it is attacked
     frozen: what is attacked instead of the model. None: the model itself
+    merged: what is trained on several views at once. None: the model, view by view
     awp: the perturbation of its weights. None: they are left as they are
     swa: the average of its weights over epochs. None: there is none
     attack_state: what its attacks keep from step to step, by name
@@ -65,9 +71,13 @@ class Peer(Member):
         self.threats = threats
         self.optimizer = optimizer
         self.frozen = frozen
+        self.merged: MergedViews | None = None
         self.awp = awp
         self.swa = swa
         self.attack_state: dict[str, Tensor] = {}
+
+    def logits_on(self, views: Sequence[Tensor]) -> list[Tensor]:
+        return super().logits_on(views) if self.merged is None else self.merged(views)
 
     def begin_attacks(self, images: Tensor) -> None:
         """What its attacks keep, as before the first step.

@@ -15,6 +15,7 @@ from fastcat.attacks.training import PeerAttack
 from fastcat.precision import Precision
 from fastcat.step.blueprint import Blueprint, make_blueprint
 from fastcat.step.cells import Cell
+from fastcat.step.merged_views import CannotMerge, MergedViews
 from fastcat.step.peer import Member, Peer
 from fastcat.step.streams import Streams
 from fastcat.step.table_loss import TableLoss
@@ -73,6 +74,24 @@ class Team:
             return peer.model
         peer.frozen.refold()
         return peer.frozen
+
+    def merge_views(self, example: Tensor) -> list[str]:
+        """Let peers train on the views of a step at once, where they can; a line for each other.
+
+        example: two images or more [B, C, H, W] like those to come, on the device
+        """
+        remarks = []
+        for peer in self.peers:
+            try:
+                peer.merged = MergedViews(peer.model, example.to(peer.optimizer.flat.dtype))
+            except CannotMerge as error:
+                remarks.append(f"{peer.name} ({peer.arch}) is trained view by view: {error}")
+        return remarks
+
+    def part_views(self) -> None:
+        """Let peers train view by view."""
+        for peer in self.peers:
+            peer.merged = None
 
 
 def make_team(

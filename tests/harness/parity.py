@@ -32,13 +32,18 @@ CLIMBS_KL = ("trades", "st", "rslad", "act")
 
 @dataclass
 class Ours:
-    """The team under test; frozen: attack the twins of the networks, as a run does."""
+    """The team under test.
+
+    frozen: attack the twins of the networks, as a run does
+    merged: train on the views of a step at once
+    """
 
     case: Case
     nets: Sequence[nn.Module]
     precision: Precision = FP32
     frozen: bool = True
     ema: float | None = None
+    merged: bool = False
     team: Team = field(init=False)
 
     def __post_init__(self) -> None:
@@ -72,6 +77,9 @@ class Ours:
         assert not self.team.remarks
         for peer in () if self.frozen else self.team.peers:
             peer.frozen = None
+        if self.merged:
+            example = images(99, 2, 16)[0].to(memory_format=torch.channels_last)
+            assert not self.team.merge_views(example)
 
     @property
     def peers(self) -> dict[int, Peer]:
@@ -248,10 +256,13 @@ def check_float64(
                 assert_close(judged[name], average[name], FLOAT64_TOLERANCE, f"average of {name}")
 
 
-def float32_against_float64(case: Case, width: int = 12) -> tuple[Ours, list[nn.Module]]:
+def float32_against_float64(
+    case: Case, width: int = 12, **ours_as: Any
+) -> tuple[Ours, list[nn.Module]]:
     """Our smooth peers in float32, and the oracle's of the same weights in float64."""
     nets = networks(case, nn.SiLU, width)
-    return Ours(case, [copy.deepcopy(net) for net in nets]), [net.double() for net in nets]
+    copies = [copy.deepcopy(net) for net in nets]
+    return Ours(case, copies, **ours_as), [net.double() for net in nets]
 
 
 def check_float32_on_the_same_views(case: Case, ours: Ours, nets: Sequence[nn.Module]) -> None:
@@ -279,11 +290,12 @@ def half_against_float64(
     name: str,
     width: int = 12,
     memory_format: torch.memory_format = torch.contiguous_format,
+    **ours_as: Any,
 ) -> tuple[Ours, list[nn.Module]]:
     nets = networks(case, nn.SiLU, width)
     precision = make_precision(name, torch.device("cpu"))
     copies = [copy.deepcopy(net).to(memory_format=memory_format) for net in nets]
-    return Ours(case, copies, precision), [net.double() for net in nets]
+    return Ours(case, copies, precision, **ours_as), [net.double() for net in nets]
 
 
 def check_half_on_the_same_views(

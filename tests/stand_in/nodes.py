@@ -1,7 +1,8 @@
-"""`python -m tests.stand_in.nodes [ARCH [BATCH [plain]]]`: the graph of a step of TRADES and ALP.
+"""`python -m tests.stand_in.nodes [ARCH [BATCH]] [plain] [merged]`: a step of TRADES and ALP.
 
-Prints a JSON object: nodes, gigabytes (read and written, each tensor of an operation once), kinds
-(nodes by kernel) and moved (gigabytes by operation). plain: without epilogues of twins
+Prints a JSON object: nodes of its graph, gigabytes (read and written, each tensor of an operation
+once), kinds (nodes by kernel) and moved (gigabytes by operation).
+plain: without epilogues of twins; merged: the views of a step at once
 """
 
 import json
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcat.benchmarks.contestants import make_contestant
+from fastcat.benchmarks.contestants import Ours, images, make_contestant
 from fastcat.config.peers import parse_peers
 from tests.stand_in.races import launches_watched
 from tests.stand_in.stand_in import counted, numbers_unread
@@ -32,10 +33,18 @@ def gigabytes(tensors: Iterable[Tensor]) -> float:
     return sum(sizes) / 1e9
 
 
-def contents(arch: str, batch: int) -> dict[str, Any]:
-    device = torch.device("cuda")
+def contestant(engine: str, arch: str, batch: int, merged: bool) -> Ours:
     specs = list(parse_peers("trades,alp", arch))
-    eager = make_contestant("bf16/eager", specs, batch, device, "cat")
+    ours = make_contestant(f"bf16/{engine}", specs, batch, torch.device("cuda"), "cat")
+    assert isinstance(ours, Ours)
+    if merged:
+        example = images(2, torch.device("cuda"))[0]
+        ours.team.merge_views(example.contiguous(memory_format=torch.channels_last))
+    return ours
+
+
+def contents(arch: str, batch: int, merged: bool) -> dict[str, Any]:
+    eager = contestant("eager", arch, batch, merged)
     eager.train()
     moved: Counter[str] = Counter()
 
@@ -45,7 +54,7 @@ def contents(arch: str, batch: int) -> dict[str, Any]:
     with launches_watched(add):
         eager.train()
     del eager
-    graph = make_contestant("bf16/graph", specs, batch, device, "cat")
+    graph = contestant("graph", arch, batch, merged)
     with counted() as launches:
         graph.train()
     kinds: Counter[str] = Counter()
@@ -55,6 +64,7 @@ def contents(arch: str, batch: int) -> dict[str, Any]:
     return {
         "arch": arch,
         "batch": batch,
+        "merged": merged,
         "nodes": kinds.total(),
         "gigabytes": round(moved.total(), 2),
         "kinds": dict(kinds.most_common()),
@@ -63,7 +73,7 @@ def contents(arch: str, batch: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    arch = sys.argv[1] if len(sys.argv) > 1 else "resnet18"
-    batch = int(sys.argv[2]) if len(sys.argv) > 2 else 128
-    with numbers_unread(epilogues="plain" not in sys.argv):
-        print(json.dumps(contents(arch, batch), indent=1))
+    flags = {"plain", "merged"} & set(sys.argv)
+    arch, batch = [*(word for word in sys.argv[1:] if word not in flags), "resnet18", "128"][:2]
+    with numbers_unread(right="plain" not in flags):
+        print(json.dumps(contents(arch, int(batch), "merged" in flags)))

@@ -84,12 +84,12 @@ def launched() -> int:
 
 
 @contextmanager
-def numbers_unread(epilogues: bool = True) -> Iterator[None]:
+def numbers_unread(right: bool = True) -> Iterator[None]:
     """Within it nothing goes by the numbers of the device, which are garbage.
 
     What the host reads of it is True, 0 or 0.5, all elements are nonzero, and twins pass for
     right.
-    epilogues: whether those of twins do too
+    right: whether their epilogues pass for right too
     """
     benign = {torch.bool: True, torch.float32: 0.5, torch.float64: 0.5}
     read = {name: getattr(Tensor, name) for name in ("item", "tolist", "nonzero", "bincount")}
@@ -118,7 +118,7 @@ def numbers_unread(epilogues: bool = True) -> Iterator[None]:
 
     with (
         mock.patch.object(frozen, "_agree", return_value=True),
-        mock.patch.object(frozen.Frozen, "_fuses_right", return_value=epilogues),
+        mock.patch.object(frozen.Frozen, "_fuses_right", return_value=right),
         mock.patch.object(Tensor, "item", item),
         mock.patch.object(Tensor, "tolist", tolist),
         mock.patch.object(Tensor, "nonzero", nonzero),
