@@ -104,7 +104,7 @@ def fastest(device: torch.device) -> str:
 def twin(model: nn.Module, example: Tensor, epilogue: Epilogue) -> Frozen:
     """Raises RuntimeError where it cannot have that epilogue."""
     twin = Frozen(model, torch.bfloat16, example, epilogue)
-    if twin.refused:
+    if twin.epilogue != epilogue:
         raise RuntimeError(f"the epilogue by {epilogue} gives something else")
     return twin
 
@@ -222,7 +222,7 @@ def fused_epilogue(batch: int, device: torch.device) -> dict[str, Any]:
     network = make_network(0, "resnet18").to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     x = images(2, device)[0].contiguous(memory_format=torch.channels_last)
     found: dict[str, Any] = {
-        f"{epilogue}, {dtype}": not Frozen(network, dtype, x, epilogue).refused
+        f"{epilogue}, {dtype}": Frozen(network, dtype, x).use(epilogue)
         for epilogue in get_args(Epilogue)
         for dtype in dtypes
     }

@@ -45,6 +45,17 @@ def exact_float32() -> Iterator[None]:
 
 
 @contextmanager
+def without_search() -> Iterator[None]:
+    """Within it cuDNN takes its first guess: for shapes that come once."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+@contextmanager
 def restored_settings() -> Iterator[None]:
     """Afterwards CPU threads, TF32, cuDNN's search, current GPU and random states are as before."""
     threads, search = torch.get_num_threads(), torch.backends.cudnn.benchmark

@@ -42,7 +42,7 @@ def load(name: str, flags: Sequence[str] = ()) -> ctypes.CDLL:
         version = _run([*compiler, "--version"]).stdout.encode()
         parts = (source.read_bytes(), version, *map(os.fsencode, (*command, *cpu[:1])))
         digest = hashlib.sha256(b"\0".join(parts)).hexdigest()
-        kept = _kept(f"{name}-{digest[:20]}.so")
+        kept = kept_file(f"{name}-{digest[:20]}.so")
         if kept is not None:
             with suppress(OSError):  # it is not there, or not whole
                 return ctypes.CDLL(str(kept))
@@ -91,7 +91,7 @@ def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
     )
 
 
-def _kept(file: str) -> Path | None:
+def kept_file(file: str) -> Path | None:
     """The file in which a library is kept once built; None for a user without a home."""
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

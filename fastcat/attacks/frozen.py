@@ -23,7 +23,7 @@ from fastcat.kernels import winograd
 from fastcat.kernels.affine_relu import affine_relu
 from fastcat.kernels.epilogue import epilogue as add_epilogue
 from fastcat.kernels.epilogue import masked_sum
-from fastcat.runtime import exact_float32
+from fastcat.runtime import exact_float32, without_search
 from fastcat.traced import (
     called_module,
     give_each_reader_its_own,
@@ -47,7 +47,6 @@ class Frozen:
 
     It maps images [B, C, H, W] in `dtype` to logits, differentiably in the images.
     epilogue: what adds bias, residual and ReLU to a convolution, as an `Epilogue`
-    refused: whether another one was wanted, and gives something else
     in_place: whether its first operation writes to the images that it is given
     """
 
@@ -67,7 +66,7 @@ class Frozen:
         """
         self.model = model
         self.dtype = dtype
-        with attack_mode(model, "eval"):
+        with attack_mode(model, "eval"), without_search():
             try:
                 self._network, self._maps = _trace(model, example)
                 self.refold()
@@ -81,23 +80,29 @@ class Frozen:
             for name, folded in self._maps.items():
                 folded.to(dtype)
                 _register(self._network, name, folded)
-            self.epilogue: Epilogue = epilogue or ("kernel" if example.is_cuda else "torch")
-            self.refused, self._fused = False, self._network
-            if self.epilogue != "torch":
-                self._fused = _fused(self._network, cudnn=self.epilogue == "cudnn")
-                self.refused = not self._fuses_right(example)
-            if self.refused:
-                self.epilogue, self._fused = "torch", self._network
-        self.uncompile()
+        self._example = example
+        self.use(epilogue or ("kernel" if example.is_cuda else "torch"))
 
-    def _fuses_right(self, example: Tensor) -> bool:
-        """Whether the fused network errs about as little as the other one, in `dtype`."""
-        x = example.to(self.dtype)
+    def use(self, epilogue: Epilogue) -> bool:
+        """Whether it gives the same with that epilogue, which is used then, else torch's."""
+        self.epilogue: Epilogue = "torch"
+        self._fused = self._network
+        if epilogue != "torch":
+            fused = _fused(self._network, cudnn=epilogue == "cudnn")
+            with attack_mode(self.model, "eval"), without_search():
+                if self._is_right(fused):
+                    self.epilogue, self._fused = epilogue, fused
+        self.uncompile()
+        return self.epilogue == epilogue
+
+    def _is_right(self, network: nn.Module) -> bool:
+        """Whether a fused network errs about as little as the other one, in `dtype`."""
+        x = self._example.to(self.dtype)
         with exact_float32():
-            right = _outcome(self.model, example)
+            right = _outcome(self.model, self._example)
         plain = _outcome(self._network, x)
         try:
-            fused = _outcome(self._fused, x)
+            fused = _outcome(network, x)
         except RuntimeError:  # cuDNN lacks a convolution, or the network writes to its outputs
             return False
         return all(

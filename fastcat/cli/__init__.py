@@ -19,6 +19,7 @@ COMMANDS = {
     "resume": "continue a run: fastcat resume runs/first",
     "eval": "robust accuracy: fastcat eval runs/first --attacks clean,fgsm,pgd20",
     "bench": "time steps against the papers' loops: fastcat bench --batch-size 128",
+    "tune": "measure how a GPU runs a step fastest: fastcat tune --peers trades,alp",
     "data": "convert, describe, check images: fastcat data convert ./photos pets.packed",
     "list": "methods, archs, datasets, attacks, collaborations, engines, loaders, ...",
     "doctor": "versions, devices, what is missing and how to install it",

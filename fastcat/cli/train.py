@@ -30,23 +30,31 @@ _FILES = {
 
 def run(arguments: Sequence[str]) -> int:
     """Train peers together; --config FILE takes settings from YAML, --recipe NAME a paper's."""
-    arguments, files = _with_settings(arguments)
-    groups = parse(TrainGroups, arguments, "train", run.__doc__)
-    values: dict[str, Any] = {}
-    for group in dataclasses.fields(groups):
-        fields = getattr(groups, group.name)
-        values |= {field.name: getattr(fields, field.name) for field in dataclasses.fields(fields)}
-    try:
-        config = TrainConfig(**values)
-    except InputError as error:
-        if not files:
-            raise
-        raise InputError(f"{error} (with the settings of {', '.join(files)})") from error
+    config = read_config(arguments, "train", run.__doc__)
     from fastcat.cli.result import print_result
     from fastcat.runs.api import train
 
     print_result(train(config))
     return 0
+
+
+def read_config(arguments: Sequence[str], command: str, text: str | None) -> TrainConfig:
+    """The settings that a command's arguments say.
+
+    text: what its help says first
+    """
+    arguments, files = _with_settings(arguments)
+    groups = parse(TrainGroups, arguments, command, text)
+    values: dict[str, Any] = {}
+    for group in dataclasses.fields(groups):
+        fields = getattr(groups, group.name)
+        values |= {field.name: getattr(fields, field.name) for field in dataclasses.fields(fields)}
+    try:
+        return TrainConfig(**values)
+    except InputError as error:
+        if not files:
+            raise
+        raise InputError(f"{error} (with the settings of {', '.join(files)})") from error
 
 
 def _with_settings(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -123,6 +123,24 @@ def _refuse_existing(out: Path) -> None:
     raise InputError(f"{out} exists already: choose another --out, or {remedy}")
 
 
+def with_absolute_paths(config: TrainConfig, dataset: Dataset | None = None) -> TrainConfig:
+    """The settings of a run that can be resumed and evaluated from another directory.
+
+    dataset: in place of what `config.data` names
+    """
+    out = None if config.out is None else find_path(str(config.out))
+    data, extra = config.data, config.extra
+    if dataset is not None:
+        data = dataset.name
+    elif is_folder(data):
+        data = str(find_path(data).absolute())
+    if extra is not None and is_folder(str(extra)):
+        extra = find_path(str(extra)).absolute()
+    data_dir = find_path(str(config.data_dir)).absolute()
+    peers = with_absolute_weights(config.peers)
+    return replace(config, out=out, data=data, data_dir=data_dir, extra=extra, peers=peers)
+
+
 @restored_settings()
 def train(
     config: TrainConfig,
@@ -151,20 +169,9 @@ def train(
             "type fastcat.TrainConfig(peers='trades,alp')"
         )
     _check_dataset(dataset)
-    out = None if config.out is None else find_path(str(config.out))
-    if out is not None:
-        _refuse_existing(out)
-    # a run can be resumed and evaluated from another directory
-    data, extra = config.data, config.extra
-    if dataset is not None:
-        data = dataset.name
-    elif is_folder(data):
-        data = str(find_path(data).absolute())
-    if extra is not None and is_folder(str(extra)):
-        extra = find_path(str(extra)).absolute()
-    data_dir = find_path(str(config.data_dir)).absolute()
-    peers = with_absolute_weights(config.peers)
-    config = replace(config, out=out, data=data, data_dir=data_dir, extra=extra, peers=peers)
+    config = with_absolute_paths(config, dataset)
+    if config.out is not None:
+        _refuse_existing(config.out)
     if config.seeds is not None:
         return _train_seeds(config, dataset, on_epoch, quiet)
     console = make_console(quiet)

@@ -1,10 +1,12 @@
 """The course of a run: epoch after epoch, recorded and saved, and back when training collapses."""
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fastcat.files import write_text
 from fastcat.report.records import EpochRecord
 from fastcat.report.signs import new_signs
 from fastcat.runs.checkpoint import good_checkpoint, last_checkpoint, read_checkpoint
@@ -33,6 +35,7 @@ class Loop:
         self.recorder = recorder
         self.request = request
         self.on_epoch = on_epoch
+        self.plan_kept = False
 
     def follow(self) -> None:
         """Train to the last epoch. Raises Stopped after saving when a signal asks for it."""
@@ -55,6 +58,13 @@ class Loop:
         """Say what could not be had since the last time."""
         while self.trainer.remarks:
             self.recorder.line(self.trainer.remarks.pop(0))
+
+    def _keep_plan(self) -> None:
+        """Write how steps are run, and what other ways took, as soon as that was measured."""
+        measured = self.trainer.engine.measured
+        if measured is not None and not self.plan_kept:
+            self.plan_kept = True
+            write_text(self.run / "plan.json", json.dumps(measured.to_dict(), indent=2) + "\n")
 
     def _run_epoch(self) -> None:
         trainer, on_collapse = self.trainer, self.trainer.config.on_collapse
@@ -90,6 +100,7 @@ class Loop:
             lr = trainer.current_lr()
             values = trainer.train_step(inputs)
             self._remark()
+            self._keep_plan()
             self.recorder.advance(trainer.steps_done, f"epoch {trainer.epoch + 1}/{config.epochs}")
             if trainer.step % config.log_every == 0:
                 trainer.check_losses(self.run)

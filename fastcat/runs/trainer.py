@@ -126,7 +126,12 @@ class Trainer:
         for teacher in self.teachers:
             self.remarks += teacher.remarks
         self.engine = Engine(
-            self.team, self.loader.gather, config.batch_size, engine, self.remarks.append
+            self.team,
+            self.loader.gather,
+            config.batch_size,
+            engine,
+            self.remarks.append,
+            tuned=config.engine == "auto",
         )
         self.validation = Validation(
             self.config, dataset, val_index, self.engine, self.precision, self.normalize

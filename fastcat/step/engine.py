@@ -16,8 +16,13 @@ from fastcat.batch import Batch
 from fastcat.choices import ENGINES
 from fastcat.errors import InputError, nearest
 from fastcat.kernels import winograd
+from fastcat.runtime import without_search
 from fastcat.step.algorithm import collaborative_step, start_noise
+from fastcat.step.plan import CHOICES, Measured, Plan, follow, key_of, recall, remember, search
 from fastcat.step.team import Team
+
+# replays that are timed together
+STEPS_A_TURN = 5
 
 
 def choose_engine(name: str, device: torch.device, say: Callable[[str], object] = print) -> str:
@@ -143,6 +148,8 @@ class Engine:
     say: gets a line for each thing that could not be had
     compile_training: whether "compile" compiles the training passes too. None: on a GPU alone,
         since on a CPU they are no faster and take most of a minute to compile
+    tuned: whether a graph is captured by the plan that is fastest here, which is measured where
+        none is kept, or by `Plan()`
     """
 
     def __init__(
@@ -153,6 +160,7 @@ class Engine:
         name: str,
         say: Callable[[str], object] = print,
         compile_training: bool | None = None,
+        tuned: bool = False,
     ) -> None:
         self.team = team
         if name == "winograd":
@@ -164,6 +172,8 @@ class Engine:
         self.totals = torch.zeros_like(team.loss.report[:, 0])
         self.batch_size = batch_size
         self.prepared = False
+        self.tuned = tuned
+        self.measured: Measured | None = None
         self.printed: set[str] = set()
         self.graph: CudaGraph | None = None
         on_gpu = self.device.type == "cuda"
@@ -194,8 +204,8 @@ class Engine:
         if len(like) != self.batch_size:
             if self.name not in ("eager", "winograd"):
                 self._say_once(f"batches of other than {self.batch_size} images run eagerly")
-            # another shape is not worth another compilation
-            with torch.compiler.set_stance("force_eager"):
+            # another shape is not worth another compilation, nor a search for algorithms
+            with torch.compiler.set_stance("force_eager"), without_search():
                 return self._run(*inputs, noise)
         return (self.graph or self._run)(*inputs, noise)
 
@@ -210,21 +220,15 @@ class Engine:
 
     def _prepare(self, *inputs: Tensor) -> None:
         """Compile and capture, as the name says and as it can be had."""
+        if self.tuned and self.name == "graph":
+            self._choose(inputs)
         if "compile" in self.name:
-            for member in self.team.members if self.compile_training else ():
-                member.forward = torch.compile(member.model, dynamic=False)
-            for peer in self.team.peers:
-                if peer.frozen is not None:
-                    peer.frozen.compile()
+            self._compile(True)
             try:
                 self._rehearse(inputs, 1)
             except Exception as error:  # whatever a compiler can come up with
                 self._give_up("compile", error)
-                for member in self.team.members:
-                    member.forward = member.model
-                for peer in self.team.peers:
-                    if peer.frozen is not None:
-                        peer.frozen.uncompile()
+                self._compile(False)
         if "graph" in self.name:
             try:
                 self._rehearse(inputs, 3)
@@ -232,6 +236,77 @@ class Engine:
             except RuntimeError as error:
                 self._forget_steps()
                 self._give_up("graph", error)
+
+    def _compile(self, compiled: bool) -> None:
+        """Let networks be compiled where they run next, or be run as they are."""
+        training = compiled and self.compile_training
+        for member in self.team.members:
+            member.forward = (
+                torch.compile(member.model, dynamic=False) if training else member.model
+            )
+        for peer in self.team.peers:
+            if peer.frozen is not None:
+                peer.frozen.compile() if compiled else peer.frozen.uncompile()
+
+    def tune(self, inputs: Sequence[Tensor], like: Tensor) -> Measured:
+        """Measure every way to run a step, and keep what was found for `tuned` engines.
+
+        inputs: of `gather`; like: images of the batch's shape and layout
+        """
+        noise = start_noise(self.team, like, self.generator.manual_seed(0))
+        inputs = static_inputs([*inputs, noise])
+        choices = {**CHOICES, "compiled": (False, True)}
+        measured = Measured(Plan(), {})
+        # what one choice is worth depends on the others
+        for _ in range(2):
+            again = search(lambda plan: self.milliseconds(plan, inputs, 10), measured.plan, choices)
+            measured = Measured(again.plan, {**measured.steps, **again.steps})
+        remember(key_of(self.team, self.batch_size, self.gather(*inputs[:-1]).x[:2]), measured)
+        return measured
+
+    def _choose(self, inputs: Sequence[Tensor]) -> None:
+        """Follow the plan that is fastest here."""
+        example = self.gather(*inputs[:-1]).x[:2]
+        key = key_of(self.team, self.batch_size, example)
+        self.measured = recall(key)
+        if self.measured is None:
+            self.say("measuring how this GPU runs a step fastest: some seconds, once")
+            self.measured = search(lambda plan: self.milliseconds(plan, inputs), Plan())
+            remember(key, self.measured)
+        plan = self.measured.plan
+        for remark in follow(plan, self.team, example):
+            self.say(remark)
+        self.name = "compile+graph" if plan.compiled else "graph"
+        self.say(f"steps are run so: {plan}")
+
+    def milliseconds(self, plan: Plan, inputs: Sequence[Tensor], repetitions: int = 3) -> float:
+        """Of a step by a plan, as a graph; the best of some turns. Nothing is trained.
+
+        inputs: those of a step, and its noise
+
+        Raises RuntimeError where the step cannot be captured.
+        """
+        follow(plan, self.team, self.gather(*inputs[:-1]).x[:2])
+        self._compile(plan.compiled)
+        try:
+            self._rehearse(inputs, 3)
+            graph = CudaGraph(self._run, inputs, self.stream, self.pool)
+        except RuntimeError:
+            self._forget_steps()
+            raise
+        finally:
+            self._compile(False)
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        turns = []
+        with self._undone():
+            for _ in range(repetitions):
+                begin.record()
+                for _ in range(STEPS_A_TURN):
+                    graph.graph.replay()
+                end.record()
+                end.synchronize()
+                turns.append(begin.elapsed_time(end) / STEPS_A_TURN)
+        return min(turns)
 
     def _give_up(self, what: str, error: Exception) -> None:
         self.name = "+".join(part for part in self.name.split("+") if part != what) or "eager"
@@ -244,6 +319,13 @@ class Engine:
 
     def _rehearse(self, inputs: Sequence[Tensor], steps: int) -> None:
         """Run some steps, for compilers and allocators, and undo all that they changed."""
+        with self._undone(), self._on_stream():
+            for _ in range(steps):
+                self._run(*inputs)
+
+    @contextmanager
+    def _undone(self) -> Iterator[None]:
+        """Afterwards all that steps change is as it was."""
         state = [self.totals]
         for peer in self.team.peers:
             state += [peer.optimizer.flat, *peer.optimizer.tensors().values()]
@@ -253,9 +335,8 @@ class Engine:
         scaler = self.team.scaler.state_dict()
         devices = [self.device] if self.stream is not None else []
         try:
-            with torch.random.fork_rng(devices), self._on_stream():
-                for _ in range(steps):
-                    self._run(*inputs)
+            with torch.random.fork_rng(devices):
+                yield
         finally:
             with torch.no_grad():
                 for tensor, old in zip(state, before, strict=True):

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from fastcat.kernels.batch_norm import BACKWARD, BATCH_NORM
-from fastcat.runtime import exact_float32
+from fastcat.runtime import exact_float32, without_search
 from fastcat.traced import (
     called_module,
     give_each_reader_its_own,
@@ -49,7 +49,7 @@ class MergedViews:
             self._network = _trace(model, example, self._views)
             _restore(model, before)
             views = [example, example.flip(0) * 0.9]
-            with exact_float32():
+            with exact_float32(), without_search():
                 apart = _outcome(model, lambda: [model(view.clone()) for view in views])
                 _restore(model, before)
                 merged = _outcome(model, lambda: self(views))

@@ -136,12 +136,6 @@ def make_team(
             peer.frozen = Frozen(peer.model, compute_dtype, example.to(weight_dtype))
         except CannotFreeze as error:
             remarks.append(f"{peer.name} ({peer.arch}) is attacked as it is, more slowly: {error}")
-            continue
-        if peer.frozen.refused:
-            remarks.append(
-                f"{peer.name} ({peer.arch}) is attacked with torch's own bias, sum and ReLU, more "
-                "slowly: in one pass they give something else"
-            )
     everyone = list(range(len(members)))
     groups = [[k] for k in everyone] if side_by_side and example.is_cuda else [everyone]
     return Team(

@@ -365,7 +365,7 @@ def test_the_twin_equals_the_model(
     model = model.to(DEVICE, memory_format=torch.channels_last).eval()
     x = images(0, 8, 32)[0].to(DEVICE).contiguous(memory_format=torch.channels_last)
     twin = Frozen(model, dtype, x[:2], epilogue)
-    assert not twin.refused
+    assert twin.epilogue == epilogue
     outcomes = []
     for network, door in ((model, x), (twin, x.to(dtype))):
         door = door.detach().requires_grad_()

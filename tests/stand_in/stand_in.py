@@ -118,7 +118,7 @@ def numbers_unread(right: bool = True) -> Iterator[None]:
 
     with (
         mock.patch.object(frozen, "_agree", return_value=True),
-        mock.patch.object(frozen.Frozen, "_fuses_right", return_value=right),
+        mock.patch.object(frozen.Frozen, "_is_right", return_value=right),
         mock.patch.object(Tensor, "item", item),
         mock.patch.object(Tensor, "tolist", tolist),
         mock.patch.object(Tensor, "nonzero", nonzero),

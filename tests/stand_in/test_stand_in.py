@@ -95,13 +95,18 @@ def test_what_cuda_forbids_is_noticed() -> None:
         "--arch preactresnet18 --peers at,st --awp 0.01 --precision fp16",
     ],
 )
-def test_a_run_keeps_its_graphs(settings: str, tmp_path: Path) -> None:
-    """Trained, gone on with and evaluated by the commands themselves; batches that do not divide
-    the images have kernels of their own.
+def test_a_run_keeps_its_graphs(
+    settings: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tuned, trained, gone on with and evaluated by the commands themselves; batches that do not
+    divide the images have kernels of their own.
     """
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     out = str(tmp_path / "run")
     train = f"train {settings} --data digits --eps 0.1 --batch-size 64 --epochs 1 --device cuda"
+    tune = train.replace("train", "tune", 1)
     commands = [
+        tune.split(),
         ["--stop-at", "8", *train.split(), "--out", out],
         ["resume", out],
         ["eval", out, "--attacks", "clean,fgsm,pgd5,cw5", "--weights", "last", "--device", "cuda"],
@@ -111,4 +116,7 @@ def test_a_run_keeps_its_graphs(settings: str, tmp_path: Path) -> None:
         assert outcome["exit"] == (143 if "--stop-at" in command else 0), outcome
         assert not outcome["violations"], outcome
         assert outcome["said"] in ([], ["batches of other than 64 images run eagerly"]), outcome
-        assert outcome["graphs"] >= 8 or command[0] == "eval", outcome
+        assert outcome["graphs"] >= 8 or command[0] in ("tune", "eval"), outcome
+    (kept,) = json.loads((tmp_path / "fastcat" / "plans.json").read_text()).values()
+    assert json.loads((tmp_path / "run" / "plan.json").read_text()) == kept
+    assert all(isinstance(taken, float) for taken in kept["steps"].values()), kept
