@@ -124,10 +124,11 @@ def test_each_part_is_one_file(tmp_path: Path) -> None:
     for _, text in fences(EXTEND):
         if file := re.match(r"# ([\w/]+\.py)\n", text):
             (tmp_path / file[1]).write_text(text)
-    for arguments in commands(EXTEND):
-        command = [sys.executable, "-m", "fastcat", *shortened(arguments, arch="my_networks:small")]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
+    typed = [shortened(arguments, arch="my_networks:small") for arguments in commands(EXTEND)]
+    code = "from fastcat.cli import main\nfor typed in {}: assert main(typed) == 0, typed"
+    command = [sys.executable, "-c", code.format(typed)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
 class Begun(BaseException):

@@ -44,7 +44,7 @@ def test_own_attack() -> None:
 def test_own_data() -> None:
     import own_data
 
-    run = own_data.main(steps=2, val_steps=2, threads=1)
+    run = own_data.main(steps=2, val_steps=2, threads=1, train_size=128)
     assert run.best["0-trades"]["accuracy"]["clean"] > 0.5
 
 

@@ -28,7 +28,7 @@ FLOORS = (
     ("attacks", "terms", "models", "loaders"),
     # the ground floor
     ("batch", "cpus", "device", "environment", "files", "guard", "precision", "progress"),
-    ("registry", "runtime", "schedules", "seeds", "settings", "stop"),
+    ("registry", "runtime", "schedules", "seeds", "settings", "stop", "traced"),
     ("choices", "errors", "kernels", "output"),
 )
 

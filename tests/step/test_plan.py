@@ -106,6 +106,8 @@ def test_a_plan_changes_no_result(plan: Plan) -> None:
         ends.append(values.clone())
         for peer in team.peers:
             assert (peer.merged is not None) == (plan.merged and bool(plans))
+            assert peer.frozen is not None
+            assert peer.frozen.epilogue == (plan.epilogue if plans else "torch")
     torch.testing.assert_close(*ends, rtol=1e-4, atol=1e-5)
 
 

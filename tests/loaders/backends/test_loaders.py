@@ -48,7 +48,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", ["stream", "torch", "ffcv"])
 @pytest.mark.parametrize("mixed_in", [False, True], ids=["alone", "with extra"])
 @pytest.mark.parametrize("kind", AUGMENTATIONS)
-@pytest.mark.parametrize("channels", [3, 1])
+@pytest.mark.parametrize("channels", [3, pytest.param(1, marks=pytest.mark.represented)])
 def test_the_same_seed_gives_the_same_batches_with_every_loader(
     channels: int, kind: str, mixed_in: bool, name: str, data_dir: Path
 ) -> None:
