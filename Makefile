@@ -48,9 +48,10 @@ docs: $(VENV)/.installed
 	$(BIN)/python -m tools.pages
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-# all that only a GPU can show; needs torch, triton, numpy and pytest in $(PYTHON), no .venv
+# what only a GPU can show, in visits of 4 and 5 minutes: make gpu, make gpu CALL=2; needs torch, triton,
+# numpy, pytest and tyro in $(PYTHON), no .venv
 gpu:
-	$(PYTHON) -m benchmarks.gpu --out benchmarks/results/gpu.json
+	$(PYTHON) -m benchmarks.gpu --out benchmarks/results/gpu.json --call $(or $(CALL),1)
 
 clean:
 	rm -rf $(VENV) build dist site *.egg-info

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcat.attacks.modes import attack_mode
+from fastcat.benchmarks.measure import best_milliseconds
 from fastcat.models import make_model
 from fastcat.precision import DTYPES
 
@@ -43,10 +44,12 @@ def measure_layers(
     precision: str,
     batch: int,
     device: torch.device,
-    milliseconds: Callable[[Callable[[], object]], float],
     side: int = 32,
 ) -> list[dict[str, Any]]:
-    """A row for each distinct convolution and pass: time, rate and FLOPs a byte moved."""
+    """A row for each distinct convolution and pass: time, rate and FLOPs a byte moved.
+
+    On a GPU inside a graph, as launching one takes the host longer than some take.
+    """
     dtype, rows = DTYPES[precision], []
     for shape, count in shapes_of(arch, side).items():
         channels, out_channels, kernel, stride, padding, size = shape
@@ -57,25 +60,25 @@ def measure_layers(
         y = torch.nn.functional.conv2d(x, weight, None, stride, padding)
         grad = torch.randn_like(y)
 
-        def backward(mask: list[bool], x: Tensor = x, weight: Tensor = weight, grad: Tensor = grad,
-                     stride: int = stride, padding: int = padding) -> object:  # fmt: skip
+        def backward(x: Tensor, weight: Tensor, grad: Tensor, *mask: bool, stride: int = stride,
+                     padding: int = padding) -> object:  # fmt: skip
             return torch.ops.aten.convolution_backward(
                 grad, x, weight, None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1, mask
             )
 
-        def forward(x: Tensor = x, weight: Tensor = weight, stride: int = stride,
+        def forward(x: Tensor, weight: Tensor, grad: Tensor, stride: int = stride,
                     padding: int = padding) -> object:  # fmt: skip
             return torch.nn.functional.conv2d(x, weight, None, stride, padding)
 
-        passes = {
+        passes: dict[str, Callable[..., object]] = {
             "forward": forward,
-            "backward_input": lambda backward=backward: backward([True, False, False]),
-            "backward_weight": lambda backward=backward: backward([False, True, False]),
+            "backward_input": lambda *args, run=backward: run(*args, True, False, False),
+            "backward_weight": lambda *args, run=backward: run(*args, False, True, False),
         }
         flop = 2 * y.numel() * channels * kernel**2
         moved = (x.numel() + weight.numel() + y.numel()) * x.element_size()
         for name, function in passes.items():
-            ms = milliseconds(function)
+            ms = best_milliseconds(function, x, weight, grad, calls=20 if x.is_cuda else 3)
             rows.append(
                 {
                     "arch": arch, "precision": precision, "batch_size": batch, "count": count,

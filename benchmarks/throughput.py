@@ -271,11 +271,7 @@ def _bench(config: BenchConfig, out: Path) -> dict[str, Any]:
             for precision in matmul:
                 print(f"\nconvolutions of {arch} alone, batch {batch}, {precision}")
                 set_arithmetic(f"{precision}/eager", device)
-                layers = measure_layers(
-                    arch, precision, batch, device,
-                    lambda function: min(milliseconds(function, 5, device) for _ in range(4)),
-                    SIDE,
-                )  # fmt: skip
+                layers = measure_layers(arch, precision, batch, device, SIDE)
                 print(table(layers, LAYER_COLUMNS))
                 record["layers"] += layers
             write_text(out, json.dumps(record, indent=2) + "\n")

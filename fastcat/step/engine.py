@@ -5,7 +5,7 @@ takes over and a line says why.
 """
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -248,14 +248,19 @@ class Engine:
             if peer.frozen is not None:
                 peer.frozen.compile() if compiled else peer.frozen.uncompile()
 
-    def tune(self, inputs: Sequence[Tensor], like: Tensor) -> Measured:
+    def tune(
+        self,
+        inputs: Sequence[Tensor],
+        like: Tensor,
+        choices: Mapping[str, Sequence[Any]] = CHOICES | {"compiled": (False, True)},
+    ) -> Measured:
         """Measure every way to run a step, and keep what was found for `tuned` engines.
 
         inputs: of `gather`; like: images of the batch's shape and layout
+        choices: as `search` has them
         """
         noise = start_noise(self.team, like, self.generator.manual_seed(0))
         inputs = static_inputs([*inputs, noise])
-        choices = {**CHOICES, "compiled": (False, True)}
         measured = Measured(Plan(), {})
         # what one choice is worth depends on the others
         for _ in range(2):

@@ -88,9 +88,7 @@ NEWER = ["cuda.matmul.fp32_precision", "fp32_precision", "cudnn.conv.fp32_precis
         ),
         f"torch.backends.{NEWER[0]} = 'tf32'",
         "torch.set_float32_matmul_precision('medium')",
-        pytest.param(
-            "torch.backends.cuda.matmul.allow_tf32 = True", marks=pytest.mark.represented
-        ),
+        pytest.param("torch.backends.cuda.matmul.allow_tf32 = True", marks=pytest.mark.represented),
         "pass",
     ],
 )
