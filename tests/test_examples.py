@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness import tiny
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -44,7 +46,8 @@ def test_own_attack() -> None:
 def test_own_data() -> None:
     import own_data
 
-    run = own_data.main(steps=2, val_steps=2, threads=1, train_size=128)
+    tiny.register()
+    run = own_data.main(arch="tiny", epochs=4, steps=2, val_steps=2, threads=1)
     assert run.best["0-trades"]["accuracy"]["clean"] > 0.5
 
 
