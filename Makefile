@@ -8,7 +8,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 # FFCV is built from source, where the libraries that it needs are installed
 EXTRAS = dev$(shell pkg-config --exists opencv4 libturbojpeg 2>/dev/null && echo ,ffcv)
 
-.PHONY: demo quick test test-all lint docs gpu clean
+.PHONY: demo quick test test-all lint compat docs gpu clean
 
 $(VENV)/.installed: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -42,6 +42,15 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# the quick tests and those of engines with another torch: make compat TORCH=2.11
+compat:
+	$(PYTHON) -m venv .venv-torch$(TORCH)
+	.venv-torch$(TORCH)/bin/pip install --quiet --disable-pip-version-check 'torch==$(TORCH).*' torchvision \
+		--editable '.[dev]'
+	OMP_NUM_THREADS=1 .venv-torch$(TORCH)/bin/python -m pytest -n 2 --dist worksteal -m "not (slow or process or gpu)"
+	OMP_NUM_THREADS=1 .venv-torch$(TORCH)/bin/python -m pytest -n 2 --dist worksteal tests/step/test_engine.py \
+		tests/step/test_merged_views.py tests/attacks/test_frozen.py tests/kernels
 
 # the site in site/, after the pages' tables, pictures and options were written anew
 docs: $(VENV)/.installed

@@ -8,6 +8,8 @@ ENGINES = {
     "graph": "the whole step as one CUDA graph; needs a GPU",
     "compile+graph": "both",
 }
+# whose code updates the weights
+SGDS = {"kernel": "our kernel, on a CPU torch", "apex": "FusedSGD of NVIDIA's apex, on a GPU"}
 # what networks compute in, with the name of torch's type of their activations
 PRECISIONS = {"fp32": "float32", "tf32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 # how class folders with numbers for names are ordered: 0, 1, 10, 2 or 0, 1, 2, 10

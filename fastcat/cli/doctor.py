@@ -36,6 +36,7 @@ def report() -> tuple[list[str], bool]:
     from fastcat.environment import environment, too_old
     from fastcat.kernels import winograd
     from fastcat.loaders.backends.ffcv import INSTALL
+    from fastcat.step.apex_sgd import why_no_apex
 
     facts = environment()
     lines = [
@@ -73,6 +74,10 @@ def report() -> tuple[list[str], bool]:
         lines.append(f"cpu: no engine winograd, --engine eager is slower: {error}")
     for name, version, least in too_old():
         lines.append(f"{name} {version} is too old: pip install '{name}>={least}'")
+    reason = why_no_apex()
+    lines.append(
+        "--sgd apex: NVIDIA's apex is there" if reason is None else f"no --sgd apex: {reason}"
+    )
     for module, (purpose, line) in {**OPTIONAL, "ffcv": ("the loader ffcv", INSTALL)}.items():
         if importlib.util.find_spec(module) is None:
             lines.append(f"missing for {purpose}: {line}")

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from fastcat.attacks.threat import NORMS
-from fastcat.choices import CLASS_ORDERS, ENGINES, PRECISIONS
+from fastcat.choices import CLASS_ORDERS, ENGINES, PRECISIONS, SGDS
 from fastcat.config.choice import one_of
 from fastcat.config.paths import UserPath
 from fastcat.config.pixels import Pixels
@@ -180,6 +180,8 @@ class Run:
     """Arithmetic of the networks. auto: bf16 on a GPU that has it, else fp32."""
     device: str = "auto"
     """cpu, cuda or cuda:N. auto: the GPU if there is one."""
+    sgd: Annotated[str, one_of(SGDS)] = "kernel"
+    """Whose code updates the weights. apex: NVIDIA's FusedSGD, on a GPU, not in a graph."""
     engine: Annotated[str, one_of(["auto", *ENGINES])] = "auto"
     """How steps are run; no result depends on it. auto: graph on a GPU, on a CPU winograd, or eager
     where there is no C++ compiler."""

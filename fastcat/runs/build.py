@@ -11,6 +11,7 @@ from fastcat.precision import make_precision
 from fastcat.runs.teacher import load_teacher
 from fastcat.runs.trial import check_network
 from fastcat.seeds import derive_seed
+from fastcat.step.apex_sgd import ApexSGD
 from fastcat.step.awp import WeightPerturbation
 from fastcat.step.peer import Member, Peer
 from fastcat.step.sgd import FlatSGD
@@ -53,7 +54,7 @@ def make_members(
             split_norms(model, config.batch_size // config.bn_groups)
         model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         check_network(model, f"{name} ({spec.arch})", shape, classes, precision, last_batch)
-        optimizer = FlatSGD(
+        optimizer = (ApexSGD if config.sgd == "apex" else FlatSGD)(
             model,
             lr=config.lr,
             momentum=config.momentum,

@@ -64,6 +64,8 @@ class Trainer:
         precision: Any = self.precision.name
         self.remarks: list[str] = []
         engine = choose_engine(config.engine, self.device, self.remarks.append)
+        if config.sgd == "apex":
+            engine = self._engine_of_apex(engine, config.engine)
         config = replace(config, precision=precision, step_size=step_size)
         self.config = config
         with task(console or make_console(), f"reading {config.data}, once") as progress:
@@ -150,6 +152,22 @@ class Trainer:
         self.epoch = self.step = 0
         self.seconds = 0.0
         self.last_record: dict[str, Any] = {"peers": {}}
+
+    def _engine_of_apex(self, engine: str, typed: str) -> str:
+        """The engine, or a slower one that apex can be used in. Raises InputError for others."""
+        if self.device.type != "cuda":
+            raise InputError(f"--sgd apex is for GPUs, and this is {self.device}: leave it out")
+        if self.precision.name == "fp16":
+            raise InputError("--sgd apex reads no loss scale: type --precision bf16")
+        if "graph" not in engine:
+            return engine
+        if typed != "auto":
+            raise InputError(
+                "--sgd apex has its learning rate on the host, which a graph would keep for ever: "
+                "type --engine eager or --engine compile"
+            )
+        self.remarks.append("no graph engine, going on with eager: --sgd apex cannot be captured")
+        return "eager"
 
     def _split(self) -> tuple[Tensor, Tensor]:
         """Places of the images to train on and of those held out."""
