@@ -58,6 +58,7 @@ from fastcat.errors import InputError
 from fastcat.files import claimed, write_text
 from fastcat.precision import make_precision
 from fastcat.runs.trial import check_network
+from fastcat.runtime import without_search
 
 
 def race(
@@ -80,7 +81,8 @@ def race(
         eager = name if "/" not in name else f"{name.partition('/')[0]}/eager"
         fixed = {} if "/" in name else {"workers": 0}
         counted = make_contestant(eager, specs, 2, device, collab, **fixed)
-        flop = flop_per_image(getattr(counted, what), 2)
+        with without_search():
+            flop = flop_per_image(getattr(counted, what), 2)
         memory = PeakMemory(device)
         contestant = make_contestant(name, specs, batch, device, collab)
         turns[name] = getattr(contestant, what)

@@ -33,9 +33,9 @@ from fastcat.traced import (
     sum_after,
 )
 
-# what adds bias, residual and ReLU to a convolution: torch, our kernel, or cuDNN where there is a
-# residual, else our kernel
-Epilogue = Literal["torch", "kernel", "cudnn"]
+# what adds bias, residual and ReLU to a convolution: torch, our kernel, or where they can and else
+# our kernel cuDNN (with a residual) and NVIDIA's apex (float16 without one)
+Epilogue = Literal["torch", "kernel", "cudnn", "apex"]
 
 
 class CannotFreeze(Exception):
@@ -88,7 +88,7 @@ class Frozen:
         self.epilogue: Epilogue = "torch"
         self._fused = self._network
         if epilogue != "torch":
-            fused = _fused(self._network, cudnn=epilogue == "cudnn")
+            fused = _fused(self._network, epilogue)
             with attack_mode(self.model, "eval"), without_search():
                 if self._is_right(fused):
                     self.epilogue, self._fused = epilogue, fused
@@ -103,7 +103,7 @@ class Frozen:
         plain = _outcome(self._network, x)
         try:
             fused = _outcome(network, x)
-        except RuntimeError:  # cuDNN lacks a convolution, or the network writes to its outputs
+        except (RuntimeError, ImportError):  # cuDNN lacks a convolution, or there is no apex
             return False
         return all(
             bool((ours - exact).norm() <= 2 * (theirs - exact).norm() + 1e-4 * exact.norm())
@@ -228,11 +228,16 @@ class _FusedBlock(torch.autograd.Function):
         residual_bias: Tensor | None,
         geometry: Any,
         readers: int,
-        cudnn: bool,
+        by: Epilogue,
     ):
-        if cudnn and residual is not None and bias is not None:
+        if by == "cudnn" and residual is not None and bias is not None:
             bias = bias if residual_bias is None else bias + residual_bias
             out = torch.cudnn_convolution_add_relu(x, weight, residual, 1.0, bias, *geometry)
+        elif by == "apex" and residual is None and bias is not None and _apex_takes(x, geometry):
+            from apex.contrib.conv_bias_relu import ConvBiasReLU  # type: ignore[import-not-found]
+
+            (stride, _), (padding, _), *_ = geometry
+            out = ConvBiasReLU(x, weight, bias.view(1, -1, 1, 1), padding, stride)
         else:
             out = F.conv2d(x, weight, None, *geometry)
             add_epilogue(out, bias, residual, residual_bias)
@@ -261,11 +266,18 @@ def fused_block(*args: Any) -> Any:
     return _FusedBlock.apply(*args)
 
 
-def _fused(network: fx.GraphModule, cudnn: bool) -> fx.GraphModule:
+def _apex_takes(x: Tensor, geometry: Any) -> bool:
+    """Whether apex's convolution can have this one: of float16, one stride and one padding."""
+    stride, padding, dilation, groups = geometry
+    alike = stride[0] == stride[1] and padding[0] == padding[1]
+    return x.dtype == torch.float16 and alike and (*dilation, groups) == (1, 1, 1)
+
+
+def _fused(network: fx.GraphModule, by: Epilogue) -> fx.GraphModule:
     """The network with a `_FusedBlock` for each convolution before a ReLU.
 
-    cudnn: whether cuDNN adds bias, residual and ReLU where there is a residual. Where there is none
-        its kernel reads its own output, which is not written yet (0 * NaN is NaN)
+    Without a residual cuDNN is not asked: its kernel reads its own output, which is not written yet
+    (0 * NaN is NaN).
     """
     fused = fx.GraphModule(network, copy.deepcopy(network.graph))
     for node in list(fused.graph.nodes):
@@ -281,7 +293,7 @@ def _fused(network: fx.GraphModule, cudnn: bool) -> fx.GraphModule:
             residual.args = (*residual.args[:2], None, *residual.args[3:])
         readers = give_each_reader_its_own(node)
         node.target = fused_block
-        node.args = (x, weight, bias, residual, residual_bias, geometry, readers, cudnn)
+        node.args = (x, weight, bias, residual, residual_bias, geometry, readers, by)
     fused.recompile()
     return fused
 

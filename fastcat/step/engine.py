@@ -5,7 +5,7 @@ takes over and a line says why.
 """
 
 import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -18,7 +18,16 @@ from fastcat.errors import InputError, nearest
 from fastcat.kernels import winograd
 from fastcat.runtime import without_search
 from fastcat.step.algorithm import collaborative_step, start_noise
-from fastcat.step.plan import CHOICES, Measured, Plan, follow, key_of, recall, remember, search
+from fastcat.step.plan import (
+    Measured,
+    Plan,
+    choices_for,
+    follow,
+    key_of,
+    recall,
+    remember,
+    search,
+)
 from fastcat.step.team import Team
 
 # replays that are timed together
@@ -248,17 +257,15 @@ class Engine:
             if peer.frozen is not None:
                 peer.frozen.compile() if compiled else peer.frozen.uncompile()
 
-    def tune(
-        self,
-        inputs: Sequence[Tensor],
-        like: Tensor,
-        choices: Mapping[str, Sequence[Any]] = CHOICES | {"compiled": (False, True)},
-    ) -> Measured:
+    def tune(self, inputs: Sequence[Tensor], like: Tensor, compiled: bool = True) -> Measured:
         """Measure every way to run a step, and keep what was found for `tuned` engines.
 
         inputs: of `gather`; like: images of the batch's shape and layout
-        choices: as `search` has them
+        compiled: whether to try networks that Inductor compiles
         """
+        choices = choices_for(self.team)
+        if compiled:
+            choices["compiled"] = (False, True)
         noise = start_noise(self.team, like, self.generator.manual_seed(0))
         inputs = static_inputs([*inputs, noise])
         measured = Measured(Plan(), {})
@@ -276,7 +283,9 @@ class Engine:
         self.measured = recall(key)
         if self.measured is None:
             self.say("measuring how this GPU runs a step fastest: some seconds, once")
-            self.measured = search(lambda plan: self.milliseconds(plan, inputs), Plan())
+            self.measured = search(
+                lambda plan: self.milliseconds(plan, inputs), Plan(), choices_for(self.team)
+            )
             remember(key, self.measured)
         plan = self.measured.plan
         for remark in follow(plan, self.team, example):

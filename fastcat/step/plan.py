@@ -17,6 +17,7 @@ from fastcat.environment import package_version
 from fastcat.errors import InputError
 from fastcat.files import write_text
 from fastcat.kernels._native import kept_file
+from fastcat.step.apex_sgd import why_no_apex
 from fastcat.step.streams import Streams
 from fastcat.step.team import Team
 
@@ -51,6 +52,13 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 }
 
 
+def choices_for(team: Team) -> dict[str, tuple[Any, ...]]:
+    """The alternatives that a team may be tried with: apex's where it is, and in float16."""
+    apex = team.precision.dtype == torch.float16 and why_no_apex() is None
+    epilogues = [name for name in CHOICES["epilogue"] if apex or name != "apex"]
+    return {**CHOICES, "epilogue": tuple(epilogues)}
+
+
 def follow(plan: Plan, team: Team, example: Tensor) -> list[str]:
     """Let a team's steps be executed so; a line for each thing that cannot be had.
 
@@ -60,16 +68,18 @@ def follow(plan: Plan, team: Team, example: Tensor) -> list[str]:
     groups = [[k] for k in everyone] if plan.side_by_side else [everyone]
     team.streams = Streams(groups, example.device)
     remarks = []
-    for peer in team.peers:
-        if peer.frozen is not None and not peer.frozen.use(plan.epilogue):
-            remarks.append(
-                f"{peer.name} ({peer.arch}) is attacked with torch's own bias, sum and ReLU: by "
-                f"{plan.epilogue} they give something else"
-            )
-    if plan.merged:
-        remarks += team.merge_views(example)
-    else:
-        team.part_views()
+    # networks that draw numbers of their own, as by dropout, are tried out
+    with torch.random.fork_rng([example.device] if example.is_cuda else []):
+        for peer in team.peers:
+            if peer.frozen is not None and not peer.frozen.use(plan.epilogue):
+                remarks.append(
+                    f"{peer.name} ({peer.arch}) is attacked with torch's own bias, sum and ReLU: "
+                    f"by {plan.epilogue} they give something else"
+                )
+        if plan.merged:
+            remarks += team.merge_views(example)
+        else:
+            team.part_views()
     return remarks
 
 
@@ -93,9 +103,7 @@ class Measured:
 
 
 def search(
-    milliseconds: Callable[[Plan], float],
-    begin: Plan,
-    choices: Mapping[str, Sequence[Any]] = CHOICES,
+    milliseconds: Callable[[Plan], float], begin: Plan, choices: Mapping[str, Sequence[Any]]
 ) -> Measured:
     """Try the alternatives of one choice after the other, from the best plan so far.
 

@@ -8,16 +8,32 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastcat.attacks.frozen import Frozen
 from fastcat.cli import main
 from fastcat.errors import InputError
+from fastcat.precision import make_precision
 from fastcat.step.apex_sgd import ApexSGD, why_no_apex
+from fastcat.step.plan import choices_for
 from fastcat.step.sgd import FlatSGD
-from tests.harness.networks import tiny_net
+from tests.harness.networks import images, tiny_net
+from tests.harness.teams import team_of
 
 STUB = {
     "amp_C.py": "",
     "apex/__init__.py": "",
     "apex/multi_tensor_apply/__init__.py": "",
+    "apex/contrib/__init__.py": "",
+    # called with float16 alone, and one number each for padding and stride
+    "apex/contrib/conv_bias_relu.py": """
+import torch
+
+calls = []
+
+def ConvBiasReLU(x, weight, bias, padding, stride):
+    assert x.dtype == torch.float16 and bias.shape == (1, len(weight), 1, 1)
+    calls.append((padding, stride))
+    return (torch.conv2d(x, weight, None, stride, padding) + bias).relu()
+""",
     # as in NVIDIA's: rates are floats, and a momentum buffer that is there is used
     "apex/optimizers/__init__.py": """
 import torch
@@ -85,6 +101,26 @@ def test_it_updates_as_our_kernel_does(stub: Path, nesterov: bool, norm_decay: b
     ours, theirs = (trained(kind, nesterov, norm_decay) for kind in (FlatSGD, ApexSGD))
     for expected, found in zip(ours, theirs, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_its_convolution_joins_the_candidates_in_float16(stub: Path) -> None:
+    for name, has_apex in (("fp16", True), ("bf16", False)):
+        team = team_of(["trades"], precision=make_precision(name, torch.device("cpu")))
+        assert ("apex" in choices_for(team)["epilogue"]) == has_apex
+    x = images(0, 4)[0]
+    twin = Frozen(tiny_net(0).eval(), torch.float16, x)
+    assert twin.use("apex")
+    expected = twin(x.half())
+    calls = importlib.import_module("apex.contrib.conv_bias_relu").calls
+    assert set(calls) == {(1, 1), (1, 2)}
+    assert twin.use("torch")
+    torch.testing.assert_close(twin(x.half()), expected, rtol=1e-2, atol=1e-2)
+
+
+def test_without_apex_its_convolution_is_refused() -> None:
+    twin = Frozen(tiny_net(0).eval(), torch.float16, images(0, 4)[0])
+    assert not twin.use("apex")
+    assert twin.epilogue == "torch"
 
 
 def test_why_it_cannot_be_used(stub: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from fastcat.step.algorithm import collaborative_step, start_noise
 from fastcat.step.plan import CHOICES, Measured, Plan, follow, key_of, recall, remember, search
-from tests.harness.networks import images
+from tests.harness.networks import images, tiny_net
 from tests.harness.teams import team_of
 
 EXAMPLE = images(0, 4)[0].to(memory_format=torch.channels_last)
@@ -28,7 +28,7 @@ def test_the_fastest_of_each_choice_is_found() -> None:
         asked.append(plan)
         return 30 - 2 * plan.merged + (plan.epilogue == "kernel") + 3 * plan.side_by_side
 
-    measured = search(milliseconds, Plan())
+    measured = search(milliseconds, Plan(), CHOICES)
     assert measured.plan == Plan(merged=True, epilogue="torch", side_by_side=False)
     assert len(asked) == len(set(asked)) == len(measured.steps)
     assert len(asked) == 1 + sum(len(values) - 1 for values in CHOICES.values())
@@ -41,7 +41,7 @@ def test_a_way_that_fails_is_not_taken() -> None:
             raise RuntimeError("out of memory\nand more")
         return 1.0
 
-    measured = search(milliseconds, Plan())
+    measured = search(milliseconds, Plan(), CHOICES)
     assert not measured.plan.merged
     failed = [taken for taken in measured.steps.values() if isinstance(taken, str)]
     assert failed == ["out of memory"]
@@ -49,7 +49,7 @@ def test_a_way_that_fails_is_not_taken() -> None:
 
 
 def test_equally_fast_ways_leave_the_plan_as_it_is() -> None:
-    assert search(lambda plan: 1.0, Plan()).plan == Plan()
+    assert search(lambda plan: 1.0, Plan(), CHOICES).plan == Plan()
 
 
 def test_plans_are_kept_side_by_side(cache: Path) -> None:
@@ -116,3 +116,12 @@ def test_what_a_peer_cannot_follow_is_said() -> None:
     team.peers[0].model.bn1.momentum = None
     (remark,) = follow(Plan(merged=True), team, EXAMPLE)
     assert "view by view" in remark
+
+
+def test_trying_a_plan_draws_none_of_the_random_numbers_to_come() -> None:
+    """Catches a run whose dropout differs by what was measured before it."""
+    net = torch.nn.Sequential(tiny_net(0), torch.nn.Dropout(0.5))
+    team = team_of(["trades"], [net])
+    before = torch.get_rng_state()
+    follow(Plan(merged=True), team, EXAMPLE)
+    assert torch.equal(torch.get_rng_state(), before)
