@@ -2,6 +2,7 @@
 no question to the host, one graph launch a step.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 from unittest import mock
@@ -181,6 +182,7 @@ def test_a_step_in_half_precision_on_the_views_of_the_oracle(engine: str, precis
     [
         pytest.param(("trades", "alp"), {}, 1, id="trades+alp"),
         pytest.param(("trades", "alp"), {"awp": 0.01}, 1, id="trades+alp-awp"),
+        pytest.param(("trades", "alp"), {"merged": True}, 1, id="trades+alp-merged"),
         pytest.param(("at", "st"), {}, 1, id="at+st"),
         pytest.param(("at", "st"), {"awp": 0.01}, 3, id="at+st-awp-bn_groups"),
         pytest.param(("rslad", "iad"), {}, 1, id="rslad+iad"),
@@ -222,6 +224,33 @@ def test_graph_equals_eager_from_the_first_step(
     torch.testing.assert_close(graph_values[0], eager_values[0], rtol=1e-3, atol=1e-5)
     for ours, expected in zip(graph_weights, eager_weights, strict=True):
         assert (ours - expected).norm() <= 1e-3 * expected.norm()
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("bf16", 0.05)])
+@pytest.mark.parametrize("engine", ["eager", "graph"])
+def test_views_in_one_batch_train_as_one_after_the_other(
+    engine: str, precision: str, tolerance: float
+) -> None:
+    """On the same views, which rounding cannot part."""
+    methods = ("trades", "alp")
+    x, y, noise = draw(methods, 0)
+    nets = nets_of(2)
+    views = {
+        name: view.float().to(DEVICE).contiguous(memory_format=torch.channels_last)
+        for name, view in oracle_step(
+            [copy.deepcopy(net).double() for net in nets], methods, "cat", x, y, noise, None
+        ).views.items()
+    }
+    ends = []
+    with mock.patch.object(fastcat.step.algorithm, "attack_views", return_value=views):
+        for merged in (False, True):
+            run = Run(nets, methods, engine, precision, merged=merged)
+            run.step(x, y, noise)
+            ends.append([*(peer.model.state_dict() for peer in run.team.peers)])
+    for apart, together in zip(*ends, strict=True):
+        for name, expected in apart.items():
+            error = (together[name].double() - expected.double()).norm()
+            assert error <= tolerance * expected.double().norm(), name
 
 
 @pytest.mark.parametrize("engine", ["graph", "compile", "compile+graph"])

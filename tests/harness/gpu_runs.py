@@ -51,6 +51,7 @@ class Run:
         side: int = SIDE,
         awp: float = 0.0,
         threats: Sequence[Threats] | None = None,
+        merged: bool = False,
         **settings: Any,
     ) -> None:
         peers = []
@@ -72,6 +73,8 @@ class Run:
             classes=CLASSES,
             example=example,
         )
+        if merged:
+            assert not self.team.merge_views(example)
         self.said: list[str] = []
         self.engine = Engine(self.team, Batch, BATCH, engine, self.said.append)
         torch.backends.cudnn.benchmark = False

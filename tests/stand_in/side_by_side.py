@@ -25,6 +25,7 @@ TEAMS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "trades+alp": (("trades", "alp"), {}),
     "awp": (("trades", "alp"), {"awp": 0.01}),
     "at+st": (("at", "st"), {}),
+    "merged": (("trades", "alp"), {"merged": True, "awp": 0.01}),
     "rslad+ard": (("rslad", "ard"), {"collab": "none"}),
     "rslad+iad": (("rslad", "iad"), {}),
     "free+at": (("free", "at"), {"collab": "none"}),

@@ -50,6 +50,8 @@ TEAMS = [
     *(Team(name, ("at",), settings) for name, settings in AFTER_MAINI.items()),
     Team("awp", ("trades", "alp"), {"awp": 0.01}, ALL),
     Team("awp, groups", ("at", "st"), {"awp": 0.01}, bn_groups=3, mixes=False),
+    Team("merged", ("trades", "alp"), {"merged": True}, ALL),
+    Team("merged, awp", ("at", "st"), {"merged": True, "awp": 0.01}, mixes=False),
     Team("ema", ("trades", "alp"), {"ema": 0.9}),
 ]
 
