@@ -287,6 +287,8 @@ class Engine:
                 lambda plan: self.milliseconds(plan, inputs), Plan(), choices_for(self.team)
             )
             remember(key, self.measured)
+            # what was tried is not what the run takes
+            torch.cuda.reset_peak_memory_stats(self.device)
         plan = self.measured.plan
         for remark in follow(plan, self.team, example):
             self.say(remark)

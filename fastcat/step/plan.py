@@ -159,9 +159,9 @@ def recall(key: str) -> Measured | None:
 
 
 def remember(key: str, measured: Measured) -> None:
-    """Keep it for the next run; where no file can be written, it is measured again then."""
+    """Keep it for the next run, where something ran and a file can be written."""
     path = kept_file(FILE)
-    if path is None:
+    if path is None or not any(isinstance(taken, float) for taken in measured.steps.values()):
         return
     try:
         known = json.loads(path.read_text("utf-8"))

@@ -70,13 +70,19 @@ def test_what_cannot_be_read_is_measured_again(text: str, cache: Path) -> None:
     cache.parent.mkdir()
     cache.write_text(text)
     assert recall("a") is None
-    remember("a", Measured(Plan(), {}))
-    assert recall("a") == Measured(Plan(), {})
+    remember("a", Measured(Plan(), {"one": 1.0}))
+    assert recall("a") == Measured(Plan(), {"one": 1.0})
 
 
 def test_where_nothing_can_be_kept_nothing_fails(cache: Path) -> None:
     cache.parent.write_text("a file where the folder would be")
-    remember("a", Measured(Plan(), {}))
+    remember("a", Measured(Plan(), {"one": 1.0}))
+    assert recall("a") is None
+
+
+def test_where_nothing_ran_nothing_is_kept() -> None:
+    """Catches an error of one run, as too little memory, that all later ones would inherit."""
+    remember("a", Measured(Plan(), {"one": "out of memory"}))
     assert recall("a") is None
 
 
