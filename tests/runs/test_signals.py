@@ -54,7 +54,14 @@ def stop_evaluation(run: Path, signum: int) -> tuple[int, str]:
 
 @pytest.mark.slow
 @pytest.mark.process
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize(
+    "signum",
+    [
+        signal.SIGTERM,
+        pytest.param(signal.SIGHUP, marks=pytest.mark.represented),
+        pytest.param(signal.SIGINT, marks=pytest.mark.represented),
+    ],
+)
 def test_a_stopped_evaluation_leaves_nothing(run: Path, signum: signal.Signals) -> None:
     """Catches the empty record that gives every later one another name."""
     assert stop_evaluation(run, signum) == (128 + signum, f"fastcat: stopped by {signum.name}\n")

@@ -43,7 +43,7 @@ def trainer_of(peers: str, **settings: object) -> Trainer:
 @pytest.mark.slow
 @pytest.mark.compile
 @pytest.mark.parametrize("engine", ["eager", "compile"])
-@pytest.mark.parametrize("collab", ["cat", "mat"])
+@pytest.mark.parametrize("collab", ["cat", pytest.param("mat", marks=pytest.mark.represented)])
 def test_a_teacher_teaches_and_never_moves(collab: str, engine: str) -> None:
     """Catches train mode, a graph behind it, weight decay or an average on it."""
     trainer = trainer_of(

@@ -157,6 +157,7 @@ def test_three_compiled_steps_in_float64(case: Case) -> None:
 
 @pytest.mark.slow
 @pytest.mark.compile
+@pytest.mark.represented
 @pytest.mark.parametrize("case", represented(CASES))
 def test_three_compiled_steps_in_float32(case: Case) -> None:
     """Each with its own views, where rounding decides some signs.

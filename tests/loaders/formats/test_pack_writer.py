@@ -76,7 +76,13 @@ print(moment, sorted(f.name for f in out.iterdir() if f.name.startswith(".")))
 
 @pytest.mark.slow
 @pytest.mark.process
-@pytest.mark.parametrize("channels", [3, 1], ids=["colour", "grey"])
+@pytest.mark.parametrize(
+    "channels",
+    [
+        pytest.param(3, id="colour"),
+        pytest.param(1, id="grey", marks=pytest.mark.represented),
+    ],
+)
 def test_killed_at_any_moment_it_is_continued_to_the_same_bytes(
     tmp_path: Path, channels: int
 ) -> None:
