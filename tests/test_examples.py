@@ -70,7 +70,11 @@ def test_every_example_is_tested_and_says_how_it_is_run() -> None:
 @pytest.mark.slow
 @pytest.mark.process
 @pytest.mark.parametrize(
-    ("name", "said"), [("own_loop", "pgd20"), ("own_loader", "the same weights")]
+    ("name", "said"),
+    [
+        pytest.param("own_loop", "pgd20", marks=pytest.mark.represented),
+        ("own_loader", "the same weights"),
+    ],
 )
 def test_as_a_script(name: str, said: str) -> None:
     """The loader's alone: which loaders there are is read once a process."""
