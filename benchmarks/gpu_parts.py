@@ -378,7 +378,7 @@ def epilogues(visit: Visit) -> dict[str, Any]:
     network = make_network(0, "resnet18").to(visit.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     x = images(2, visit.device)[0].contiguous(memory_format=torch.channels_last)
     found: dict[str, Any] = {
-        f"{epilogue}, {dtype}": Frozen(network, dtype, x).use(epilogue)
+        f"by {epilogue}, {dtype}": Frozen(network, dtype, x).use(epilogue)
         for epilogue in get_args(Epilogue)
         for dtype in dtypes
     }

@@ -101,7 +101,7 @@ def test_the_command_line_is_frozen() -> None:
         "epochs replays lr schedule milestones lr_decay lr_points lr_at warmup_epochs momentum "
         "peak_momentum nesterov weight_decay norm_decay bn_groups ema ema_warmup swa awp "
         "awp_warmup "
-        "out seed seeds select_on precision device engine threads log_every save_every "
+        "out seed seeds select_on precision device sgd engine threads log_every save_every "
         "on_collapse"
     )
 
