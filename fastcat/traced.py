@@ -1,11 +1,12 @@
 """What follows what in a network that torch.fx has traced."""
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 ADDS = (operator.add, operator.iadd, torch.add, "add", "add_")
 RELUS = (F.relu, torch.relu, "relu", "relu_")
@@ -68,6 +69,14 @@ def pool_by_means(network: fx.GraphModule) -> None:
             mean.meta = node.meta
             node.replace_all_uses_with(mean)
             network.graph.erase_node(node)
+
+
+def from_readers(grads: Sequence[Tensor | None]) -> tuple[Tensor, Tensor | None]:
+    """The gradients that readers give back, as one or as two that a kernel adds."""
+    first, *others = [grad for grad in grads if grad is not None]
+    while len(others) > 1:
+        others[-2:] = [others[-2] + others[-1]]
+    return first, others[0] if others else None
 
 
 def give_each_reader_its_own(node: fx.Node) -> int:

@@ -26,6 +26,7 @@ from fastcat.kernels.epilogue import masked_sum
 from fastcat.runtime import exact_float32, without_search
 from fastcat.traced import (
     called_module,
+    from_readers,
     give_each_reader_its_own,
     only_reader,
     pool_by_means,
@@ -250,10 +251,7 @@ class _FusedBlock(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None):  # type: ignore[no-untyped-def]
         x, weight, out = ctx.saved_tensors
         stride, padding, dilation, groups = ctx.geometry
-        first, *others = [grad for grad in grads if grad is not None]
-        while len(others) > 1:
-            others[-2:] = [others[-2] + others[-1]]
-        grad = masked_sum(out, first, *others)
+        grad = masked_sum(out, *from_readers(grads))
         grad_x = torch.ops.aten.convolution_backward(
             grad, x, weight, None, stride, padding, dilation, False, [0, 0], groups,
             [True, False, False],

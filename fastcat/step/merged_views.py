@@ -16,6 +16,7 @@ from fastcat.kernels.batch_norm import BACKWARD, BATCH_NORM
 from fastcat.runtime import exact_float32, without_search
 from fastcat.traced import (
     called_module,
+    from_readers,
     give_each_reader_its_own,
     pool_by_means,
     relu_after,
@@ -131,13 +132,9 @@ class _NormBlock(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None):  # type: ignore[no-untyped-def]
         x, y, weight, bias, mean, inverse = ctx.saved_tensors
-        first, *others = [grad for grad in grads if grad is not None]
-        while len(others) > 1:
-            others[-2:] = [others[-2] + others[-1]]
         dx, kept, dweight, dbias = BACKWARD(
-            first, others[0] if others else None, x, y, weight, bias, mean, inverse, ctx.relu,
-            ctx.has_residual,
-        )  # fmt: skip
+            *from_readers(grads), x, y, weight, bias, mean, inverse, ctx.relu, ctx.has_residual
+        )
         residual_grad = kept if ctx.has_residual else None
         return dx, residual_grad, dweight, dbias, None, None, None, None
 
