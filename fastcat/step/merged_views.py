@@ -97,8 +97,10 @@ class _Block(nn.Module):
         self.norm, self.views, self.relu, self.readers = norm, views, relu, 1
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Any:
-        if residual is not None and residual.dtype != x.dtype:
-            x, residual = x.to(residual.dtype), residual.to(x.dtype)
+        if residual is not None:
+            # as torch adds them, under autocast too
+            dtype = torch.promote_types(x.dtype, residual.dtype)
+            x, residual = x.to(dtype), residual.to(dtype)
         return _NormBlock.apply(
             x, residual, self.norm.weight, self.norm.bias, self.norm, self.views.count, self.relu,
             self.readers,

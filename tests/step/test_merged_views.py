@@ -94,6 +94,28 @@ def test_running_statistics_stay_where_they_are_not_tracked() -> None:
     assert_same(before, everything(net))
 
 
+class TwoTypes(nn.Module):
+    """Under autocast one of its summands is bfloat16, the other float32, as is then the sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.norm(x) + self.conv(x)).relu().flatten(1)
+
+
+def test_summands_of_two_types_are_added_in_the_wider_one() -> None:
+    net = TwoTypes()
+    other = copy.deepcopy(net)
+    merged = MergedViews(net, example())
+    with torch.autocast("cpu", torch.bfloat16):
+        (ours,) = merged([example()])
+        expected = other(example())
+    assert ours.dtype == expected.dtype == torch.float32
+    torch.testing.assert_close(ours, expected, rtol=0.02, atol=0.02)
+
+
 class WithDropout(nn.Module):
     def __init__(self) -> None:
         super().__init__()
