@@ -42,18 +42,17 @@ def test_a_part_costs_only_itself(tmp_path: Path) -> None:
 def test_a_rehearsal_writes_what_it_found_and_names_what_it_left_out(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
     command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--batch-size", "2"]
-    parts = ["--parts", "grouped|batch norms|epilogues", "--out", str(out), "--minutes"]
+    parts = ["--parts", "grouped", "--out", str(out), "--minutes"]
     done = subprocess.run([*command, *parts, "2"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())["parts"]
-    assert found.keys() == {"epilogues", "batch norms", "grouped convolution"}
+    assert found.keys() == {"grouped convolution"}
     for part in found.values():
         for name, value in part["result"].items():
-            # whether an epilogue is right, or a time
-            assert isinstance(value, bool) or value > 0, name
+            assert value > 0, name
     done = subprocess.run([*command, *parts, "0.001"], cwd=ROOT, capture_output=True, text=True)
     left_out = [part["result"] for part in json.loads(out.read_text())["parts"].values()]
-    assert left_out == [{"left out": "no time"}] * 3
+    assert left_out == [{"left out": "no time"}]
 
 
 @pytest.mark.parametrize(

@@ -143,11 +143,9 @@ def test_nobody_reads(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == ("", "")
 
 
-def command(*arguments: str, **streams: object) -> tuple[int, str]:
+def command(typed: list[str], **streams: object) -> tuple[int, str]:
     """Exit status and what is said on standard error."""
-    done = subprocess.run(
-        tiny_command(*arguments), text=True, timeout=300, stderr=subprocess.PIPE, **streams
-    )
+    done = subprocess.run(typed, text=True, timeout=300, stderr=subprocess.PIPE, **streams)
     return done.returncode, done.stderr
 
 
@@ -155,18 +153,20 @@ def command(*arguments: str, **streams: object) -> tuple[int, str]:
 @pytest.mark.process
 def test_standard_output_that_cannot_be_had() -> None:
     """Catches Python's own complaint at its end, and results that are lost without a word."""
+    asking = [sys.executable, "-m", "fastcat", "--help"]
     reader, writer = os.pipe()
     os.close(reader)
-    assert command("list", stdout=writer) == (0, "")
+    assert command(asking, stdout=writer) == (0, "")
     os.close(writer)
     with open("/dev/full", "w") as full:
-        status, error = command("list", stdout=full)
+        status, error = command(asking, stdout=full)
     assert status == 2
     assert error == "fastcat: cannot write to the standard output: No space left on device\n"
-    status, _ = command("list", "--help", preexec_fn=lambda: os.closerange(0, 2))
+    status, _ = command(asking, preexec_fn=lambda: os.closerange(0, 2))
     assert status == 0
     # without any of the three: none of their numbers may become a file of the run
-    status, _ = command("train", *ONE_EPOCH, "--out", "run", preexec_fn=lambda: os.closerange(0, 3))
+    training = tiny_command("train", *ONE_EPOCH, "--out", "run")
+    status, _ = command(training, preexec_fn=lambda: os.closerange(0, 3))
     assert status == 0
     assert read_checkpoint(Path("run/checkpoints/last.pt"))["epoch"] == 1
 

@@ -89,7 +89,7 @@ NEWER = ["cuda.matmul.fp32_precision", "fp32_precision", "cudnn.conv.fp32_precis
         f"torch.backends.{NEWER[0]} = 'tf32'",
         "torch.set_float32_matmul_precision('medium')",
         pytest.param("torch.backends.cuda.matmul.allow_tf32 = True", marks=pytest.mark.represented),
-        "pass",
+        pytest.param("pass", marks=pytest.mark.represented),
     ],
 )
 def test_however_the_caller_has_set_tf32(setting: str) -> None:

@@ -191,14 +191,14 @@ def test_work_of_restarts() -> None:
 
 @pytest.mark.slow
 def test_a_pair_of_resnets_costs_55_forwards_where_the_published_loop_costs_75() -> None:
-    """The pair of the paper with PGD-10 on images of 32 x 32."""
+    """The pair of the paper with PGD-10; the ratio is that of images of 32 x 32."""
     torch.manual_seed(0)
     models = [make_model("resnet18", 10, 3) for _ in range(2)]
-    forward, first = forward_flop(models[0], 32)
+    forward, first = forward_flop(models[0], 16)
     reference = PlainLoop([make_model("resnet18", 10, 3) for _ in range(2)], ["trades", "alp"])
-    team = team_of(["trades", "alp"], models, threat=ThreatModel(steps=10), classes=10, side=32)
-    x, y = images(0, BATCH, 32)
-    ours = step_flop(team, 32) / forward
+    team = team_of(["trades", "alp"], models, threat=ThreatModel(steps=10), classes=10, side=16)
+    x, y = images(0, BATCH, 16)
+    ours = step_flop(team, 16) / forward
     theirs = flop_per_image(lambda: reference.step(x, y), BATCH) / forward
     assert ours <= 55
     assert ours == pytest.approx(55 - 4 * first / forward, rel=1e-9)
