@@ -81,7 +81,7 @@ def launches() -> Iterator[Any]:
 
 
 @pytest.mark.compile
-@pytest.mark.parametrize(("case", "capability"), launches())
+@pytest.mark.parametrize(("case", "capability"), [*launches()])
 def test_launches_compile_without_spills(
     case: Case, capability: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
