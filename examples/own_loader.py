@@ -25,7 +25,7 @@ def main() -> bool:
         out = Path(tempfile.mkdtemp()) / "run"
         config = fastcat.TrainConfig(
             peers="at", collab="none", data="digits", eps=0.1, epochs=1, steps=2, val_steps=2,
-            train_size=64, val_size=32, batch_size=32, loader=loader, out=out,
+            train_size=128, val_size=32, batch_size=32, loader=loader, out=out,
         )  # fmt: skip
         fastcat.train(config, quiet=True)
         networks.append(fastcat.load(out, weights="last"))

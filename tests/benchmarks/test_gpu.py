@@ -42,17 +42,20 @@ def test_a_part_costs_only_itself(tmp_path: Path) -> None:
 def test_a_rehearsal_writes_what_it_found_and_names_what_it_left_out(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
     command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--batch-size", "2"]
-    parts = ["--parts", "grouped", "--out", str(out), "--minutes"]
+    parts = ["--parts", "grouped|batch norms|epilogues", "--out", str(out), "--minutes"]
     done = subprocess.run([*command, *parts, "2"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())["parts"]
-    assert found.keys() == {"grouped convolution"}
-    for part in found.values():
-        for name, value in part["result"].items():
-            assert value > 0, name
+    assert found.keys() == {"epilogues", "batch norms", "grouped convolution"}
+    # whether an epilogue is right, or a time: a CPU has neither cuDNN nor apex, which takes float16
+    results = [item for part in found.values() for item in part["result"].items()]
+    assert {name for name, value in results if not value > 0} == {
+        "by cudnn, torch.float32", "by cudnn, torch.bfloat16", "by cudnn, torch.float16",
+        "by apex, torch.float16",
+    }  # fmt: skip
     done = subprocess.run([*command, *parts, "0.001"], cwd=ROOT, capture_output=True, text=True)
     left_out = [part["result"] for part in json.loads(out.read_text())["parts"].values()]
-    assert left_out == [{"left out": "no time"}]
+    assert left_out == [{"left out": "no time"}] * 3
 
 
 @pytest.mark.parametrize(

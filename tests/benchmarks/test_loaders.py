@@ -37,13 +37,8 @@ def test_all_loaders_bring_all_images_scaled(folder: Path, tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_the_command_writes_what_it_prints(
-    folder: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # it compiles for seconds, and is raced above
-    monkeypatch.setattr(loaders, "has_ffcv", lambda: False)
     out = tmp_path / "bench.json"
     arguments = f"bench --what loaders --batch-size 4 --repetitions 2 --data {folder} --out {out}"
     assert main(arguments.split()) == 0

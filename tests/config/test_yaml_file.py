@@ -132,7 +132,7 @@ def read_back(config: TrainConfig) -> TrainConfig:
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None)
 @given(
     st.sampled_from(
         ["no", "010", "1e3", "null", "~", "a: b", "[red]", "%s", "a\nb", "-x", "#", " "]

@@ -45,7 +45,7 @@ def records(run: Path, name: str) -> list[dict[str, object]]:
 
 @pytest.mark.slow
 @pytest.mark.process
-@pytest.mark.parametrize("times", [1, pytest.param(10, marks=pytest.mark.represented)])
+@pytest.mark.parametrize("times", [2, pytest.param(10, marks=pytest.mark.represented)])
 def test_kills_change_no_bit(times: int, whole_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     chance = random.Random(0)

@@ -114,7 +114,7 @@ def test_one_step_of_a_deep_pair_in_float64() -> None:
     case = Case(peers=plain("trades", "alp"), pgd_steps=2)
     torch.manual_seed(0)
     nets = [make_model(arch, CLASSES, 3) for arch in ("preactresnet18", "resnet18")]
-    check_float64(case, nets, 1, size=4, side=8)
+    check_float64(case, nets, 1, size=4, side=16)
 
 
 @pytest.mark.slow
